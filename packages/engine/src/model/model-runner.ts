@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam between scheduling and computing: the engine thread decides which tokens to run, a
+// ModelRunner runs them. Calls are synchronous because the engine has a thread of its own.
+
+/** How the matrices are stored in the graph. See `resolveWeightFormat` for what "auto" picks. */
+export type Quantization = "auto" | "none" | "int8" | "int4";
+
+/** Position scaling of rotary embeddings, as `rope_scaling` of a config.json says it. */
+export type RopeScaling =
+	| { readonly type: "linear"; readonly factor: number }
+	| {
+			readonly type: "llama3";
+			readonly factor: number;
+			readonly lowFreqFactor: number;
+			readonly highFreqFactor: number;
+			readonly originalMaxPositionEmbeddings: number;
+	  };
+
+/** The architecture of a model of the Llama family, whatever file it was read from. */
+export interface ModelConfig {
+	/** Name of the family: "llama". */
+	readonly family: "llama";
+	/** Rows of the embedding, and logits per token. */
+	readonly vocabSize: number;
+	readonly hiddenSize: number;
+	/** Width of the feed-forward layer. */
+	readonly intermediateSize: number;
+	readonly numLayers: number;
+	/** Query heads. */
+	readonly numHeads: number;
+	/** Key/value heads; divides `numHeads`. */
+	readonly numKvHeads: number;
+	readonly headDim: number;
+	readonly ropeTheta: number;
+	readonly ropeScaling: RopeScaling | null;
+	readonly rmsNormEps: number;
+	/** The longest context that the model was made for, in tokens. */
+	readonly maxPositionEmbeddings: number;
+	/** True where the output matrix is the embedding. */
+	readonly tieWordEmbeddings: boolean;
+	/** Ids that begin and end a text, where the file names them. */
+	readonly bosTokenId: number | null;
+	readonly eosTokenIds: readonly number[];
+}
+
+/** Executes a model over KV slots. Owned by one thread; no call may overlap another. */
+export interface ModelRunner {
+	readonly config: ModelConfig;
+	/** KV slots; slot numbers run from 0. */
+	readonly numSlots: number;
+	/** Tokens that fit one slot. */
+	readonly maxModelLen: number;
+	/** Bytes of key and value cache per token, over all layers. */
+	readonly kvBytesPerToken: number;
+	/**
+	 * Runs `tokenIds` at positions `start`.. of `slot`, whose first `start` tokens must be there already.
+	 * @returns logits [vocabSize] of the last token when `wantLogits`; a view that the next call overwrites.
+	 */
+	prefill(slot: number, tokenIds: Int32Array, start: number, wantLogits: boolean): Float32Array | undefined;
+	/**
+	 * As `prefill`, with the logits of every token: [tokenIds.length * vocabSize], a view that the next call
+	 * overwrites. For teacher forcing and prompt logprobs.
+	 */
+	prefillAllLogits(slot: number, tokenIds: Int32Array, start: number): Float32Array;
+	/**
+	 * One decode step for slots 0..batch-1: `tokenIds[i]` goes to position `lengths[i]` of slot i.
+	 * @returns logits [batch * vocabSize]; a view that the next call overwrites.
+	 */
+	decode(batch: number, tokenIds: Int32Array, lengths: Int32Array): Float32Array;
+	/** Copies the first `length` tokens of keys and values from one slot to another. */
+	copySlot(from: number, to: number, length: number): void;
+	/** Frees the session and the cache. The runner may not be used after it. */
+	close(): void;
+}
+
+/** What `loadModelRunner` needs. */
+export interface ModelRunnerOptions {
+	/** A folder with config.json and safetensors, or a .gguf file. */
+	readonly model: string;
+	readonly numSlots: number;
+	/** Tokens per slot. */
+	readonly maxModelLen: number;
+	readonly quantization: Quantization;
+	/** Threads that share one operator; default 1. */
+	readonly intraOpThreads?: number;
+	/** Whether those threads spin between operators: faster on idle cores, burns them. Default false. */
+	readonly spinning?: boolean;
+	/** Folder for the ONNX graphs made from models. */
+	readonly cacheDir: string;
+	/** Called while a graph is built and loaded; `fraction` runs from 0 to 1 within a stage. */
+	onProgress?(stage: string, fraction: number): void;
+}
