@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Why a worker stopped; an object carries the text of an error. */
+export type WireFinishReason =
+	| "stop"
+	| "eos"
+	| "length"
+	| "content_filter"
+	| "cancelled"
+	| "abort"
+	| "error"
+	| { error: string };
+
+export interface PromptTokensDetails {
+	audio_tokens?: number | null;
+	cached_tokens?: number | null;
+}
+
+/** Token counts; the frontend shows its own counts, but takes prompt_tokens_details from here. */
+export interface CompletionUsage {
+	prompt_tokens: number;
+	completion_tokens: number;
+	total_tokens: number;
+	prompt_tokens_details?: PromptTokensDetails | null;
+}
+
+/** One candidate token with its natural-log probability. */
+export interface TopLogprob {
+	rank: number;
+	token_id: number;
+	token: string | null;
+	logprob: number;
+	bytes?: number[] | null;
+}
+
+/** One delta of generated tokens, as a worker writes it; only `token_ids` is required. */
+export interface LLMEngineOutput {
+	/** New tokens only. */
+	token_ids: number[];
+	tokens?: (string | null)[] | null;
+	/** When set, shown verbatim instead of detokenizing `token_ids`. */
+	text?: string | null;
+	output_type?: string | null;
+	cum_log_probs?: number | null;
+	/** One per entry of `token_ids`. */
+	log_probs?: number[] | null;
+	top_logprobs?: TopLogprob[][] | null;
+	finish_reason?: WireFinishReason | null;
+	stop_reason?: string | number | null;
+	/** Choice number for n > 1. */
+	index?: number | null;
+	completion_usage?: CompletionUsage | null;
+	disaggregated_params?: unknown;
+}
