@@ -1,1 +1,8 @@
-export {};
+// SPDX-License-Identifier: Apache-2.0
+export * from "./active-requests.js";
+export * from "./factory.js";
+export * from "./least-loaded.js";
+export * from "./power-of-two.js";
+export * from "./random.js";
+export * from "./round-robin.js";
+export * from "./router.js";

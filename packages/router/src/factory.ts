@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+import { DynamoError } from "@dynamo-ts/protocols/internal";
+import { LeastLoadedPolicy } from "./least-loaded.js";
+import { PowerOfTwoPolicy } from "./power-of-two.js";
+import { RandomPolicy } from "./random.js";
+import { RoundRobinPolicy } from "./round-robin.js";
+import { ROUTER_MODES, type Router, type RouterMode } from "./router.js";
+
+const POLICIES: Record<RouterMode, () => Router> = {
+	"round-robin": () => new RoundRobinPolicy(),
+	random: () => new RandomPolicy(),
+	"power-of-two": () => new PowerOfTwoPolicy(),
+	"least-loaded": () => new LeastLoadedPolicy(),
+};
+
+/** True for a name in {@link ROUTER_MODES}. */
+export function isRouterMode(name: string): name is RouterMode {
+	return (ROUTER_MODES as readonly string[]).includes(name);
+}
+
+/**
+ * Makes a router by its policy's name.
+ * @throws DynamoError `InvalidArgument` for an unknown name; the message lists the known ones.
+ */
+export function createRouter(mode: string): Router {
+	if (!isRouterMode(mode)) {
+		throw new DynamoError(
+			"InvalidArgument",
+			`unknown router mode "${mode}"; this router has: ${ROUTER_MODES.join(", ")}`,
+		);
+	}
+	return POLICIES[mode]();
+}
