@@ -14,6 +14,7 @@ export const LABELS = {
 export const METRIC_PREFIXES = {
 	component: "dynamo_component",
 	workHandler: "dynamo_work_handler",
+	frontend: "dynamo_frontend",
 } as const;
 
 /** Families of each served endpoint and of the runtime itself, below {@link METRIC_PREFIXES}.component. */
@@ -40,4 +41,73 @@ export const RUNTIME_BUCKETS = {
 	requestDurationSeconds: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600],
 	networkTransitSeconds: [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1],
 	timeToFirstResponseSeconds: [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60],
+} as const;
+
+/**
+ * Families of the HTTP frontend, below {@link METRIC_PREFIXES}.frontend. All of them follow
+ * DYN_METRICS_PREFIX.
+ */
+export const FRONTEND_METRICS = {
+	requestsStartedTotal: "requests_started_total",
+	requestsTotal: "requests_total",
+	inflightRequests: "inflight_requests",
+	activeRequests: "active_requests",
+	queuedRequests: "queued_requests",
+	disconnectedClients: "disconnected_clients",
+	timeToFirstTokenSeconds: "time_to_first_token_seconds",
+	interTokenLatencySeconds: "inter_token_latency_seconds",
+	requestDurationSeconds: "request_duration_seconds",
+	inputSequenceTokens: "input_sequence_tokens",
+	outputSequenceTokens: "output_sequence_tokens",
+	outputTokensTotal: "output_tokens_total",
+	cachedTokens: "cached_tokens",
+	failuresTotal: "failures_total",
+	modelCancellationTotal: "model_cancellation_total",
+	modelRejectionTotal: "model_rejection_total",
+	modelReady: "model_ready",
+	modelContextLength: "model_context_length",
+	modelKvCacheBlockSize: "model_kv_cache_block_size",
+	modelMaxNumBatchedTokens: "model_max_num_batched_tokens",
+	modelMaxNumSeqs: "model_max_num_seqs",
+	modelMigrationLimit: "model_migration_limit",
+	modelTotalKvBlocks: "model_total_kv_blocks",
+	workerLastTimeToFirstTokenSeconds: "worker_last_time_to_first_token_seconds",
+	workerLastInterTokenLatencySeconds: "worker_last_inter_token_latency_seconds",
+	workerLastInputSequenceTokens: "worker_last_input_sequence_tokens",
+} as const;
+
+/** Families of the HTTP frontend that keep the prefix `dynamo_frontend`. */
+export const FRONTEND_FIXED_METRICS = {
+	detokenizeTokenCount: "detokenize_token_count",
+	detokenizeTotalUs: "detokenize_total_us",
+	eventLoopDelaySeconds: "event_loop_delay_seconds",
+	eventLoopStallTotal: "event_loop_stall_total",
+	stageRequests: "stage_requests",
+	stageDurationSeconds: "stage_duration_seconds",
+	templateSeconds: "template_seconds",
+	tokenizeSeconds: "tokenize_seconds",
+	tokenizerLatencyMs: "tokenizer_latency_ms",
+} as const;
+
+/** Label names of the frontend's families beside {@link LABELS}. */
+export const FRONTEND_LABELS = {
+	status: "status",
+	requestType: "request_type",
+	apiEndpoint: "endpoint",
+	errorClass: "class",
+	reason: "reason",
+	stage: "stage",
+	phase: "phase",
+	operation: "operation",
+	dpRank: "dp_rank",
+	workerType: "worker_type",
+} as const;
+
+/** Upper bounds of the frontend's fixed histograms; units as in the names. */
+export const FRONTEND_BUCKETS = {
+	eventLoopDelaySeconds: [0, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1],
+	stageDurationSeconds: [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5],
+	templateSeconds: [0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05],
+	tokenizeSeconds: [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1],
+	tokenizerLatencyMs: [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 } as const;
