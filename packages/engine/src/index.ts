@@ -1,1 +1,17 @@
-export {};
+// SPDX-License-Identifier: Apache-2.0
+// The public door of the engine.
+
+export type {
+	Engine,
+	EngineError,
+	EngineErrorCode,
+	EngineInfo,
+	EngineOutput,
+	EngineRequest,
+	EngineStats,
+	FinishReason,
+	SamplingOptions,
+	StopOptions,
+	TopLogprob,
+} from "./engine.js";
+export { createEngineThread, type EngineThreadOptions } from "./engine-thread.js";

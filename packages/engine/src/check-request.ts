@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a request must satisfy before it may become sequences; the same for the real and the simulated engine.
+
+import type { EngineError, EngineRequest } from "./engine.js";
+import { checkSampling } from "./sampling-params.js";
+
+export interface RequestLimits {
+	/** Tokens of prompt and output together. */
+	readonly maxModelLen: number;
+	readonly vocabSize: number;
+}
+
+/** @returns the error to answer with, or undefined when the request can run. */
+export function checkRequest(request: EngineRequest, limits: RequestLimits): EngineError | undefined {
+	const { tokenIds } = request;
+	const { maxModelLen, vocabSize } = limits;
+	if (tokenIds.length === 0) return invalid("the prompt has no tokens");
+	if (tokenIds.length > maxModelLen - 1) {
+		return {
+			code: "context_length_exceeded",
+			message:
+				`the prompt has ${tokenIds.length} tokens; the context holds ${maxModelLen} tokens, ` +
+				"of which at least one must be left for the answer",
+		};
+	}
+	for (let i = 0; i < tokenIds.length; i++) {
+		const id = tokenIds[i]!;
+		// The comparison is false for NaN and undefined, too.
+		if (!(id >= 0 && id < vocabSize && Number.isInteger(id))) {
+			return invalid(`token id ${id} of the prompt is not in the vocabulary of ${vocabSize} tokens`);
+		}
+	}
+	const problem = checkSampling(request, vocabSize);
+	return problem === undefined ? undefined : invalid(problem);
+}
+
+function invalid(message: string): EngineError {
+	return { code: "invalid_argument", message };
+}

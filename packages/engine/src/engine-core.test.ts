@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import type { EngineRequest } from "./engine.js";
+import { EngineCore } from "./engine-core.js";
+import { FakeModelRunner } from "./mock/fake-model-runner.js";
+import { FINISH_REASONS, RECORD_SIZE } from "./step-outputs.js";
+
+const CHUNK = 8;
+const MAX_LEN = 96;
+
+interface Result {
+	tokens: number[];
+	finish?: string;
+	error?: string;
+	cached?: number;
+	logprobs: number[];
+}
+
+/** Reads what the core says, by handle. */
+class Collector {
+	readonly results = new Map<number, Result>();
+
+	of(handle: number): Result {
+		let result = this.results.get(handle);
+		if (result === undefined) {
+			result = { tokens: [], logprobs: [] };
+			this.results.set(handle, result);
+		}
+		return result;
+	}
+
+	take(core: EngineCore): void {
+		const message = core.outputs.take();
+		if (message === undefined) return;
+		const { records, started = [], errors = [], logprobs = [] } = message;
+		for (let i = 0; i < started.length; i += 2) this.of(started[i]!).cached = started[i + 1]!;
+		for (const [handle, error] of errors) this.of(handle).error = error.code;
+		for (const [handle, entry] of logprobs) this.of(handle).logprobs.push(entry.logprob);
+		for (let i = 0; i < records.length; i += RECORD_SIZE) {
+			const result = this.of(records[i]!);
+			expect(result.finish, "nothing follows a finish").toBeUndefined();
+			if (records[i + 1]! >= 0) result.tokens.push(records[i + 1]!);
+			if (records[i + 2] !== 0) result.finish = FINISH_REASONS[records[i + 2]! - 1]!;
+		}
+	}
+}
+
+function request(tokenIds: number[], more: Partial<EngineRequest> = {}): EngineRequest {
+	return { requestId: "r", tokenIds, sampling: { temperature: 0 }, stop: { maxTokens: 8 }, ...more };
+}
+
+function makeCore(numSlots = 4, options = {}): EngineCore {
+	return new EngineCore(new FakeModelRunner({ numSlots, maxModelLen: MAX_LEN, ...options }), { chunkSize: CHUNK });
+}
+
+/** Runs one request by itself. */
+function alone(one: EngineRequest): Result[] {
+	const core = makeCore();
+	const collector = new Collector();
+	core.submit(0, one);
+	while (core.hasWork) {
+		core.step();
+		collector.take(core);
+	}
+	collector.take(core);
+	return Array.from({ length: Math.ceil(one.sampling.n ?? 1) }, (_, i) => collector.of(i));
+}
+
+const prompts = fc.array(fc.array(fc.nat({ max: 3 }), { minLength: 1, maxLength: 6 }), { minLength: 1, maxLength: 8 });
+const requests = fc.record({
+	// Prompts of few words share many prefixes.
+	prompt: prompts.map((words) => words.flatMap((word) => word.concat(word, [7, 7]))),
+	maxTokens: fc.integer({ min: 1, max: 20 }),
+	temperature: fc.constantFrom(0, 0.7, 1),
+	topK: fc.constantFrom(0, 5),
+	topP: fc.constantFrom(1, 0.8),
+	seed: fc.bigInt({ min: 0n, max: (1n << 64n) - 1n }),
+	n: fc.constantFrom(1, 1, 1, 2, 5),
+	presencePenalty: fc.constantFrom(0, 0.5),
+	repetitionPenalty: fc.constantFrom(1, 1.3),
+	eos: fc.constantFrom<number[]>([], [3, 50, 60]),
+	priority: fc.constantFrom(0, 0, 5),
+	cacheSalt: fc.constantFrom("", "a"),
+	/** Steps before the request arrives and, for some, before it is aborted. */
+	arrival: fc.nat({ max: 60 }),
+	abortAfter: fc.option(fc.nat({ max: 30 }), { freq: 4, nil: undefined }),
+});
+
+describe("EngineCore", () => {
+	it("gives every request the text that it gets alone, whatever arrives, ends or is aborted beside it", () => {
+		fc.assert(
+			fc.property(fc.array(requests, { minLength: 1, maxLength: 14 }), (list) => {
+				const core = makeCore();
+				const collector = new Collector();
+				const items = list.map((item, i) => ({
+					...item,
+					handle: i * 10,
+					request: request(item.prompt, {
+						sampling: {
+							temperature: item.temperature,
+							topK: item.topK,
+							topP: item.topP,
+							seed: item.seed,
+							n: item.n,
+							presencePenalty: item.presencePenalty,
+							repetitionPenalty: item.repetitionPenalty,
+						},
+						stop: { maxTokens: item.maxTokens, eosTokenIds: item.eos },
+						priority: item.priority,
+						cacheSalt: item.cacheSalt,
+						logprobs: 0,
+					}),
+				}));
+				for (let step = 0; step <= 100 || core.hasWork; step++) {
+					for (const item of items) {
+						if (item.arrival === step) core.submit(item.handle, item.request);
+						if (item.abortAfter !== undefined && item.arrival + item.abortAfter === step) {
+							for (let i = 0; i < item.n; i++) core.abort(item.handle + i);
+						}
+					}
+					core.step();
+					collector.take(core);
+					expect(core.stats().running).toBeLessThanOrEqual(4);
+				}
+				for (const item of items) {
+					const reference = alone(item.request);
+					for (let i = 0; i < item.n; i++) {
+						const result = collector.of(item.handle + i);
+						const expected = reference[i]!;
+						expect(result.finish).toBeDefined();
+						expect(result.logprobs.length).toBe(result.tokens.length);
+						if (result.finish === "cancelled") {
+							expect(expected.tokens.slice(0, result.tokens.length)).toEqual(result.tokens);
+						} else {
+							expect(result.tokens).toEqual(expected.tokens);
+							expect(result.finish).toBe(expected.finish);
+							expect(result.logprobs).toEqual(expected.logprobs);
+						}
+					}
+				}
+				const { running, waiting, usedBlocks } = core.stats();
+				expect({ running, waiting, usedBlocks }).toEqual({ running: 0, waiting: 0, usedBlocks: 0 });
+			}),
+			{ numRuns: 150 },
+		);
+	});
+
+	it("shares whole chunks of a prompt with what a slot still holds, but not across salts", () => {
+		const core = makeCore();
+		const collector = new Collector();
+		const prompt = Array.from({ length: 30 }, (_, i) => i);
+		const run = (handle: number, more: Partial<EngineRequest>) => {
+			core.submit(handle, request(prompt, more));
+			while (core.hasWork) core.step();
+			collector.take(core);
+		};
+		run(0, {});
+		run(1, {});
+		run(2, { cacheSalt: "other" });
+		expect([0, 1, 2].map((handle) => collector.of(handle).cached)).toEqual([0, 24, 0]);
+		expect(collector.of(1).tokens).toEqual(collector.of(0).tokens);
+		expect(core.stats()).toMatchObject({ cacheQueryTokens: 90, cacheHitTokens: 24, prefillTokens: 30 + 6 + 30 });
+	});
+
+	it("computes the prompt of several choices once", () => {
+		const runner = new FakeModelRunner({ numSlots: 4, maxModelLen: MAX_LEN });
+		const core = new EngineCore(runner, { chunkSize: CHUNK });
+		core.submit(0, request([1, 2, 3, 4, 5, 6, 7, 8, 9], { sampling: { n: 4, seed: 5 } }));
+		const collector = new Collector();
+		while (core.hasWork) core.step();
+		collector.take(core);
+		expect(runner.calls.prefill).toBe(2);
+		for (let i = 0; i < 4; i++) {
+			const single = alone(request([1, 2, 3, 4, 5, 6, 7, 8, 9], { sampling: { seed: 5 + i } }))[0]!;
+			expect(collector.of(i).tokens).toEqual(single.tokens);
+		}
+		expect(new Set([0, 1, 2, 3].map((i) => collector.of(i).tokens.join())).size).toBe(4);
+	});
+
+	it("runs a prefill chunk and a decode step in turn", () => {
+		const runner = new FakeModelRunner({ numSlots: 4, maxModelLen: MAX_LEN });
+		const core = new EngineCore(runner, { chunkSize: CHUNK });
+		core.submit(0, request([1], { stop: { maxTokens: 50 } }));
+		core.step();
+		core.submit(1, request(Array.from({ length: 64 }, () => 1)));
+		for (let i = 0; i < 10; i++) core.step();
+		expect(runner.calls).toMatchObject({ prefill: 6, decode: 5 });
+	});
+
+	it("prefers priority, then the first come", () => {
+		const core = makeCore(1);
+		const order: number[] = [];
+		for (const [handle, priority] of [
+			[0, 0],
+			[1, 0],
+			[2, 3],
+			[3, 3],
+		] as const) {
+			core.submit(handle, request([1], { priority, stop: { maxTokens: 1 } }));
+		}
+		while (core.hasWork) {
+			core.step();
+			order.push(core.outputs.take()!.records[0]!);
+		}
+		expect(order).toEqual([2, 3, 0, 1]);
+	});
+
+	it.each([
+		["an empty prompt", request([]), "invalid_argument"],
+		["a token outside the vocabulary", request([1, 97]), "invalid_argument"],
+		["a token that is no number", request([Number.NaN]), "invalid_argument"],
+		["a negative token", request([-1]), "invalid_argument"],
+		["a prompt as long as the context", request(Array(MAX_LEN).fill(1)), "context_length_exceeded"],
+		["a bad temperature", request([1], { sampling: { temperature: -1 } }), "invalid_argument"],
+		["a bad top_p", request([1], { sampling: { topP: 0 } }), "invalid_argument"],
+		["a bad n", request([1], { sampling: { n: 0.5 } }), "invalid_argument"],
+		["a bad seed", request([1], { sampling: { seed: 0.5 } }), "invalid_argument"],
+		["a bias for no token", request([1], { sampling: { logitBias: [[97, 1]] } }), "invalid_argument"],
+		["a bad max_tokens", request([1], { stop: { maxTokens: -1 } }), "invalid_argument"],
+	])("answers %s with an error", (_, bad, code) => {
+		const result = alone(bad)[0]!;
+		expect(result).toMatchObject({ finish: "error", error: code, tokens: [] });
+	});
+
+	it("stops at the context limit, and without maxTokens only there", () => {
+		const prompt = Array(MAX_LEN - 3).fill(1);
+		expect(alone(request(prompt, { stop: {} }))[0]).toMatchObject({ finish: "length", tokens: { length: 3 } });
+		expect(alone(request(prompt, { stop: { maxTokens: 50 } }))[0]!.tokens.length).toBe(3);
+		expect(alone(request(Array(MAX_LEN - 1).fill(1), { stop: {} }))[0]!.tokens.length).toBe(1);
+		expect(alone(request([1], { stop: { maxTokens: 0 } }))[0]).toMatchObject({ finish: "length", tokens: [] });
+	});
+
+	it("ends by EOS, by a stop id, not before minTokens, and not by an ignored EOS", () => {
+		const free = alone(request([5], { stop: { maxTokens: 40 } }))[0]!.tokens;
+		const end = free[3]!;
+		const first = free.indexOf(end);
+		const eos = alone(request([5], { stop: { maxTokens: 40, eosTokenIds: [end] } }))[0]!;
+		expect(eos).toMatchObject({ finish: "eos", tokens: free.slice(0, first + 1) });
+		const stop = alone(request([5], { stop: { maxTokens: 40, stopTokenIds: [end] } }))[0]!;
+		expect(stop).toMatchObject({ finish: "stop", tokens: free.slice(0, first + 1) });
+		const ignored = alone(request([5], { stop: { maxTokens: 40, eosTokenIds: [end], ignoreEos: true } }))[0]!;
+		expect(ignored).toMatchObject({ finish: "length", tokens: free });
+		const late = alone(request([5], { stop: { maxTokens: 40, eosTokenIds: [end], minTokens: 10 } }))[0]!;
+		expect(late.tokens.slice(0, 10)).not.toContain(end);
+	});
+
+	it("fails the sequences of a failing step and goes on", () => {
+		const core = makeCore(4, { failOnToken: 96 });
+		const collector = new Collector();
+		core.submit(0, request([1, 2, 3], { stop: { maxTokens: 20 } }));
+		core.step();
+		core.submit(1, request([96]));
+		core.submit(2, request([4, 5]));
+		while (core.hasWork) {
+			core.step();
+			collector.take(core);
+		}
+		expect(collector.of(1)).toMatchObject({ finish: "error", error: "internal" });
+		expect(collector.of(0).tokens).toEqual(alone(request([1, 2, 3], { stop: { maxTokens: 20 } }))[0]!.tokens);
+		expect(collector.of(2).tokens).toEqual(alone(request([4, 5]))[0]!.tokens);
+	});
+
+	it("fails all rows when a decode step fails, and serves the next request", () => {
+		const core = makeCore(4, { failOnToken: 96 });
+		const collector = new Collector();
+		const bias: [number, number][] = [[96, 100]];
+		core.submit(0, request([1], { sampling: { temperature: 0, logitBias: bias } }));
+		core.submit(1, request([2]));
+		while (core.hasWork) core.step();
+		core.submit(2, request([2]));
+		while (core.hasWork) core.step();
+		collector.take(core);
+		expect(collector.of(0)).toMatchObject({ finish: "error", error: "internal", tokens: [96] });
+		expect(collector.of(2).tokens).toEqual(alone(request([2]))[0]!.tokens);
+		expect(core.stats()).toMatchObject({ running: 0, waiting: 0 });
+	});
+
+	it("answers logits without a finite number with an error", () => {
+		const runner = new FakeModelRunner({ numSlots: 1, maxModelLen: MAX_LEN });
+		runner.prefill = () => new Float32Array(97).fill(Number.NaN);
+		const core = new EngineCore(runner, { chunkSize: CHUNK });
+		for (const temperature of [0, 1]) core.submit(temperature, request([1], { sampling: { temperature } }));
+		const collector = new Collector();
+		while (core.hasWork) core.step();
+		collector.take(core);
+		expect([0, 1].map((handle) => collector.of(handle).error)).toEqual(["internal", "internal"]);
+	});
+});

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine thread: loads the model, then steps as long as there is work. Between steps messages are taken from the
+// port without a turn of the event loop; when there is nothing to do, the event loop waits for the next one.
+
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
+import { DEFAULT_BLOCK_SIZE, DEFAULT_CHUNK_SIZE, EngineCore } from "./engine-core.js";
+import type { ModelRunner } from "./model/model-runner.js";
+import { writeStats } from "./stats-buffer.js";
+import type { EngineThreadData, FromThread, RunnerModule, ToThread } from "./thread-messages.js";
+
+/** A busy loop lets the event loop turn so often, in ms: finalizers and output of the thread need it now and then. */
+const TURN_INTERVAL_MS = 500;
+
+function serve(port: MessagePort, core: EngineCore, runner: ModelRunner, stats: Float64Array): void {
+	let resuming = false;
+
+	const post = (message: FromThread): void => port.postMessage(message);
+
+	const flush = (): void => {
+		const message = core.outputs.take();
+		writeStats(stats, core.stats());
+		if (message !== undefined) post(message);
+	};
+
+	const handle = (message: ToThread): void => {
+		switch (message.type) {
+			case "submit":
+				core.submit(message.handle, message.request);
+				break;
+			case "abort":
+				for (let i = 0; i < message.count; i++) core.abort(message.handle + i);
+				break;
+			case "close":
+				runner.close();
+				process.exit(0);
+		}
+	};
+
+	const run = (): void => {
+		const turnAt = performance.now() + TURN_INTERVAL_MS;
+		for (;;) {
+			for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
+				handle(next.message);
+			}
+			if (core.hasWork) core.step();
+			flush();
+			if (!core.hasWork) return;
+			if (performance.now() >= turnAt) {
+				resuming = true;
+				setImmediate(() => {
+					resuming = false;
+					run();
+				});
+				return;
+			}
+		}
+	};
+
+	port.on("message", (message: ToThread) => {
+		handle(message);
+		if (!resuming) run();
+	});
+}
+
+async function main(port: MessagePort): Promise<void> {
+	const begin = performance.now();
+	const { model, stats } = workerData as EngineThreadData;
+	const post = (message: FromThread): void => port.postMessage(message);
+	const { loadModelRunner, describeModel } = (await import(
+		model.runnerModule ?? new URL("./internal.js", import.meta.url).href
+	)) as RunnerModule;
+	let maxModelLen = model.maxModelLen;
+	if (maxModelLen === undefined) {
+		const { config } = await describeModel(model.model);
+		maxModelLen = Math.min(config.maxPositionEmbeddings, 4096);
+	}
+	const runner = await loadModelRunner({
+		model: model.model,
+		cacheDir: model.cacheDir,
+		quantization: model.quantization ?? "auto",
+		numSlots: model.maxNumSeqs ?? 8,
+		maxModelLen,
+		intraOpThreads: model.intraOpThreads ?? 1,
+		spinning: model.spinning ?? false,
+		onProgress: (stage: string, fraction: number) => post({ type: "progress", stage, fraction }),
+	});
+	const core = new EngineCore(runner, { chunkSize: model.chunkSize, blockSize: model.blockSize });
+	const statsView = new Float64Array(stats);
+	writeStats(statsView, core.stats());
+	serve(port, core, runner, statsView);
+	post({
+		type: "ready",
+		info: {
+			modelName: undefined,
+			maxModelLen: runner.maxModelLen,
+			blockSize: model.blockSize ?? DEFAULT_BLOCK_SIZE,
+			totalBlocks: core.totalBlocks,
+			maxNumSeqs: runner.numSlots,
+			maxNumBatchedTokens: Math.max(model.chunkSize ?? DEFAULT_CHUNK_SIZE, runner.numSlots),
+			vocabSize: runner.config.vocabSize,
+			device: "cpu",
+			quantization: model.quantization ?? "auto",
+			kvBytesPerToken: runner.kvBytesPerToken,
+			eosTokenIds: runner.config.eosTokenIds,
+			loadSeconds: (performance.now() - begin) / 1000,
+		},
+	});
+}
+
+if (parentPort === null) throw new Error("engine-thread-entry runs in a worker thread only");
+const port = parentPort;
+main(port).catch((cause: unknown) => {
+	const message = cause instanceof Error ? cause.message : String(cause);
+	port.postMessage({ type: "failed", message } satisfies FromThread);
+	port.close();
+});

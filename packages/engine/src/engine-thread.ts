@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// The real engine as its users see it: a worker thread with the model, and callbacks in the caller's thread.
+
+import { Worker } from "node:worker_threads";
+import type { Engine, EngineError, EngineInfo, EngineOutput, EngineRequest, EngineStats } from "./engine.js";
+import { RequestTable, refusal } from "./request-table.js";
+import { createStatsBuffer, readStats } from "./stats-buffer.js";
+import type { EngineThreadData, EngineThreadModel, FromThread, ToThread } from "./thread-messages.js";
+
+export interface EngineThreadOptions extends EngineThreadModel {
+	/** Most choices in the engine, waiting ones included; more are answered "overloaded". Default 16384. */
+	readonly maxPending?: number | undefined;
+	/** Time that `close` gives the thread to end by itself before it is terminated, in seconds; default 10. */
+	readonly closeTimeout?: number | undefined;
+	/** Called while the model loads; `fraction` runs from 0 to 1 within a stage. */
+	onProgress?(stage: string, fraction: number): void;
+}
+
+/** An engine with a model of its own, in its own thread. Nothing is loaded before `start`. */
+export function createEngineThread(options: EngineThreadOptions): Engine {
+	return new EngineThread(options);
+}
+
+type State = "new" | "loading" | "ready" | "failed" | "closed";
+
+class EngineThread implements Engine {
+	private readonly options: EngineThreadOptions;
+	private readonly statsBuffer = createStatsBuffer();
+	private readonly statsView = new Float64Array(this.statsBuffer);
+	private readonly table = new RequestTable((requestId) => this.abort(requestId));
+	private readonly failureCallbacks: ((error: Error) => void)[] = [];
+	private state: State = "new";
+	private worker: Worker | undefined;
+	private exited: Promise<void> = Promise.resolve();
+	private settleStart: { resolve(info: EngineInfo): void; reject(error: Error): void } | undefined;
+
+	constructor(options: EngineThreadOptions) {
+		this.options = options;
+	}
+
+	start(): Promise<EngineInfo> {
+		if (this.state !== "new") return Promise.reject(new Error(`the engine cannot be started: it is ${this.state}`));
+		this.state = "loading";
+		const { onProgress: _, maxPending: __, closeTimeout: ___, ...model } = this.options;
+		const worker = new Worker(entryUrl(), {
+			workerData: { model, stats: this.statsBuffer } satisfies EngineThreadData,
+			name: "engine",
+		});
+		this.worker = worker;
+		this.exited = new Promise((resolve) => worker.once("exit", () => resolve()));
+		worker.on("message", (message: FromThread) => this.receive(message));
+		worker.on("error", (error: Error) => this.fail(error));
+		worker.on("exit", (code) => this.fail(new Error(`the engine thread ended with code ${code}`)));
+		return new Promise((resolve, reject) => {
+			this.settleStart = { resolve, reject };
+		});
+	}
+
+	submit(request: EngineRequest, onOutput: (output: EngineOutput) => void): void {
+		if (this.state === "new" || this.state === "closed") throw new Error(`the engine is ${this.state}`);
+		const error = this.refuse(request);
+		if (error !== undefined) {
+			setImmediate(() => onOutput(refusal(request, error)));
+			return;
+		}
+		// A view into a larger buffer would take all of it to the thread.
+		const { tokenIds } = request;
+		const own = ArrayBuffer.isView(tokenIds) ? { ...request, tokenIds: tokenIds.slice() } : request;
+		const { first } = this.table.add(request, onOutput);
+		try {
+			this.post({ type: "submit", handle: first, request: own });
+		} catch (cause) {
+			// Not plain data: the thread never sees it.
+			const message = `the request cannot be sent to the engine: ${cause instanceof Error ? cause.message : cause}`;
+			setImmediate(() => this.table.endRequest(request.requestId, { code: "invalid_argument", message }));
+		}
+	}
+
+	abort(requestId: string): void {
+		const range = this.table.markAborted(requestId);
+		if (range !== undefined) this.post({ type: "abort", handle: range.first, count: range.count });
+	}
+
+	stats(): EngineStats {
+		const stats = readStats(this.statsView);
+		// What a dead thread wrote last is no longer so.
+		if (this.state !== "ready") Object.assign(stats, { running: 0, waiting: 0, usedBlocks: 0 });
+		return stats;
+	}
+
+	onFailure(callback: (error: Error) => void): void {
+		this.failureCallbacks.push(callback);
+	}
+
+	async close(): Promise<void> {
+		if (this.state !== "closed") {
+			const wasLoading = this.state === "loading";
+			this.state = "closed";
+			this.settleStart?.reject(new Error("the engine was closed while it was loading"));
+			this.settleStart = undefined;
+			this.table.endAll(undefined);
+			// A thread that loads reads no messages.
+			if (wasLoading) void this.worker?.terminate();
+			else this.post({ type: "close" });
+		}
+		const deadline = setTimeout(() => void this.worker?.terminate(), (this.options.closeTimeout ?? 10) * 1000);
+		await this.exited;
+		clearTimeout(deadline);
+	}
+
+	private post(message: ToThread): void {
+		this.worker?.postMessage(message);
+	}
+
+	private refuse(request: EngineRequest): EngineError | undefined {
+		if (this.state === "failed") return { code: "engine_failed", message: "the engine has stopped" };
+		if (this.table.has(request.requestId)) {
+			return { code: "invalid_argument", message: `request id ${request.requestId} is in use` };
+		}
+		const limit = this.options.maxPending ?? 16_384;
+		if (this.table.size >= limit) {
+			return { code: "overloaded", message: `the engine holds ${limit} sequences already` };
+		}
+		return undefined;
+	}
+
+	private receive(message: FromThread): void {
+		switch (message.type) {
+			case "step":
+				this.table.dispatch(message);
+				break;
+			case "progress":
+				this.options.onProgress?.(message.stage, message.fraction);
+				break;
+			case "ready":
+				if (this.state !== "loading") return;
+				this.state = "ready";
+				this.settleStart?.resolve(message.info);
+				this.settleStart = undefined;
+				break;
+			case "failed":
+				this.fail(new Error(message.message));
+		}
+	}
+
+	private fail(error: Error): void {
+		if (this.state === "failed" || this.state === "closed") return;
+		const wasLoading = this.state === "loading";
+		this.state = "failed";
+		this.settleStart?.reject(error);
+		this.settleStart = undefined;
+		this.table.endAll({ code: "engine_failed", message: "the engine has stopped" });
+		// While loading, the rejected start is the report.
+		if (!wasLoading) for (const callback of this.failureCallbacks) callback(error);
+	}
+}
+
+/** The built file, also when this one runs from source. */
+function entryUrl(): URL {
+	return new URL(
+		import.meta.url.endsWith(".ts") ? "../dist/engine-thread-entry.js" : "./engine-thread-entry.js",
+		import.meta.url,
+	);
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a worker sees of an engine, real or simulated. Push-based: tokens arrive through one callback per
+// request, all callbacks of a step in one turn of the event loop, with no promise per token.
+
+/**
+ * Why a sequence ended. "eos": an end-of-text id; "stop": one of the request's stop ids; "length": maxTokens or
+ * the context is used up; "cancelled": aborted or the engine closed; "error": see `EngineOutput.error`.
+ */
+export type FinishReason = "stop" | "eos" | "length" | "cancelled" | "error";
+
+/** What failed. The caller decides the status that a client sees. */
+export type EngineErrorCode =
+	/** The request cannot be run as it is; the text says what to change. */
+	| "invalid_argument"
+	/** The prompt leaves no room for a token in the context. */
+	| "context_length_exceeded"
+	/** More requests wait than the engine keeps. */
+	| "overloaded"
+	/** The step that held this sequence failed; the engine goes on. */
+	| "internal"
+	/** The engine is gone; the request may be tried elsewhere. */
+	| "engine_failed";
+
+export interface EngineError {
+	readonly code: EngineErrorCode;
+	/** Plain text without internals: may be shown to a client. */
+	readonly message: string;
+}
+
+/** How tokens are picked. Every field may be absent. */
+export interface SamplingOptions {
+	/** 0 or below 1e-5: greedy. Default 1. */
+	readonly temperature?: number | undefined;
+	/** Nucleus mass in (0, 1]; default 1 (off). */
+	readonly topP?: number | undefined;
+	/** Number of most likely tokens kept; 0 or -1 is off (default). */
+	readonly topK?: number | undefined;
+	/** Tokens less likely than `minP` times the likeliest are dropped; [0, 1], default 0 (off). */
+	readonly minP?: number | undefined;
+	/** Any integer, taken modulo 2^64. The same seed gives the same text whatever the batch mates are. */
+	readonly seed?: number | bigint | undefined;
+	/** Subtracted once from the logit of each token of the output so far; default 0. */
+	readonly presencePenalty?: number | undefined;
+	/** Subtracted per occurrence in the output so far; default 0. */
+	readonly frequencyPenalty?: number | undefined;
+	/** Divides (positive) or multiplies (negative) logits of tokens in prompt and output; default 1. */
+	readonly repetitionPenalty?: number | undefined;
+	/** Token id to a number added to its logit. */
+	readonly logitBias?: ReadonlyMap<number, number> | readonly (readonly [number, number])[] | undefined;
+	/** Choices to generate from the same prompt; default 1. Choice i uses seed + i. */
+	readonly n?: number | undefined;
+}
+
+/** When a sequence ends. */
+export interface StopOptions {
+	/** Most tokens to generate. Absent: the rest of the context. */
+	readonly maxTokens?: number | undefined;
+	/** No end-of-text or stop id is sampled before this many tokens; default 0. */
+	readonly minTokens?: number | undefined;
+	/** End-of-text ids are ordinary tokens; default false. */
+	readonly ignoreEos?: boolean | undefined;
+	/** Ids that end the text with "stop". The id is part of the output; the caller shows or hides it. */
+	readonly stopTokenIds?: readonly number[] | undefined;
+	/** Ids that end the text with "eos". The id is part of the output. */
+	readonly eosTokenIds?: readonly number[] | undefined;
+}
+
+export interface EngineRequest {
+	/** Unique among the requests in the engine. */
+	readonly requestId: string;
+	/** The prompt; at least one token. */
+	readonly tokenIds: readonly number[] | Uint32Array;
+	/** Index of the first choice; default 0. */
+	readonly index?: number | undefined;
+	readonly sampling: SamplingOptions;
+	readonly stop: StopOptions;
+	/** Log-probabilities per token: absent = none, 0 = of the chosen token, n = also of the n likeliest. */
+	readonly logprobs?: number | undefined;
+	/** Higher runs sooner; default 0. Among equals: first come, first served. */
+	readonly priority?: number | undefined;
+	/** Prefixes are shared only between requests of the same salt. */
+	readonly cacheSalt?: string | undefined;
+}
+
+export interface TopLogprob {
+	/** 1 = the likeliest. */
+	readonly rank: number;
+	readonly tokenId: number;
+	readonly logprob: number;
+}
+
+/** What one step gave one choice of a request. The last one of a choice has a `finishReason`. */
+export interface EngineOutput {
+	/** Choice: `EngineRequest.index` + 0..n-1. */
+	readonly index: number;
+	/** New tokens only, the ending id included. */
+	readonly tokenIds: number[];
+	readonly finishReason: FinishReason | undefined;
+	/** The stop id, when `finishReason` is "stop". */
+	readonly stopReason: number | undefined;
+	/** Set when `finishReason` is "error". */
+	readonly error: EngineError | undefined;
+	/** Natural logarithm of the model's probability (before penalties and temperature), one per token id. */
+	readonly logProbs: number[] | undefined;
+	/** The likeliest tokens, likeliest first, one list per token id. */
+	readonly topLogprobs: TopLogprob[][] | undefined;
+	/** Set on the first and on the last output of a choice. */
+	readonly promptTokens: number | undefined;
+	/** Tokens generated so far; set on the first and on the last output of a choice. */
+	readonly completionTokens: number | undefined;
+	/** Prompt tokens that were not computed anew; set on the first and on the last output of a choice. */
+	readonly cachedTokens: number | undefined;
+}
+
+export interface EngineInfo {
+	/** Name the model's files give it, where they do. */
+	readonly modelName: string | undefined;
+	/** Tokens of prompt and output together. */
+	readonly maxModelLen: number;
+	/** Tokens per block. */
+	readonly blockSize: number;
+	readonly totalBlocks: number;
+	/** Sequences in one step. */
+	readonly maxNumSeqs: number;
+	/** Tokens in one step. */
+	readonly maxNumBatchedTokens: number;
+	readonly vocabSize: number;
+	readonly device: "cpu" | "cuda" | "mock";
+	/** As the model runs; "none" for float weights and for the simulated engine. */
+	readonly quantization: string;
+	/** Bytes of cache per token; 0 for the simulated engine. */
+	readonly kvBytesPerToken: number;
+	/** End-of-text ids that the model's files name. */
+	readonly eosTokenIds: readonly number[];
+	/** Seconds that `start` took. */
+	readonly loadSeconds: number;
+}
+
+/** Gauges (running, waiting, usedBlocks, totalBlocks) and counters since `start`. */
+export interface EngineStats {
+	/** Sequences in the decode batch or in prefill. */
+	running: number;
+	waiting: number;
+	/** Blocks of sequences that run, the partly filled ones included. */
+	usedBlocks: number;
+	totalBlocks: number;
+	/** Prompt tokens computed. */
+	prefillTokens: number;
+	/** Tokens generated. */
+	decodeTokens: number;
+	steps: number;
+	/** Time in steps, in seconds. */
+	stepSeconds: number;
+	/** Time in the model alone, in seconds. */
+	modelSeconds: number;
+	preemptions: number;
+	/** Prompt tokens of admitted sequences. */
+	cacheQueryTokens: number;
+	/** Of these, the ones found in the cache. */
+	cacheHitTokens: number;
+}
+
+/** One engine; `createEngineThread` and `createMockEngine` make them. */
+export interface Engine {
+	/**
+	 * Loads the model. Call once, before `submit`.
+	 * @throws Error when the model cannot be loaded; the engine is closed then.
+	 */
+	start(): Promise<EngineInfo>;
+	/**
+	 * Queues a request. `onOutput` is never called before `submit` returns, and for each choice ends with exactly
+	 * one output that has a `finishReason`; a bad request gets it with an `error`. It must not throw: if it does,
+	 * the request is aborted and the error becomes a process warning.
+	 * @throws Error when the engine was never started or is closed.
+	 */
+	submit(request: EngineRequest, onOutput: (output: EngineOutput) => void): void;
+	/**
+	 * Ends a request in any state within one step. Each unfinished choice gets a last output "cancelled" once its
+	 * slot is free, and no token after this call. Unknown ids are ignored.
+	 */
+	abort(requestId: string): void;
+	/** A fresh snapshot; cheap enough for every scrape. */
+	stats(): EngineStats;
+	/** `callback` runs once if the engine dies by itself; pending requests have had their error by then. */
+	onFailure(callback: (error: Error) => void): void;
+	/** Ends pending requests with "cancelled" and frees everything. May be called twice. */
+	close(): Promise<void>;
+}

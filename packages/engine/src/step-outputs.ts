@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything that one step says about all sequences, as flat integers: one message per step between the threads,
+// whatever the batch size.
+
+import type { EngineError, FinishReason } from "./engine.js";
+import type { TokenLogprobs } from "./sampler.js";
+
+/** Integers per record: handle, token id (-1 = none), index of the finish reason + 1 (0 = goes on). */
+export const RECORD_SIZE = 3;
+/** Finish reasons by their number in a record. */
+export const FINISH_REASONS: readonly FinishReason[] = ["stop", "eos", "length", "cancelled", "error"];
+
+const CODES = Object.fromEntries(FINISH_REASONS.map((reason, i) => [reason, i + 1])) as Record<FinishReason, number>;
+
+/** What crosses the thread boundary after a step. Absent lists are empty. */
+export interface StepMessage {
+	readonly type: "step";
+	/** `RECORD_SIZE` integers per token or end. */
+	readonly records: number[];
+	/** Pairs of handle and cached prompt tokens, for sequences whose first token is in `records`. */
+	readonly started?: number[];
+	/** By handle; the record says "error". */
+	readonly errors?: [number, EngineError][];
+	/** By handle, in the order of their records. */
+	readonly logprobs?: [number, TokenLogprobs][];
+}
+
+/** Gathers a step's outputs; `take` empties it. */
+export class StepOutputs {
+	private records: number[] = [];
+	private started: number[] = [];
+	private errors: [number, EngineError][] = [];
+	private logprobs: [number, TokenLogprobs][] = [];
+
+	addStarted(handle: number, cachedTokens: number): void {
+		this.started.push(handle, cachedTokens);
+	}
+
+	addToken(handle: number, token: number, finish: FinishReason | undefined): void {
+		this.records.push(handle, token, finish === undefined ? 0 : CODES[finish]);
+	}
+
+	addLogprobs(handle: number, logprobs: TokenLogprobs): void {
+		this.logprobs.push([handle, logprobs]);
+	}
+
+	/** An end without a token. */
+	addFinish(handle: number, finish: FinishReason): void {
+		this.records.push(handle, -1, CODES[finish]);
+	}
+
+	addError(handle: number, error: EngineError): void {
+		this.errors.push([handle, error]);
+		this.records.push(handle, -1, CODES.error);
+	}
+
+	/** The message since the last call, or undefined when nothing happened. */
+	take(): StepMessage | undefined {
+		const { records, started, errors, logprobs } = this;
+		if (records.length === 0) return undefined;
+		this.records = [];
+		if (started.length > 0) this.started = [];
+		if (errors.length > 0) this.errors = [];
+		if (logprobs.length > 0) this.logprobs = [];
+		return {
+			type: "step",
+			records,
+			...(started.length > 0 && { started }),
+			...(errors.length > 0 && { errors }),
+			...(logprobs.length > 0 && { logprobs }),
+		};
+	}
+}

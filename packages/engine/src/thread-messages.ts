@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// What passes between the owner of an engine thread and the thread.
+
+import type { EngineInfo, EngineRequest } from "./engine.js";
+import type { ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
+import type { StepMessage } from "./step-outputs.js";
+
+/** How the thread loads and runs its model. Plain data. */
+export interface EngineThreadModel {
+	/** A folder with config.json and safetensors, or a .gguf file. */
+	readonly model: string;
+	/** Folder for the graphs made from models. */
+	readonly cacheDir: string;
+	/** Default "auto". */
+	readonly quantization?: Quantization | undefined;
+	/** Sequences in one step, which is also the number of KV slots; default 8. */
+	readonly maxNumSeqs?: number | undefined;
+	/** Tokens per KV slot; default: what the model was made for, at most 4096. */
+	readonly maxModelLen?: number | undefined;
+	/** Tokens per prefill chunk; default 64. */
+	readonly chunkSize?: number | undefined;
+	/** Tokens per block; default 16. */
+	readonly blockSize?: number | undefined;
+	/** Threads that share one operator; default 1. */
+	readonly intraOpThreads?: number | undefined;
+	/** Whether those threads spin between operators; default false. */
+	readonly spinning?: boolean | undefined;
+	/** URL of a module with another `loadModelRunner` (and `describeModel`), e.g. the fake model's. */
+	readonly runnerModule?: string | undefined;
+}
+
+export interface EngineThreadData {
+	readonly model: EngineThreadModel;
+	/** See `createStatsBuffer`. */
+	readonly stats: SharedArrayBuffer;
+}
+
+/** What `runnerModule` exports. */
+export interface RunnerModule {
+	loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner>;
+	/** Needed only where `maxModelLen` is not given. */
+	describeModel(model: string): Promise<{ readonly config: { readonly maxPositionEmbeddings: number } }>;
+}
+
+/** Owner to thread. */
+export type ToThread =
+	| { readonly type: "submit"; readonly handle: number; readonly request: EngineRequest }
+	/** All choices handle .. handle + count - 1. */
+	| { readonly type: "abort"; readonly handle: number; readonly count: number }
+	| { readonly type: "close" };
+
+/** Thread to owner. */
+export type FromThread =
+	| { readonly type: "progress"; readonly stage: string; readonly fraction: number }
+	| { readonly type: "ready"; readonly info: EngineInfo }
+	/** The model could not be loaded; the thread ends. */
+	| { readonly type: "failed"; readonly message: string }
+	| StepMessage;
