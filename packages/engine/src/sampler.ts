@@ -12,6 +12,8 @@ import { TopKSelector } from "./top-k-selector.js";
 /** Bins of the nucleus search: `BINS_PER_NAT` for each factor of e below the likeliest token. */
 const BINS = 2048;
 const BINS_PER_NAT = 64;
+/** Tokens that are tried as the nucleus before the whole vocabulary is binned. */
+const HEAD_SIZE = 64;
 
 /** What one draw depends on besides the logits. */
 export interface SamplerInput {
@@ -32,6 +34,8 @@ export interface TokenLogprobs {
 /** Scratch for one vocabulary; one per engine thread. */
 export class Sampler {
 	private readonly selector = new TopKSelector();
+	private readonly headMass = new Float64Array(HEAD_SIZE);
+	private readonly allIds: Int32Array;
 	private readonly candidateIds: Int32Array;
 	private readonly candidateMass: Float64Array;
 	private readonly candidateBins: Uint16Array;
@@ -45,6 +49,7 @@ export class Sampler {
 
 	constructor(vocabSize: number) {
 		this.vocabSize = vocabSize;
+		this.allIds = Int32Array.from({ length: vocabSize }, (_, i) => i);
 		this.candidateIds = new Int32Array(vocabSize);
 		this.candidateMass = new Float64Array(vocabSize);
 		this.candidateBins = new Uint16Array(vocabSize);
@@ -73,11 +78,7 @@ export class Sampler {
 	/** Log-probability of `token` and of the `count` likeliest tokens, from logits as the model gave them. */
 	logprobs(logits: Float32Array, offset: number, token: number, count: number): TokenLogprobs {
 		const { vocabSize, selector } = this;
-		let max = Number.NEGATIVE_INFINITY;
-		for (let i = offset, end = offset + vocabSize; i < end; i++) {
-			const value = logits[i]!;
-			if (value > max) max = value;
-		}
+		const max = largest(logits, offset, vocabSize);
 		let sum = 0;
 		for (let i = offset, end = offset + vocabSize; i < end; i++) sum += expNonPositive(logits[i]! - max);
 		const logSum = max + Math.log(sum);
@@ -155,52 +156,85 @@ export class Sampler {
 	}
 
 	private drawFromAll(logits: Float32Array, offset: number, { params, random }: SamplerInput): number {
-		const { vocabSize, candidateIds, candidateMass } = this;
-		let max = Number.NEGATIVE_INFINITY;
-		for (let i = offset, end = offset + vocabSize; i < end; i++) {
-			const value = logits[i]!;
-			if (value > max) max = value;
-		}
+		const { vocabSize, candidateMass } = this;
+		const max = largest(logits, offset, vocabSize);
 		if (!Number.isFinite(max)) return -1;
 		const inverse = 1 / params.temperature;
-		const { minP } = params;
-		// Tokens far below the floor need no exponential; the margin keeps rounding from dropping one on the edge.
-		const floor = minP > 0 ? max + params.temperature * Math.log(minP) * 1.0001 - 1e-3 : Number.NEGATIVE_INFINITY;
-		let size = 0;
+		const { minP, topP } = params;
 		let sum = 0;
+		if (minP > 0) {
+			const size = this.collectLikely(logits, offset, max, params);
+			for (let i = 0; i < size; i++) sum += candidateMass[i]!;
+			if (topP < 1) sum = this.cutNucleus(logits, offset, this.candidateIds, size, sum, max, params);
+			return this.candidateIds[drawPlace(candidateMass, size, random.nextFloat() * sum)]!;
+		}
+		for (let i = 0; i < vocabSize; i++) {
+			const mass = expNonPositive((logits[offset + i]! - max) * inverse);
+			candidateMass[i] = mass;
+			sum += mass;
+		}
+		if (topP < 1) {
+			const token = this.drawFromHead(logits, offset, topP * sum, random);
+			if (token >= 0) return token;
+			sum = this.cutNucleus(logits, offset, this.allIds, vocabSize, sum, max, params);
+		}
+		return drawPlace(candidateMass, vocabSize, random.nextFloat() * sum);
+	}
+
+	/** Fills the candidates with the tokens of at least `minP` times the largest mass. @returns how many. */
+	private collectLikely(logits: Float32Array, offset: number, max: number, params: SamplingParams): number {
+		const { vocabSize, candidateIds, candidateMass } = this;
+		const { minP, temperature } = params;
+		// Tokens below the floor need no exponential; the margin keeps rounding from dropping one on the edge.
+		const floor = max + temperature * Math.log(minP) * 1.0001 - 1e-3;
+		const inverse = 1 / temperature;
+		let size = 0;
 		for (let i = 0; i < vocabSize; i++) {
 			const value = logits[offset + i]!;
-			if (value < floor) continue;
+			if (!(value >= floor)) continue;
 			const mass = expNonPositive((value - max) * inverse);
 			if (mass < minP) continue;
 			candidateIds[size] = i;
 			candidateMass[size++] = mass;
-			sum += mass;
 		}
-		if (params.topP < 1) sum = this.cutNucleus(logits, offset, size, sum, max, params);
-		const place = drawPlace(candidateMass, size, random.nextFloat() * sum);
-		return candidateIds[place]!;
+		return size;
+	}
+
+	/** The usual case: the nucleus lies within the likeliest few. @returns -1 when it does not. */
+	private drawFromHead(logits: Float32Array, offset: number, wanted: number, random: Xoshiro128): number {
+		const { selector, candidateMass, headMass } = this;
+		selector.select(logits, offset, this.vocabSize, HEAD_SIZE);
+		let mass = 0;
+		for (let i = 0; i < selector.size; i++) {
+			const own = candidateMass[selector.ids[i]!]!;
+			headMass[i] = own;
+			mass += own;
+			if (mass >= wanted) return selector.ids[drawPlace(headMass, i + 1, random.nextFloat() * mass)]!;
+		}
+		return -1;
 	}
 
 	/**
 	 * Sets the mass of every candidate outside the nucleus to 0. Exact without a sort of the vocabulary: masses are
-	 * summed into bins by logit; only the bin in which the wanted mass is reached is put in order.
+	 * summed into bins by logit; only the bin in which the wanted mass is reached is put in order. `ids` are the
+	 * tokens of the candidates.
 	 * @returns the mass of the nucleus.
 	 */
 	private cutNucleus(
 		logits: Float32Array,
 		offset: number,
+		ids: Int32Array,
 		size: number,
 		sum: number,
 		max: number,
 		params: SamplingParams,
 	): number {
-		const { candidateIds, candidateMass, candidateBins, binMass, boundaryLogits, boundaryPlaces, selector } = this;
+		const { candidateMass, candidateBins, binMass, boundaryLogits, boundaryPlaces, selector } = this;
 		const wanted = params.topP * sum;
 		const scale = BINS_PER_NAT / params.temperature;
 		binMass.fill(0);
 		for (let i = 0; i < size; i++) {
-			const depth = (max - logits[offset + candidateIds[i]!]!) * scale;
+			const depth = (max - logits[offset + ids[i]!]!) * scale;
 			const bin = depth < BINS - 1 ? depth | 0 : BINS - 1;
 			candidateBins[i] = bin;
 			binMass[bin]! += candidateMass[i]!;
@@ -214,7 +248,7 @@ export class Sampler {
 			if (bin < boundary) continue;
 			if (bin === boundary) {
 				boundaryPlaces[inBoundary] = i;
-				boundaryLogits[inBoundary++] = logits[offset + candidateIds[i]!]!;
+				boundaryLogits[inBoundary++] = logits[offset + ids[i]!]!;
 			} else candidateMass[i] = 0;
 		}
 		// k = all of them: the selector then is a heap sort, likeliest first, lower id first among equals.
@@ -230,16 +264,33 @@ export class Sampler {
 
 /** Index of the largest logit, the first of equals; -1 when none is finite. */
 export function argmax(logits: Float32Array, offset: number, length: number): number {
-	let best = -1;
-	let max = Number.NEGATIVE_INFINITY;
-	for (let i = 0; i < length; i++) {
-		const value = logits[offset + i]!;
-		if (value > max) {
-			max = value;
-			best = i;
-		}
+	const max = largest(logits, offset, length);
+	if (!Number.isFinite(max)) return -1;
+	let i = offset;
+	while (logits[i] !== max) i++;
+	return i - offset;
+}
+
+/** The largest number; NaN is passed over. Four running maxima, because one would wait for itself each time. */
+function largest(logits: Float32Array, offset: number, length: number): number {
+	let a = Number.NEGATIVE_INFINITY;
+	let b = a;
+	let c = a;
+	let d = a;
+	let i = offset;
+	const end = offset + length;
+	for (; i < end - 3; i += 4) {
+		const v = logits[i]!;
+		const w = logits[i + 1]!;
+		const x = logits[i + 2]!;
+		const y = logits[i + 3]!;
+		if (v > a) a = v;
+		if (w > b) b = w;
+		if (x > c) c = x;
+		if (y > d) d = y;
 	}
-	return max === Number.POSITIVE_INFINITY ? -1 : best;
+	for (; i < end; i++) if (logits[i]! > a) a = logits[i]!;
+	return Math.max(a, b, c, d);
 }
 
 /** The first place where the running mass passes `target`; rounding at the very end falls on the last one with mass. */

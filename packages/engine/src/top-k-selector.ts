@@ -12,7 +12,7 @@ export class TopKSelector {
 	 * The k largest of `source[offset .. offset + length - 1]`; `ids` are positions relative to `offset`. Among equal
 	 * values the lower position wins. NaN counts as -Infinity.
 	 */
-	select(source: Float32Array | Float64Array, offset: number, length: number, k: number): void {
+	select(source: Float32Array, offset: number, length: number, k: number): void {
 		const size = Math.min(k, length);
 		if (size > this.ids.length) {
 			const capacity = Math.max(size, this.ids.length * 2);
@@ -29,16 +29,32 @@ export class TopKSelector {
 		}
 		for (let i = (size >> 1) - 1; i >= 0; i--) siftDown(ids, values, i, size);
 		let smallest = values[0]!;
-		for (let i = size; i < length; i++) {
+		// A later element that only equals the smallest loses by position.
+		const consider = (i: number): void => {
 			const value = source[offset + i]!;
-			// A later element that only equals the smallest loses by position.
-			if (value > smallest) {
-				ids[0] = i;
-				values[0] = value;
-				siftDown(ids, values, 0, size);
-				smallest = values[0]!;
+			if (value <= smallest || Number.isNaN(value)) return;
+			ids[0] = i;
+			values[0] = value;
+			siftDown(ids, values, 0, size);
+			smallest = values[0]!;
+		};
+		let i = size;
+		// Four at a time: nearly all lose, and one branch for four costs a third of four.
+		for (const end = length - 3; i < end; i += 4) {
+			const at = offset + i;
+			if (
+				source[at]! > smallest ||
+				source[at + 1]! > smallest ||
+				source[at + 2]! > smallest ||
+				source[at + 3]! > smallest
+			) {
+				consider(i);
+				consider(i + 1);
+				consider(i + 2);
+				consider(i + 3);
 			}
 		}
+		for (; i < length; i++) consider(i);
 		for (let end = size - 1; end > 0; end--) {
 			const id = ids[0]!;
 			const value = values[0]!;
