@@ -8,6 +8,8 @@ export type Quantization = "auto" | "none" | "int8" | "int4";
 /** Position scaling of rotary embeddings, as `rope_scaling` of a config.json says it. */
 export type RopeScaling =
 	| { readonly type: "linear"; readonly factor: number }
+	/** Divisors of each rotary frequency [headDim / 2], as GGUF files carry them in place of settings. */
+	| { readonly type: "factors"; readonly factors: readonly number[] }
 	| {
 			readonly type: "llama3";
 			readonly factor: number;

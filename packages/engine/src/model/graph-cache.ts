@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Built graphs on disk, one folder per model and way of building. A folder appears whole, by a rename: another
+// process sees either nothing or a finished graph.
+
+import { createHash, randomBytes } from "node:crypto";
+import {
+	closeSync,
+	existsSync,
+	mkdirSync,
+	openSync,
+	readFileSync,
+	readSync,
+	renameSync,
+	rmSync,
+	statSync,
+	writeFileSync,
+} from "node:fs";
+import { join, resolve } from "node:path";
+import { buildLlamaGraph, GRAPH_VERSION } from "../onnx/llama-graph.js";
+import { WeightsWriter } from "../onnx/weights-writer.js";
+import { ModelFileError } from "../weights/model-file-error.js";
+import type { Quantization } from "./model-runner.js";
+import type { OpenModel } from "./open-model.js";
+
+const MODEL_FILE = "model.onnx";
+const WEIGHTS_FILE = "weights.bin";
+const MANIFEST_FILE = "manifest.json";
+/** Bytes from the start of each weight file that go into its fingerprint: they hold the table of tensors. */
+const FINGERPRINT_BYTES = 1 << 16;
+
+/** What a finished folder says about itself. */
+interface Manifest {
+	readonly graphVersion: number;
+	readonly modelBytes: number;
+	/** SHA-256 of the .onnx file, hex. */
+	readonly modelDigest: string;
+	readonly weightsBytes: number;
+}
+
+/** Name of the cache folder: a hash of everything that the graph depends on. */
+export function graphKey(model: OpenModel, quantization: Quantization): string {
+	const hash = createHash("sha256");
+	hash.update(JSON.stringify([GRAPH_VERSION, quantization, model.description.config]));
+	const head = Buffer.alloc(FINGERPRINT_BYTES);
+	for (const path of model.description.files) {
+		const { size, mtimeMs } = statSync(path);
+		hash.update(JSON.stringify([resolve(path), size, mtimeMs]));
+		const fd = openSync(path, "r");
+		try {
+			hash.update(head.subarray(0, readSync(fd, head, 0, head.length, 0)));
+		} finally {
+			closeSync(fd);
+		}
+	}
+	return hash.digest("hex").slice(0, 32);
+}
+
+function sha256(data: Uint8Array): string {
+	return createHash("sha256").update(data).digest("hex");
+}
+
+/** True where a folder holds all that its manifest says. */
+function isWhole(folder: string): boolean {
+	try {
+		const manifest = JSON.parse(readFileSync(join(folder, MANIFEST_FILE), "utf8")) as Manifest;
+		return (
+			manifest.graphVersion === GRAPH_VERSION &&
+			statSync(join(folder, WEIGHTS_FILE)).size === manifest.weightsBytes &&
+			sha256(readFileSync(join(folder, MODEL_FILE))) === manifest.modelDigest
+		);
+	} catch {
+		return false;
+	}
+}
+
+/** Puts a finished folder in place. Where another process was faster with a whole one, that one is kept. */
+function publish(temporary: string, folder: string): void {
+	for (let attempt = 0; attempt < 3; attempt++) {
+		try {
+			renameSync(temporary, folder);
+			return;
+		} catch (error) {
+			if (!["ENOTEMPTY", "EEXIST", "EPERM"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
+			if (isWhole(folder)) return;
+			discard(folder);
+		}
+	}
+	throw new Error(`${folder} cannot be replaced; remove it by hand`);
+}
+
+/** Moves a broken folder out of the way before it is removed, so that nobody sees a half-removed one. */
+function discard(folder: string): void {
+	const grave = `${folder}.broken-${randomBytes(6).toString("hex")}`;
+	try {
+		renameSync(folder, grave);
+	} catch (error) {
+		if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+		throw error;
+	}
+	rmSync(grave, { recursive: true, force: true });
+}
+
+/** A graph on disk. */
+export interface CachedGraph {
+	/** The .onnx file; its weights lie beside it. */
+	readonly modelPath: string;
+	/** True where it had to be built now. */
+	readonly built: boolean;
+}
+
+/**
+ * Finds or builds the graph of a model.
+ * @throws ModelFileError when the model cannot be read or the cache folder not be written.
+ */
+export function cachedGraph(
+	model: OpenModel,
+	quantization: Quantization,
+	cacheDir: string,
+	onProgress?: (fraction: number) => void,
+): CachedGraph {
+	const folder = join(cacheDir, graphKey(model, quantization));
+	const modelPath = join(folder, MODEL_FILE);
+	if (isWhole(folder)) return { modelPath, built: false };
+	const temporary = `${folder}.building-${randomBytes(6).toString("hex")}`;
+	try {
+		mkdirSync(temporary, { recursive: true });
+		const writer = new WeightsWriter(join(temporary, WEIGHTS_FILE));
+		let graph: Uint8Array;
+		try {
+			graph = buildLlamaGraph({
+				config: model.description.config,
+				source: model.weights,
+				quantization,
+				writer,
+				weightsFile: WEIGHTS_FILE,
+				...(onProgress && { onProgress }),
+			});
+		} finally {
+			writer.close();
+		}
+		writeFileSync(join(temporary, MODEL_FILE), graph);
+		const manifest: Manifest = {
+			graphVersion: GRAPH_VERSION,
+			modelBytes: graph.length,
+			modelDigest: sha256(graph),
+			weightsBytes: statSync(join(temporary, WEIGHTS_FILE)).size,
+		};
+		writeFileSync(join(temporary, MANIFEST_FILE), JSON.stringify(manifest));
+		publish(temporary, folder);
+	} catch (error) {
+		const code = (error as NodeJS.ErrnoException).code;
+		if (code && ["EACCES", "EROFS", "ENOSPC", "ENOTDIR", "EDQUOT"].includes(code)) {
+			throw new ModelFileError(cacheDir, `the graph cache cannot be written (${code})`, { cause: error });
+		}
+		throw error;
+	} finally {
+		if (existsSync(temporary)) rmSync(temporary, { recursive: true, force: true });
+	}
+	return { modelPath, built: true };
+}

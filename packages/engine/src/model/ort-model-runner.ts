@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Executes prefill chunks and decode steps of a built graph. All memory that ONNX Runtime reads and writes is
+// ours and bound once; a step writes its few integers and runs.
+
+import { rotaryCaches } from "../onnx/rope-cache.js";
+import { ElementType, type OrtBinding, OrtSession, type OrtSessionOptions, OrtTensor } from "../ort/ort-session.js";
+import { KvMemory } from "./kv-memory.js";
+import type { ModelConfig, ModelRunner } from "./model-runner.js";
+
+/** What the runner is made of. */
+export interface OrtModelRunnerOptions extends OrtSessionOptions {
+	readonly config: ModelConfig;
+	readonly numSlots: number;
+	/** Tokens per slot. */
+	readonly maxModelLen: number;
+}
+
+/** A ModelRunner on ONNX Runtime's CPU provider. */
+export class OrtModelRunner implements ModelRunner {
+	readonly config: ModelConfig;
+	readonly numSlots: number;
+	readonly maxModelLen: number;
+	readonly kvBytesPerToken: number;
+	readonly #session: OrtSession;
+	readonly #kv: KvMemory;
+	readonly #cos: OrtTensor;
+	readonly #sin: OrtTensor;
+	/** Keeps the memory of the two tensors above. */
+	readonly #rotary: { cos: Float32Array; sin: Float32Array };
+	/** New token ids of a call; grows to the longest chunk. */
+	#ids = new Int32Array(64);
+	readonly #seqlens: Int32Array;
+	readonly #total = new Int32Array(1);
+	readonly #totalTensor: OrtTensor;
+	/** Row numbers of wanted logits; decode wants 0..batch-1. */
+	#rows: Int32Array;
+	#logits: Float32Array;
+	readonly #decodeBindings: (OrtBinding | undefined)[] = [];
+	readonly #prefillBindings: (OrtBinding | undefined)[] = [];
+
+	/** @throws OrtError when the graph cannot be loaded, RangeError when the cache does not fit. */
+	constructor(modelPath: string, options: OrtModelRunnerOptions) {
+		this.config = options.config;
+		this.numSlots = options.numSlots;
+		this.maxModelLen = options.maxModelLen;
+		this.#kv = new KvMemory(options.config, options.numSlots, options.maxModelLen);
+		this.kvBytesPerToken = this.#kv.bytesPerToken;
+		this.#session = new OrtSession(modelPath, options);
+		const pairs = this.config.headDim / 2;
+		this.#rotary = rotaryCaches(this.config, this.maxModelLen);
+		const rotaryShape = [this.maxModelLen, pairs];
+		this.#cos = this.#floats(this.#rotary.cos, rotaryShape);
+		this.#sin = this.#floats(this.#rotary.sin, rotaryShape);
+		this.#totalTensor = this.#ints(this.#total, [1]);
+		this.#seqlens = new Int32Array(this.numSlots);
+		this.#rows = Int32Array.from({ length: this.numSlots }, (_, i) => i);
+		this.#logits = new Float32Array(this.numSlots * this.config.vocabSize);
+	}
+
+	#floats(memory: Float32Array, shape: readonly number[]): OrtTensor {
+		return new OrtTensor(ElementType.FLOAT, shape, memory, memory.byteLength);
+	}
+
+	#ints(memory: Int32Array, shape: readonly number[]): OrtTensor {
+		return new OrtTensor(ElementType.INT32, shape, memory, memory.byteLength);
+	}
+
+	/** Binds what stays the same for `batch` slots from `slot` on: cache in place, rotary tables, lengths. */
+	#createBinding(slot: number, batch: number): OrtBinding {
+		const binding = this.#session.createBinding();
+		const bound = (side: "input" | "output", name: string, tensor: OrtTensor, keep = false) => {
+			binding[side](name, tensor);
+			if (!keep) tensor.release();
+		};
+		const { numKvHeads, headDim, numLayers } = this.config;
+		const shape = [batch, numKvHeads, this.maxModelLen, headDim];
+		const { slotSize } = this.#kv;
+		for (let i = 0; i < numLayers * 2; i++) {
+			const side = i % 2 === 0 ? "key" : "value";
+			const view = this.#kv.arrays[i]!.subarray(slot * slotSize, (slot + batch) * slotSize);
+			const tensor = this.#floats(view, shape);
+			bound("input", `past_key_values.${i >> 1}.${side}`, tensor, true);
+			bound("output", `present.${i >> 1}.${side}`, tensor);
+		}
+		bound("input", "cos_cache", this.#cos, true);
+		bound("input", "sin_cache", this.#sin, true);
+		bound("input", "total_sequence_length", this.#totalTensor, true);
+		bound("input", "seqlens_k", this.#ints(this.#seqlens.subarray(0, batch), [batch]));
+		return binding;
+	}
+
+	/** Binds the parts of a call that depend on its number of tokens and wanted logits. */
+	#bindTokens(binding: OrtBinding, batch: number, sequence: number, firstRow: number, rows: number): void {
+		const ids = this.#ints(this.#ids.subarray(0, batch * sequence), [batch, sequence]);
+		binding.input("input_ids", ids);
+		ids.release();
+		const rowNumbers = this.#ints(this.#rows.subarray(firstRow, firstRow + rows), [rows]);
+		binding.input("rows", rowNumbers);
+		rowNumbers.release();
+		const { vocabSize } = this.config;
+		const logits = this.#floats(this.#logits.subarray(0, rows * vocabSize), [rows, vocabSize]);
+		binding.output("logits", logits);
+		logits.release();
+	}
+
+	#decodeBinding(batch: number): OrtBinding {
+		let binding = this.#decodeBindings[batch];
+		if (!binding) {
+			binding = this.#createBinding(0, batch);
+			this.#bindTokens(binding, batch, 1, 0, batch);
+			this.#decodeBindings[batch] = binding;
+		}
+		return binding;
+	}
+
+	/** Runs one chunk with the logits of its last `wanted` tokens. */
+	#prefill(slot: number, tokenIds: Int32Array, start: number, wanted: number): void {
+		const count = tokenIds.length;
+		if (!(slot >= 0 && slot < this.numSlots)) throw new RangeError(`slot ${slot} is not one of ${this.numSlots}`);
+		if (count === 0 || start < 0 || start + count > this.maxModelLen) {
+			throw new RangeError(`${count} tokens at position ${start} do not fit a slot of ${this.maxModelLen}`);
+		}
+		this.#reserve(count, wanted);
+		this.#ids.set(tokenIds);
+		this.#seqlens[0] = start + count - 1;
+		this.#total[0] = start + count;
+		let binding = this.#prefillBindings[slot];
+		if (!binding) {
+			binding = this.#createBinding(slot, 1);
+			this.#prefillBindings[slot] = binding;
+		}
+		this.#bindTokens(binding, 1, count, count - wanted, wanted);
+		this.#session.run(binding);
+	}
+
+	/** Grows the memory of token ids, row numbers and logits; decode bindings point into it and are made anew. */
+	#reserve(tokens: number, rows: number): void {
+		const { vocabSize } = this.config;
+		if (tokens <= this.#ids.length && tokens <= this.#rows.length && rows * vocabSize <= this.#logits.length) return;
+		for (const binding of this.#decodeBindings) binding?.release();
+		this.#decodeBindings.length = 0;
+		const length = Math.max(tokens, this.#ids.length, this.#rows.length);
+		this.#ids = new Int32Array(length);
+		this.#rows = Int32Array.from({ length }, (_, i) => i);
+		if (rows * vocabSize > this.#logits.length) this.#logits = new Float32Array(rows * vocabSize);
+	}
+
+	prefill(slot: number, tokenIds: Int32Array, start: number, wantLogits: boolean): Float32Array | undefined {
+		this.#prefill(slot, tokenIds, start, wantLogits ? 1 : 0);
+		return wantLogits ? this.#logits.subarray(0, this.config.vocabSize) : undefined;
+	}
+
+	prefillAllLogits(slot: number, tokenIds: Int32Array, start: number): Float32Array {
+		this.#prefill(slot, tokenIds, start, tokenIds.length);
+		return this.#logits.subarray(0, tokenIds.length * this.config.vocabSize);
+	}
+
+	decode(batch: number, tokenIds: Int32Array, lengths: Int32Array): Float32Array {
+		if (!(batch >= 1 && batch <= this.numSlots)) throw new RangeError(`a batch of ${batch} does not fit`);
+		if (this.#ids.length < batch) this.#reserve(batch, batch);
+		let longest = 0;
+		for (let i = 0; i < batch; i++) {
+			const length = lengths[i]!;
+			if (!(length >= 0 && length < this.maxModelLen)) {
+				throw new RangeError(`slot ${i} has ${length} tokens: no room for one more in ${this.maxModelLen}`);
+			}
+			this.#ids[i] = tokenIds[i]!;
+			this.#seqlens[i] = length;
+			if (length > longest) longest = length;
+		}
+		this.#total[0] = longest + 1;
+		this.#session.run(this.#decodeBinding(batch));
+		return this.#logits.subarray(0, batch * this.config.vocabSize);
+	}
+
+	copySlot(from: number, to: number, length: number): void {
+		this.#kv.copySlot(from, to, length);
+	}
+
+	close(): void {
+		for (const binding of [...this.#decodeBindings, ...this.#prefillBindings]) binding?.release();
+		this.#decodeBindings.length = 0;
+		this.#prefillBindings.length = 0;
+		for (const tensor of [this.#cos, this.#sin, this.#totalTensor]) tensor.release();
+		this.#session.close();
+	}
+}

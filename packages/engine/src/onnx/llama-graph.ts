@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decoder of the Llama family as an ONNX graph. Activations are [tokens, width]: the batch and sequence
+// dimensions appear only around attention, which needs them.
+//
+// Inputs: input_ids [batch, sequence] int32; seqlens_k [batch] int32, the index of each row's last token;
+// total_sequence_length int32, the longest row with its new tokens; rows [rows] int32, the tokens whose
+// logits are wanted, counted over batch * sequence; cos_cache and sin_cache [positions, headDim / 2];
+// past_key_values.N.key / .value [batch, kvHeads, maxLength, headDim] per layer.
+// Outputs: logits [rows, vocabulary]; present.N.key / .value, to be bound to the same memory as the past.
+
+import type { ModelConfig, Quantization } from "../model/model-runner.js";
+import { ModelFileError } from "../weights/model-file-error.js";
+import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
+import { blocksPerRow } from "./block-quantize.js";
+import {
+	declareBlocks,
+	type MatrixFormat,
+	matrixFormat,
+	type StoredMatrix,
+	sameFormat,
+	writeMatrix,
+} from "./matrix-writer.js";
+import { MICROSOFT, OnnxModel, OnnxType } from "./onnx-model.js";
+import type { WeightsWriter } from "./weights-writer.js";
+
+/** Changes whenever the same model would give another graph: old cached graphs are then not used. */
+export const GRAPH_VERSION = 1;
+
+/** Names of a layer's tensors below `model.layers.N.`. */
+const LAYER = {
+	attentionNorm: "input_layernorm.weight",
+	q: "self_attn.q_proj.weight",
+	k: "self_attn.k_proj.weight",
+	v: "self_attn.v_proj.weight",
+	o: "self_attn.o_proj.weight",
+	mlpNorm: "post_attention_layernorm.weight",
+	gate: "mlp.gate_proj.weight",
+	up: "mlp.up_proj.weight",
+	down: "mlp.down_proj.weight",
+} as const;
+
+const EMBEDDING = "model.embed_tokens.weight";
+const OUTPUT_NORM = "model.norm.weight";
+const OUTPUT = "lm_head.weight";
+
+/** What building a graph needs. */
+export interface GraphOptions {
+	readonly config: ModelConfig;
+	readonly source: WeightSource;
+	readonly quantization: Quantization;
+	readonly writer: WeightsWriter;
+	/** Name of the writer's file, relative to where the model will lie. */
+	readonly weightsFile: string;
+	onProgress?(fraction: number): void;
+}
+
+/** True where the output matrix is the embedding: the configuration says so, or there is no other. */
+export function outputIsEmbedding(config: ModelConfig, source: WeightSource): boolean {
+	return config.tieWordEmbeddings || !source.tensors.has(OUTPUT);
+}
+
+class LlamaGraphBuilder {
+	readonly #options: GraphOptions;
+	readonly #model: OnnxModel;
+	/** Block sums of an activation, by its name and block size: shared by all matrices that read it. */
+	readonly #blockSums = new Map<string, string>();
+
+	constructor(options: GraphOptions) {
+		this.#options = options;
+		this.#model = new OnnxModel("llama", options.weightsFile);
+	}
+
+	#tensor(name: string, rows: number, columns: number): WeightTensor {
+		const tensor = this.#options.source.tensors.get(name);
+		if (!tensor) throw new ModelFileError("model", `the tensor ${name} is missing`);
+		if (tensor.rows !== rows || tensor.columns !== columns) {
+			throw new ModelFileError(
+				"model",
+				`the tensor ${name} is ${tensor.rows} x ${tensor.columns}; the configuration needs ${rows} x ${columns}`,
+			);
+		}
+		return tensor;
+	}
+
+	#format(tensor: WeightTensor, role: "layer" | "vocabulary"): MatrixFormat {
+		return matrixFormat(tensor.type, this.#options.quantization, role);
+	}
+
+	/** The weights of a norm. */
+	#vector(name: string): string {
+		const { hiddenSize } = this.#options.config;
+		this.#tensor(name, 1, hiddenSize);
+		const data = this.#options.writer.tensor(this.#options.source.readRows(name, 0, 1));
+		return this.#model.initializer(name, OnnxType.FLOAT, [hiddenSize], data);
+	}
+
+	/** x [tokens, columns] times a stored matrix [rows, columns] transposed; the result may be given a name. */
+	#multiply(x: string, name: string, matrix: StoredMatrix, output?: string): string {
+		const model = this.#model;
+		const named = output ? { outputs: [output] } : {};
+		const { format, rows, columns } = matrix;
+		if (format.kind === "float") {
+			const weight = model.initializer(name, OnnxType.FLOAT, [rows, columns], matrix.data);
+			return model.node("Gemm", [x, weight], { ...named, attributes: { transB: 1 } });
+		}
+		const { packed, scales } = declareBlocks(model, name, matrix);
+		const product = model.node("MatMulNBits", [x, packed, scales], {
+			...(matrix.offsets ? {} : named),
+			domain: MICROSOFT,
+			attributes: { K: columns, N: rows, bits: format.bits, block_size: format.blockSize, accuracy_level: 4 },
+		});
+		if (!matrix.offsets) return product;
+		const blocks = blocksPerRow(columns, format.blockSize);
+		const offsets = model.initializer(`${name}.offset`, OnnxType.FLOAT, [rows, blocks], matrix.offsets);
+		const sums = this.#blockSum(x, blocks, format.blockSize);
+		return model.node("Gemm", [sums, offsets, product], { ...named, attributes: { transB: 1 } });
+	}
+
+	#blockSum(x: string, blocks: number, blockSize: number): string {
+		const key = `${x}/${blockSize}`;
+		let sums = this.#blockSums.get(key);
+		if (!sums) {
+			const shape = `shape_${blocks}_${blockSize}`;
+			if (!this.#blockSums.has(shape)) {
+				this.#blockSums.set(shape, this.#model.int64Constant(shape, [-1, blocks, blockSize]));
+			}
+			const parts = this.#model.node("Reshape", [x, shape]);
+			sums = this.#model.node("ReduceSum", [parts, "last_axis"], { attributes: { keepdims: 0 } });
+			this.#blockSums.set(key, sums);
+		}
+		return sums;
+	}
+
+	/** One product with several tensors side by side; packed into one matrix where their formats allow it. */
+	#linear(x: string, name: string, tensors: readonly WeightTensor[]): string {
+		const { source, writer } = this.#options;
+		const formats = tensors.map((tensor) => this.#format(tensor, "layer"));
+		if (formats.every((format) => sameFormat(format, formats[0]!))) {
+			return this.#multiply(x, name, writeMatrix(writer, source, tensors, formats[0]!));
+		}
+		const parts = tensors.map((tensor, i) =>
+			this.#multiply(x, `${name}.${i}`, writeMatrix(writer, source, [tensor], formats[i]!)),
+		);
+		return this.#model.node("Concat", parts, { attributes: { axis: 1 } });
+	}
+
+	/** Adds `x` to the residual and normalizes. */
+	#addAndNormalize(x: string, residual: string, norm: string): { normalized: string; residual: string } {
+		const normalized = `${norm}.out`;
+		const sum = `${norm}.residual`;
+		this.#model.node("SkipSimplifiedLayerNormalization", [x, residual, this.#vector(norm)], {
+			domain: MICROSOFT,
+			outputs: [normalized, "", "", sum],
+			attributes: { epsilon: { float: this.#options.config.rmsNormEps } },
+		});
+		return { normalized, residual: sum };
+	}
+
+	/** Looks up token ids [batch, sequence] and gives [batch * sequence, hidden]. */
+	#embed(matrix: StoredMatrix, ids: string): string {
+		const model = this.#model;
+		const { vocabSize, hiddenSize } = this.#options.config;
+		const flat = model.node("Reshape", [ids, "flat_shape"]);
+		const { format } = matrix;
+		if (format.kind === "float") {
+			const weight = model.initializer("embedding", OnnxType.FLOAT, [vocabSize, hiddenSize], matrix.data);
+			return model.node("Gather", [weight, flat], { attributes: { axis: 0 } });
+		}
+		// The same bytes as the output matrix where that is shared, under the two-dimensional shape that this one wants.
+		const width = (hiddenSize * format.bits) / 8;
+		const packed = model.initializer("embedding.q", OnnxType.UINT8, [vocabSize, width], matrix.data);
+		const blocks = blocksPerRow(hiddenSize, format.blockSize);
+		const scales = model.initializer("embedding.scale", OnnxType.FLOAT, [vocabSize, blocks], matrix.scales!);
+		return model.node("GatherBlockQuantized", [packed, flat, scales], {
+			domain: MICROSOFT,
+			attributes: { gather_axis: 0, quantize_axis: 1, block_size: format.blockSize, bits: format.bits },
+		});
+	}
+
+	/** Formats that the embedding lookup can read; others are looked up in fp32, which is as exact. */
+	#embeddingFormat(tensor: WeightTensor): MatrixFormat {
+		const format = this.#format(tensor, "vocabulary");
+		const readable = format.kind === "blocks" && !format.offsets && tensor.columns % format.blockSize === 0;
+		return readable ? format : { kind: "float" };
+	}
+
+	build(): Uint8Array {
+		const { config, source, writer } = this.#options;
+		const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, vocabSize, numLayers } = config;
+		const model = this.#model;
+		const ids = model.input("input_ids", OnnxType.INT32, ["batch", "sequence"]);
+		const seqlens = model.input("seqlens_k", OnnxType.INT32, ["batch"]);
+		const total = model.input("total_sequence_length", OnnxType.INT32, [1]);
+		const rows = model.input("rows", OnnxType.INT32, ["rows"]);
+		const cos = model.input("cos_cache", OnnxType.FLOAT, ["positions", headDim / 2]);
+		const sin = model.input("sin_cache", OnnxType.FLOAT, ["positions", headDim / 2]);
+		model.output("logits", OnnxType.FLOAT, ["rows", vocabSize]);
+
+		model.int64Constant("flat_shape", [-1]);
+		model.int64Constant("last_axis", [-1]);
+		const qkvWidth = (numHeads + 2 * numKvHeads) * headDim;
+		const attentionWidth = numHeads * headDim;
+		model.int64Constant("qkv_width", [qkvWidth]);
+		model.int64Constant("attention_shape", [-1, attentionWidth]);
+		const idsShape = model.node("Shape", [ids]);
+		const qkvShape = model.node("Concat", [idsShape, "qkv_width"], { attributes: { axis: 0 } });
+
+		const embedding = this.#tensor(EMBEDDING, vocabSize, hiddenSize);
+		const embeddingFormat = this.#embeddingFormat(embedding);
+		const embeddingMatrix = writeMatrix(writer, source, [embedding], embeddingFormat);
+		let residual = this.#embed(embeddingMatrix, ids);
+		let x = model.node(
+			"SimplifiedLayerNormalization",
+			[residual, this.#vector(`model.layers.0.${LAYER.attentionNorm}`)],
+			{
+				attributes: { axis: -1, epsilon: { float: config.rmsNormEps } },
+			},
+		);
+
+		for (let layer = 0; layer < numLayers; layer++) {
+			const prefix = `model.layers.${layer}.`;
+			const at = (name: string, height: number, width: number) => this.#tensor(prefix + name, height, width);
+			const qkv = this.#linear(x, `${prefix}qkv`, [
+				at(LAYER.q, attentionWidth, hiddenSize),
+				at(LAYER.k, numKvHeads * headDim, hiddenSize),
+				at(LAYER.v, numKvHeads * headDim, hiddenSize),
+			]);
+			const qkvRows = model.node("Reshape", [qkv, qkvShape]);
+			const cacheShape = ["batch", numKvHeads, "max_length", headDim];
+			const cache = (side: string, end: "input" | "output") =>
+				model[end](`${end === "input" ? "past_key_values" : "present"}.${layer}.${side}`, OnnxType.FLOAT, cacheShape);
+			const attention = model.node(
+				"GroupQueryAttention",
+				[qkvRows, "", "", cache("key", "input"), cache("value", "input"), seqlens, total, cos, sin],
+				{
+					domain: MICROSOFT,
+					outputs: [`${prefix}attention`, cache("key", "output"), cache("value", "output")],
+					attributes: {
+						num_heads: numHeads,
+						kv_num_heads: numKvHeads,
+						do_rotary: 1,
+						rotary_interleaved: 0,
+						scale: { float: 1 / Math.sqrt(headDim) },
+					},
+				},
+			);
+			let mixed = model.node("Reshape", [attention, "attention_shape"]);
+			if (layer === numLayers - 1) {
+				// From here on only the tokens whose logits are wanted matter.
+				mixed = model.node("Gather", [mixed, rows], { attributes: { axis: 0 } });
+				residual = model.node("Gather", [residual, rows], { attributes: { axis: 0 } });
+			}
+			const projected = this.#linear(mixed, `${prefix}o`, [at(LAYER.o, hiddenSize, attentionWidth)]);
+			const middle = this.#addAndNormalize(projected, residual, prefix + LAYER.mlpNorm);
+			const gate = this.#linear(middle.normalized, `${prefix}gate`, [at(LAYER.gate, intermediateSize, hiddenSize)]);
+			const up = this.#linear(middle.normalized, `${prefix}up`, [at(LAYER.up, intermediateSize, hiddenSize)]);
+			const silu = model.node("QuickGelu", [gate], { domain: MICROSOFT, attributes: { alpha: { float: 1 } } });
+			const product = model.node("Mul", [silu, up]);
+			const down = this.#linear(product, `${prefix}down`, [at(LAYER.down, hiddenSize, intermediateSize)]);
+			const nextNorm = layer + 1 < numLayers ? `model.layers.${layer + 1}.${LAYER.attentionNorm}` : OUTPUT_NORM;
+			const next = this.#addAndNormalize(down, middle.residual, nextNorm);
+			residual = next.residual;
+			x = next.normalized;
+			this.#options.onProgress?.((layer + 1) / (numLayers + 1));
+		}
+
+		const outputTensor = outputIsEmbedding(config, source) ? embedding : this.#tensor(OUTPUT, vocabSize, hiddenSize);
+		const outputFormat = this.#format(outputTensor, "vocabulary");
+		const shared = outputTensor === embedding && sameFormat(outputFormat, embeddingFormat);
+		const outputMatrix = shared ? embeddingMatrix : writeMatrix(writer, source, [outputTensor], outputFormat);
+		this.#multiply(x, "output", outputMatrix, "logits");
+		this.#options.onProgress?.(1);
+		return model.serialize();
+	}
+}
+
+/**
+ * Builds the graph; the weights go to `options.writer`.
+ * @returns the bytes of the .onnx file.
+ * @throws ModelFileError when a tensor is missing, has the wrong shape or cannot be read.
+ */
+export function buildLlamaGraph(options: GraphOptions): Uint8Array {
+	return new LlamaGraphBuilder(options).build();
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts a weight matrix into the graph's files in the format that was chosen for it.
+
+import type { Quantization } from "../model/model-runner.js";
+import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
+import {
+	blocksPerRow,
+	type QuantizedRows,
+	quantize4,
+	quantize8,
+	repackQ4_0,
+	repackQ4_1,
+	repackQ8_0,
+} from "./block-quantize.js";
+import { type ExternalLocation, type OnnxModel, OnnxType } from "./onnx-model.js";
+import type { WeightsWriter } from "./weights-writer.js";
+
+/** How a matrix is stored in the graph. */
+export type MatrixFormat =
+	| { readonly kind: "float" }
+	| {
+			readonly kind: "blocks";
+			readonly bits: 4 | 8;
+			readonly blockSize: number;
+			/** The file's own blocks, unchanged; else they are made from the fp32 values. */
+			readonly asStored: boolean;
+			/** Each block also has a number that is added to its weights. */
+			readonly offsets: boolean;
+	  };
+
+/** Rows handled at a time are limited to this many weights: bounds the memory of a build. */
+const CHUNK_WEIGHTS = 1 << 22;
+
+const AS_STORED = {
+	Q8_0: { kind: "blocks", bits: 8, blockSize: 32, asStored: true, offsets: false },
+	Q4_0: { kind: "blocks", bits: 4, blockSize: 32, asStored: true, offsets: false },
+	Q4_1: { kind: "blocks", bits: 4, blockSize: 32, asStored: true, offsets: true },
+} as const satisfies Record<string, MatrixFormat>;
+
+const FLOAT: MatrixFormat = { kind: "float" };
+const INT8: MatrixFormat = { kind: "blocks", bits: 8, blockSize: 64, asStored: false, offsets: false };
+const INT4: MatrixFormat = { kind: "blocks", bits: 4, blockSize: 32, asStored: false, offsets: false };
+
+/**
+ * Chooses the format of a matrix.
+ * - none: fp32, exact for every stored type;
+ * - auto: blocks of the file exactly as stored, float weights as 8 bits in blocks of 64;
+ * - int8: 8 bits in blocks of 64, Q8_0 as stored;
+ * - int4: 4 bits in blocks of 32 and every stored block format as it is; embedding and output matrix stay at
+ *   8 bits, since errors there reach the logits directly.
+ */
+export function matrixFormat(
+	type: WeightTensor["type"],
+	quantization: Quantization,
+	role: "layer" | "vocabulary",
+): MatrixFormat {
+	if (quantization === "none") return FLOAT;
+	if (quantization === "int8") return type === "Q8_0" ? AS_STORED.Q8_0 : INT8;
+	if (type in AS_STORED) return AS_STORED[type as keyof typeof AS_STORED];
+	return quantization === "int4" && role === "layer" ? INT4 : INT8;
+}
+
+/** True where two formats can share one packed matrix. */
+export function sameFormat(a: MatrixFormat, b: MatrixFormat): boolean {
+	return JSON.stringify(a) === JSON.stringify(b);
+}
+
+/** Where the parts of a matrix lie. */
+export interface StoredMatrix {
+	readonly format: MatrixFormat;
+	readonly rows: number;
+	readonly columns: number;
+	/** fp32 [rows, columns], or packed integers [rows, blocks, bytes]. */
+	readonly data: ExternalLocation;
+	/** [rows, blocks] of a block format. */
+	readonly scales?: ExternalLocation;
+	/** [rows, blocks] of a block format with offsets. */
+	readonly offsets?: ExternalLocation;
+}
+
+function quantizedRows(
+	source: WeightSource,
+	tensor: WeightTensor,
+	format: MatrixFormat,
+	first: number,
+	count: number,
+): QuantizedRows {
+	if (format.kind === "float") throw new TypeError("a float matrix has no blocks");
+	if (format.asStored) {
+		const raw = source.readRaw(tensor.name, first, count);
+		if (tensor.type === "Q8_0") return repackQ8_0(raw);
+		return tensor.type === "Q4_0" ? repackQ4_0(raw) : repackQ4_1(raw);
+	}
+	const values = source.readRows(tensor.name, first, count);
+	return format.bits === 8
+		? quantize8(values, tensor.columns, format.blockSize)
+		: quantize4(values, tensor.columns, format.blockSize);
+}
+
+/**
+ * Writes the rows of one or more tensors, one below the other, as one matrix.
+ * @throws ModelFileError when a tensor cannot be read.
+ */
+export function writeMatrix(
+	writer: WeightsWriter,
+	source: WeightSource,
+	tensors: readonly WeightTensor[],
+	format: MatrixFormat,
+): StoredMatrix {
+	const columns = tensors[0]!.columns;
+	const rows = tensors.reduce((sum, tensor) => sum + tensor.rows, 0);
+	const chunkRows = Math.max(1, Math.floor(CHUNK_WEIGHTS / columns));
+	const scales: Float32Array[] = [];
+	const offsets: Float32Array[] = [];
+	writer.begin();
+	for (const tensor of tensors) {
+		for (let first = 0; first < tensor.rows; first += chunkRows) {
+			const count = Math.min(chunkRows, tensor.rows - first);
+			if (format.kind === "float") {
+				writer.write(source.readRows(tensor.name, first, count));
+				continue;
+			}
+			const quantized = quantizedRows(source, tensor, format, first, count);
+			writer.write(quantized.packed);
+			scales.push(quantized.scales);
+			if (quantized.offsets) offsets.push(quantized.offsets);
+		}
+	}
+	const data = writer.end();
+	const writeParts = (parts: readonly Float32Array[]): ExternalLocation => {
+		writer.begin();
+		for (const part of parts) writer.write(part);
+		return writer.end();
+	};
+	return {
+		format,
+		rows,
+		columns,
+		data,
+		...(scales.length > 0 && { scales: writeParts(scales) }),
+		...(offsets.length > 0 && { offsets: writeParts(offsets) }),
+	};
+}
+
+/** Declares the packed integers in the three dimensions that MatMulNBits wants. */
+export function declareBlocks(
+	model: OnnxModel,
+	name: string,
+	matrix: StoredMatrix,
+): { packed: string; scales: string } {
+	const { format, rows, columns } = matrix;
+	if (format.kind === "float") throw new TypeError("a float matrix has no blocks");
+	const blocks = blocksPerRow(columns, format.blockSize);
+	return {
+		packed: model.initializer(
+			`${name}.q`,
+			OnnxType.UINT8,
+			[rows, blocks, (format.blockSize * format.bits) / 8],
+			matrix.data,
+		),
+		scales: model.initializer(`${name}.scale`, OnnxType.FLOAT, [rows, blocks], matrix.scales!),
+	};
+}
