@@ -4,5 +4,12 @@
 export * from "./engine-core.js";
 export * from "./index.js";
 export { type FakeModelOptions, FakeModelRunner } from "./mock/fake-model-runner.js";
+export { loadModelRunner } from "./model/load-model-runner.js";
+export * from "./model/model-runner.js";
+export { describeModel, type ModelDescription } from "./model/open-model.js";
+export { OrtError, type OrtErrorCode } from "./ort/ort-error.js";
 export * from "./sampler.js";
 export * from "./scheduler.js";
+export type { GgufArray, GgufValue } from "./weights/gguf-header.js";
+export { ModelFileError } from "./weights/model-file-error.js";
+export type { WeightType } from "./weights/weight-source.js";
