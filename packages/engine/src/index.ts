@@ -15,3 +15,4 @@ export type {
 	TopLogprob,
 } from "./engine.js";
 export { createEngineThread, type EngineThreadOptions } from "./engine-thread.js";
+export { createMockEngine, type MockEngineOptions } from "./mock/mock-engine.js";

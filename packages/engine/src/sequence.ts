@@ -83,6 +83,11 @@ export class Sequence implements SamplerInput {
 		return this.outputLength < this.minTokens ? this.endIds : NO_IDS;
 	}
 
+	/** Whether the sequence ends when this token is drawn. */
+	isEndId(token: number): boolean {
+		return this.endIds.length > 0 && this.endIds.includes(token);
+	}
+
 	/**
 	 * Adds a generated token.
 	 * @returns why the sequence ends with it, or undefined.
