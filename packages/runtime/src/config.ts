@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DynamoError, ENV, type RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
 import type { DiscoveryBackend } from "./discovery/discovery.js";
+import type { MemStore } from "./discovery/mem.js";
 
 /** How a process logs. */
 export interface LogConfig {
@@ -11,8 +14,6 @@ export interface LogConfig {
 	readonly ansi: boolean;
 	/** Local time with offset instead of UTC. */
 	readonly localTime: boolean;
-	/** Written into every JSONL line as `service`; absent when unset. */
-	readonly service?: string;
 }
 
 /** Everything that the runtime of one process can be told. All times are milliseconds, all sizes bytes. */
@@ -20,6 +21,8 @@ export interface RuntimeConfig {
 	readonly discoveryBackend: DiscoveryBackend;
 	/** Folder of the file backend. */
 	readonly fileKvRoot: string;
+	/** The store of the mem backend; absent: the one that all runtimes of this process share. */
+	readonly memStore?: MemStore;
 	readonly requestPlane: "tcp";
 	/** What our endpoint records ask clients to send. */
 	readonly requestPlaneCodec: RequestPlaneCodec;
@@ -36,6 +39,7 @@ export interface RuntimeConfig {
 	readonly tcpPoolSize: number;
 	/** Unused request connections are closed after this. */
 	readonly tcpPoolIdleMs: number;
+	/** Largest request frame taken or sent, headers and lengths included. */
 	readonly tcpMaxMessageBytes: number;
 	/** From sending a request to the first item; 0 for none. */
 	readonly firstResponseTimeoutMs: number;
@@ -48,6 +52,8 @@ export interface RuntimeConfig {
 	readonly systemHost: string;
 	/** -1: no system server, 0: any port. */
 	readonly systemPort: number;
+	readonly systemHealthPath: string;
+	readonly systemLivePath: string;
 	/** Ready from the start, before any endpoint is. */
 	readonly startsReady: boolean;
 	/** After leaving discovery, requests are still taken for this long. */
@@ -55,4 +61,110 @@ export interface RuntimeConfig {
 	/** Longest wait for requests under way at shutdown. */
 	readonly shutdownTimeoutMs: number;
 	readonly log: LogConfig;
+}
+
+const MiB = 1024 * 1024;
+
+/**
+ * Reads the runtime's settings from environment variables; an absent or empty one gives the default.
+ * @throws DynamoError `InvalidArgument` that names the variable, its value and what is valid.
+ */
+export function runtimeConfigFromEnv(env: Readonly<Record<string, string | undefined>> = process.env): RuntimeConfig {
+	const read = new EnvReader(env);
+	return {
+		discoveryBackend: read.choice(ENV.DYN_DISCOVERY_BACKEND, ["file", "mem"], "file"),
+		fileKvRoot: read.text(ENV.DYN_FILE_KV, join(tmpdir(), "dynamo_store_kv")),
+		requestPlane: read.choice(ENV.DYN_REQUEST_PLANE, ["tcp"], "tcp"),
+		requestPlaneCodec: read.choice(ENV.DYN_REQUEST_PLANE_CODEC, ["msgpack", "json"], "msgpack"),
+		tcpRpcHost: read.text(ENV.DYN_TCP_RPC_HOST, "127.0.0.1"),
+		tcpRpcPort: read.integer(ENV.DYN_TCP_RPC_PORT, 0, 0, 65535),
+		tcpResponseHost: read.text(ENV.DYN_TCP_RESPONSE_STREAM_HOST, "127.0.0.1"),
+		tcpResponsePort: read.integer(ENV.DYN_TCP_RESPONSE_STREAM_PORT, 0, 0, 65535),
+		tcpConnectTimeoutMs: read.seconds(ENV.DYN_TCP_CONNECT_TIMEOUT, 5),
+		tcpRequestTimeoutMs: read.seconds(ENV.DYN_TCP_REQUEST_TIMEOUT, 5),
+		tcpPoolSize: read.integer(ENV.DYN_TCP_POOL_SIZE, 100, 1, 65535),
+		tcpPoolIdleMs: read.seconds(ENV.DYN_TCP_POOL_IDLE_SECS, 300),
+		tcpMaxMessageBytes: read.integer(ENV.DYN_TCP_MAX_MESSAGE_SIZE, 32 * MiB, 1024, 0x7fff_ffff),
+		firstResponseTimeoutMs: read.seconds(ENV.DYN_REQUEST_FIRST_RESPONSE_TIMEOUT_SECS, 300),
+		idleTimeoutMs: read.seconds(ENV.DYN_REQUEST_IDLE_TIMEOUT_SECS, 120),
+		maxBufferedResponseBytes: read.integer(ENV.DYN_TCP_RESPONSE_BUFFER_SIZE, 16 * MiB, 1024, 0x7fff_ffff),
+		inhibitedDurationMs: read.seconds(ENV.DYN_RUNTIME_INHIBITED_DURATION_SECS, 5),
+		systemHost: read.text(ENV.DYN_SYSTEM_HOST, "0.0.0.0"),
+		systemPort: read.integer(ENV.DYN_SYSTEM_PORT, -1, -1, 65535),
+		systemHealthPath: read.text(ENV.DYN_SYSTEM_HEALTH_PATH, "/health"),
+		systemLivePath: read.text(ENV.DYN_SYSTEM_LIVE_PATH, "/live"),
+		startsReady: read.choice(ENV.DYN_SYSTEM_STARTING_HEALTH_STATUS, ["notready", "ready"], "notready") === "ready",
+		shutdownGraceMs: read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0),
+		shutdownTimeoutMs: read.seconds(
+			ENV.DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT,
+			read.seconds(ENV.DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 30) / 1000,
+		),
+		log: {
+			filter: read.text(ENV.DYN_LOG, "info"),
+			format: logFormat(read),
+			ansi: process.stderr.isTTY === true && !read.flag(ENV.DYN_SDK_DISABLE_ANSI_LOGGING, false),
+			localTime: read.flag(ENV.DYN_LOG_USE_LOCAL_TZ, false),
+		},
+	};
+}
+
+function logFormat(read: EnvReader): "readable" | "jsonl" {
+	const byFlag = read.flag(ENV.DYN_LOGGING_JSONL, false) ? "jsonl" : "readable";
+	return read.choice(ENV.DYN_LOGGING_CONSOLE_FORMAT, ["readable", "jsonl"], byFlag);
+}
+
+/** Reads typed values out of an environment; each refusal names the variable, the value and what is valid. */
+export class EnvReader {
+	readonly #env: Readonly<Record<string, string | undefined>>;
+
+	constructor(env: Readonly<Record<string, string | undefined>>) {
+		this.#env = env;
+	}
+
+	/** The text, or the fallback when the variable is absent or empty. */
+	text(name: string, fallback: string): string {
+		const value = this.#env[name];
+		return value === undefined || value === "" ? fallback : value;
+	}
+
+	/** One of the named values, in any case. */
+	choice<T extends string>(name: string, valid: readonly T[], fallback: T): T {
+		const value = this.text(name, fallback);
+		const found = valid.find((candidate) => candidate === value.toLowerCase());
+		if (found === undefined) throw bad(name, value, `one of ${valid.join(", ")}`);
+		return found;
+	}
+
+	/** A whole number within bounds, both included. */
+	integer(name: string, fallback: number, min: number, max: number): number {
+		const value = this.text(name, String(fallback));
+		const number = /^[+-]?\d+$/.test(value.trim()) ? Number(value) : Number.NaN;
+		if (!Number.isSafeInteger(number) || number < min || number > max) {
+			throw bad(name, value, `a whole number from ${min} to ${max}`);
+		}
+		return number;
+	}
+
+	/** Seconds (fractions allowed) as milliseconds. */
+	seconds(name: string, fallbackSeconds: number): number {
+		const value = this.text(name, String(fallbackSeconds));
+		const number = Number(value);
+		if (value.trim() === "" || !Number.isFinite(number) || number < 0 || number > 2_000_000) {
+			throw bad(name, value, "a number of seconds from 0 to 2000000");
+		}
+		return Math.round(number * 1000);
+	}
+
+	/** 1, true, yes, on; 0, false, no, off. */
+	flag(name: string, fallback: boolean): boolean {
+		const value = this.text(name, String(fallback)).toLowerCase();
+		if (["1", "true", "yes", "on"].includes(value)) return true;
+		if (["0", "false", "no", "off"].includes(value)) return false;
+		throw bad(name, value, "true or false");
+	}
+}
+
+function bad(name: string, value: string, valid: string): DynamoError {
+	const text = `${name}=${value} is not valid: it must be ${valid}`;
+	return new DynamoError("InvalidArgument", text, { publicMessage: text, param: name });
 }

@@ -7,11 +7,22 @@ export type {
 	ServedEndpoint,
 	ServeOptions,
 } from "./component.js";
-export type { LogConfig, RuntimeConfig } from "./config.js";
+export { EnvReader, type LogConfig, type RuntimeConfig, runtimeConfigFromEnv } from "./config.js";
 export type { Discovery, DiscoveryBackend, DiscoveryEvent, Watch } from "./discovery/discovery.js";
-export type { Health, SystemServer } from "./observability/health.js";
-export type { LogFields, Logger, LogLevel } from "./observability/logging.js";
-export type { Counter, Gauge, Histogram, MetricsRegistry, MetricVec } from "./observability/metrics.js";
+export { createMemStore, type MemStore } from "./discovery/mem.js";
+export type { Health } from "./observability/health.js";
+export { createLogger, type LineWriter, type LogFields, type Logger, type LogLevel } from "./observability/logging.js";
+export {
+	type Counter,
+	createMetricsRegistry,
+	type Gauge,
+	type Histogram,
+	METRICS_CONTENT_TYPE,
+	type MetricsLevelOptions,
+	type MetricsRegistry,
+	type MetricVec,
+} from "./observability/metrics.js";
+export type { SystemServer } from "./observability/system-server.js";
 export type {
 	ActiveRequest,
 	CancelKind,
@@ -23,3 +34,4 @@ export type {
 	ResponseWriter,
 } from "./request-plane/request-plane.js";
 export { DistributedRuntime } from "./runtime.js";
+export { installSignalHandlers, type SignalOptions } from "./signals.js";

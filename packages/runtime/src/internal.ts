@@ -1,1 +1,13 @@
-export {};
+// SPDX-License-Identifier: Apache-2.0
+export * from "./discovery/file.js";
+export * from "./discovery/mem.js";
+export * from "./index.js";
+export * from "./observability/health.js";
+export * from "./observability/log-filter.js";
+export * from "./observability/metrics.js";
+export * from "./observability/system-server.js";
+export * from "./request-plane/in-process.js";
+export * from "./request-plane/listen.js";
+export * from "./request-plane/request-plane.js";
+export * from "./request-plane/tcp-client.js";
+export * from "./request-plane/tcp-server.js";

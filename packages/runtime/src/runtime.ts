@@ -1,27 +1,296 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Namespace } from "./component.js";
-import type { RuntimeConfig } from "./config.js";
+import {
+	COMPONENT_METRICS,
+	DynamoError,
+	endpointPath,
+	idHex,
+	LABELS,
+	METRIC_PREFIXES,
+} from "@dynamo-ts/protocols/internal";
+import type { Endpoint, EndpointClient, Namespace, ServedEndpoint, ServeOptions } from "./component.js";
+import { type EndpointHost, NamespaceTree } from "./component-tree.js";
+import { type RuntimeConfig, runtimeConfigFromEnv } from "./config.js";
 import type { Discovery } from "./discovery/discovery.js";
-import type { Health, SystemServer } from "./observability/health.js";
-import type { Logger } from "./observability/logging.js";
-import type { MetricsRegistry } from "./observability/metrics.js";
+import { FileDiscovery } from "./discovery/file.js";
+import { MemDiscovery, type MemStore, sharedMemStore } from "./discovery/mem.js";
+import { DiscoveredEndpointClient } from "./endpoint-client.js";
+import { EndpointServer } from "./endpoint-server.js";
+import { createHealth, type Health } from "./observability/health.js";
+import { createLogger, type Logger } from "./observability/logging.js";
+import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
+import { type SystemServer, startSystemServer } from "./observability/system-server.js";
+import {
+	createEndpointObserver,
+	createProcessWorkMetrics,
+	type ProcessWorkMetrics,
+} from "./observability/work-handler-metrics.js";
+import { InProcessClient, InProcessServer } from "./request-plane/in-process.js";
+import type {
+	EndpointHandler,
+	EndpointObserver,
+	RequestPlaneClient,
+	RequestPlaneServer,
+} from "./request-plane/request-plane.js";
+import { TcpRequestPlaneClient } from "./request-plane/tcp-client.js";
+import { TcpRequestPlaneServer } from "./request-plane/tcp-server.js";
 
-/** The runtime of one process: discovery, request plane, metrics, logs, system server. */
-export abstract class DistributedRuntime {
-	abstract readonly config: RuntimeConfig;
-	abstract readonly instanceId: bigint;
-	abstract readonly log: Logger;
-	abstract readonly metrics: MetricsRegistry;
-	abstract readonly discovery: Discovery;
-	abstract readonly health: Health;
-	abstract readonly systemServer: SystemServer | undefined;
-	/** Aborted when shutdown begins. */
-	abstract readonly signal: AbortSignal;
-	/** @throws DynamoError `InvalidArgument` for bad settings, `Unavailable` for a taken port. */
-	static create(_config?: Partial<RuntimeConfig>): Promise<DistributedRuntime> {
-		throw new Error("being written");
+/** An item of the in-process plane counts as this many bytes against the limit of what may wait. */
+const IN_PROCESS_ITEM_BYTES = 256;
+
+/**
+ * The runtime of one process: discovery, request plane, metrics, logs, system server. Listeners are opened when they
+ * are first needed: a frontend never listens for requests, a worker never for responses.
+ */
+export class DistributedRuntime {
+	readonly config: RuntimeConfig;
+	readonly log: Logger;
+	readonly discovery: Discovery;
+	/** The process' u64 id; every record of it carries that. */
+	readonly instanceId: bigint;
+	/** Metrics of the whole process; its page is what the system server shows. */
+	readonly metrics: MetricsRegistry;
+	readonly health: Health;
+	readonly #memStore: MemStore | undefined;
+	readonly #abort = new AbortController();
+	readonly #namespaces: NamespaceTree;
+	readonly #served = new Set<EndpointServer>();
+	readonly #clients = new Set<DiscoveredEndpointClient>();
+	readonly #observers = new Map<Endpoint, EndpointObserver>();
+	#workMetrics: ProcessWorkMetrics | undefined;
+	#server: Promise<RequestPlaneServer> | undefined;
+	#client: Promise<RequestPlaneClient> | undefined;
+	#systemServer: SystemServer | undefined;
+	#shutdown: Promise<void> | undefined;
+
+	private constructor(config: RuntimeConfig, log: Logger, discovery: Discovery, memStore: MemStore | undefined) {
+		this.config = config;
+		this.log = log;
+		this.discovery = discovery;
+		this.instanceId = discovery.instanceId;
+		this.#memStore = memStore;
+		this.metrics = createMetricsRegistry(
+			{ prefix: METRIC_PREFIXES.component, labels: { [LABELS.workerId]: idHex(discovery.instanceId) } },
+			(error) => log.error("a metrics callback failed", { error }),
+		);
+		this.health = createHealth(config.startsReady);
+		const host: EndpointHost = {
+			serve: (endpoint, handler, options) => this.#serve(endpoint, handler, options),
+			client: (endpoint) => this.#connect(endpoint),
+		};
+		this.#namespaces = new NamespaceTree(host, this.metrics);
+		const started = performance.now();
+		const uptime = this.metrics.createGauge(
+			COMPONENT_METRICS.uptimeSeconds,
+			"Total uptime of the DistributedRuntime in seconds",
+		);
+		this.metrics.addUpdateCallback(() => uptime.set((performance.now() - started) / 1000));
 	}
-	abstract namespace(name: string): Namespace;
-	/** Ordered and idempotent: readiness, records, requests under way, planes. */
-	abstract shutdown(): Promise<void>;
+
+	/**
+	 * @param config overrides what the environment says.
+	 * @throws DynamoError `InvalidArgument` for bad settings, `Unavailable` when discovery or the system port cannot
+	 * be opened.
+	 */
+	static async create(config: Partial<RuntimeConfig> = {}): Promise<DistributedRuntime> {
+		const full: RuntimeConfig = Object.freeze({ ...runtimeConfigFromEnv(process.env), ...config });
+		const log = createLogger(full.log, "dynamo_runtime");
+		const memStore = full.discoveryBackend === "mem" ? (full.memStore ?? sharedMemStore()) : undefined;
+		const discovery =
+			memStore === undefined
+				? await FileDiscovery.open({ root: full.fileKvRoot, log: log.child("dynamo_runtime::discovery") })
+				: new MemDiscovery(memStore);
+		const runtime = new DistributedRuntime(full, log, discovery, memStore);
+		try {
+			await runtime.#startSystemServer();
+		} catch (error) {
+			await discovery.close();
+			throw error;
+		}
+		return runtime;
+	}
+
+	/** The system server; undefined when its port is -1. */
+	get systemServer(): SystemServer | undefined {
+		return this.#systemServer;
+	}
+
+	/** Aborted when shutdown begins. */
+	get signal(): AbortSignal {
+		return this.#abort.signal;
+	}
+
+	/** @throws DynamoError `InvalidArgument` for a bad name. */
+	namespace(name: string): Namespace {
+		return this.#namespaces.namespace(name);
+	}
+
+	/**
+	 * Leaves in order: not ready; records gone from discovery; requests still taken for the grace time; then new ones
+	 * refused and those under way finished, as long as the time limit allows; then connections and listeners closed.
+	 * Idempotent.
+	 */
+	shutdown(): Promise<void> {
+		this.#shutdown ??= this.#leave();
+		return this.#shutdown;
+	}
+
+	async #leave(): Promise<void> {
+		const { log, config } = this;
+		this.#abort.abort();
+		this.health.withdraw();
+		const served = [...this.#served];
+		const wasVisible = served.some((endpoint) => endpoint.registered);
+		await Promise.all(served.map((endpoint) => endpoint.unregister().catch(() => {})));
+		await this.discovery.deleteOwn();
+		// Within one process the news is instant.
+		if (wasVisible && this.#memStore === undefined && config.shutdownGraceMs > 0) {
+			log.info("left discovery; requests are still taken for the grace time", { grace_ms: config.shutdownGraceMs });
+			await new Promise((resolve) => setTimeout(resolve, config.shutdownGraceMs));
+		}
+		const drained = await Promise.all(served.map((endpoint) => endpoint.drain(config.shutdownTimeoutMs)));
+		if (drained.includes(false)) {
+			log.warn("requests were still under way at the end of the shutdown time; they are cut off", {
+				inflight: served.reduce((sum, endpoint) => sum + endpoint.inflight, 0),
+				timeout_ms: config.shutdownTimeoutMs,
+			});
+		}
+		for (const endpoint of served) await endpoint.stop();
+		for (const client of [...this.#clients]) client.close();
+		await (await this.#client?.catch(() => undefined))?.close();
+		await (await this.#server?.catch(() => undefined))?.close();
+		await this.discovery.close();
+		await this.#systemServer?.close();
+	}
+
+	async #startSystemServer(): Promise<void> {
+		const { config } = this;
+		if (config.systemPort < 0) return;
+		this.#systemServer = await startSystemServer({
+			host: config.systemHost,
+			port: config.systemPort,
+			healthPath: config.systemHealthPath,
+			livePath: config.systemLivePath,
+			health: this.health,
+			metrics: this.metrics,
+			log: this.log.child("dynamo_runtime::system_status_server"),
+		});
+		this.log.info("system server listening", { address: this.#systemServer.url });
+	}
+
+	async #serve(endpoint: Endpoint, handler: EndpointHandler, options: ServeOptions): Promise<ServedEndpoint> {
+		this.#refuseAfterShutdown();
+		const server = await this.#requestServer();
+		this.#refuseAfterShutdown();
+		const path = endpointPath(this.instanceId, endpoint.id);
+		const served = new EndpointServer(
+			{
+				endpoint,
+				config: this.config,
+				discovery: this.discovery,
+				server,
+				health: this.health,
+				observer: this.#observer(endpoint),
+				log: this.log.child("dynamo_runtime::component::endpoint", { path }),
+				onStop: (stopped) => this.#served.delete(stopped),
+			},
+			handler,
+			options,
+		);
+		this.#served.add(served);
+		if (options.register !== false) {
+			try {
+				await served.register();
+			} catch (error) {
+				await served.stop();
+				throw error;
+			}
+		}
+		return served;
+	}
+
+	async #connect(endpoint: Endpoint): Promise<EndpointClient> {
+		this.#refuseAfterShutdown();
+		const plane = await this.#requestClient();
+		const client = await DiscoveredEndpointClient.open({
+			endpoint,
+			discovery: this.discovery,
+			plane,
+			inhibitedDurationMs: this.config.inhibitedDurationMs,
+			log: this.log.child("dynamo_runtime::component::client"),
+			onClose: (closed) => this.#clients.delete(closed),
+		});
+		this.#clients.add(client);
+		return client;
+	}
+
+	#refuseAfterShutdown(): void {
+		if (this.#abort.signal.aborted) throw new DynamoError("Unavailable", "the runtime is shutting down");
+	}
+
+	/** Metrics of an endpoint outlive its server, so that serving it again goes on counting. */
+	#observer(endpoint: Endpoint): EndpointObserver {
+		let observer = this.#observers.get(endpoint);
+		if (observer === undefined) {
+			this.#workMetrics ??= createProcessWorkMetrics(this.metrics);
+			observer = createEndpointObserver(endpoint.metrics, this.#workMetrics);
+			this.#observers.set(endpoint, observer);
+		}
+		return observer;
+	}
+
+	#requestServer(): Promise<RequestPlaneServer> {
+		if (this.#server === undefined) {
+			const { config } = this;
+			this.#server =
+				this.#memStore !== undefined
+					? Promise.resolve(new InProcessServer(this.#memStore.inProcess))
+					: TcpRequestPlaneServer.listen({
+							host: config.tcpRpcHost,
+							port: config.tcpRpcPort,
+							maxMessageBytes: config.tcpMaxMessageBytes,
+							connectTimeoutMs: config.tcpConnectTimeoutMs,
+							maxBufferedResponseBytes: config.maxBufferedResponseBytes,
+							log: this.log.child("dynamo_runtime::request_plane::server"),
+						});
+			// A taken port may be free at the next try.
+			this.#server.catch(() => {
+				this.#server = undefined;
+			});
+		}
+		return this.#server;
+	}
+
+	#requestClient(): Promise<RequestPlaneClient> {
+		if (this.#client === undefined) {
+			const { config } = this;
+			const log = this.log.child("dynamo_runtime::request_plane::client");
+			const { firstResponseTimeoutMs, idleTimeoutMs } = config;
+			this.#client =
+				this.#memStore !== undefined
+					? Promise.resolve(
+							new InProcessClient(this.#memStore.inProcess, {
+								firstResponseTimeoutMs,
+								idleTimeoutMs,
+								maxWaitingItems: Math.ceil(config.maxBufferedResponseBytes / IN_PROCESS_ITEM_BYTES),
+								log,
+							}),
+						)
+					: TcpRequestPlaneClient.open({
+							responseHost: config.tcpResponseHost,
+							responsePort: config.tcpResponsePort,
+							connectTimeoutMs: config.tcpConnectTimeoutMs,
+							ackTimeoutMs: config.tcpRequestTimeoutMs,
+							firstResponseTimeoutMs,
+							idleTimeoutMs,
+							poolSize: config.tcpPoolSize,
+							poolIdleMs: config.tcpPoolIdleMs,
+							maxMessageBytes: config.tcpMaxMessageBytes,
+							log,
+						});
+			this.#client.catch(() => {
+				this.#client = undefined;
+			});
+		}
+		return this.#client;
+	}
 }

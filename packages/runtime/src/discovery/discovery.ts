@@ -34,6 +34,8 @@ export interface Discovery {
 	put(record: DiscoveryRecord): Promise<void>;
 	/** Removes a record of this process; removing one that is not there is no error. */
 	delete(record: DiscoveryRecord): Promise<void>;
+	/** Removes all records of this process; watches go on. First step of leaving. */
+	deleteOwn(): Promise<void>;
 	/** All readable records of a bucket now; unreadable ones are left out with a warning. */
 	list(bucket: Bucket): Promise<DiscoveryRecord[]>;
 	/**

@@ -8,7 +8,7 @@ export interface Health {
 	endpoints(): Record<string, boolean>;
 	/**
 	 * Sets an endpoint's state. Only endpoints with `gating` (a health payload) decide about {@link ready}: it is
-	 * true when there is at least one and all are ready.
+	 * true when there is at least one and all are ready. Without the option the endpoint keeps what it had.
 	 */
 	setEndpointReady(name: string, ready: boolean, options?: { gating?: boolean }): void;
 	removeEndpoint(name: string): void;
@@ -16,17 +16,34 @@ export interface Health {
 	withdraw(): void;
 }
 
-/** The HTTP server on the system port; see {@link Health} for what it answers. */
-export interface SystemServer {
-	/** `http://host:port`, with the real port. */
-	readonly url: string;
-	readonly port: number;
-	/**
-	 * Serves a file at `/v1/metadata/{path}` as `application/octet-stream`.
-	 * @param path `{ns}/{component}/{endpoint}/{slug}/{suffix}/{file}`.
-	 * @returns the URL to put into a model card.
-	 */
-	addMetadataFile(path: string, file: string): string;
-	removeMetadataFile(path: string): void;
-	close(): Promise<void>;
+interface EndpointHealth {
+	ready: boolean;
+	gating: boolean;
+}
+
+/** @param startsReady ready as long as no endpoint with a health payload says otherwise. */
+export function createHealth(startsReady: boolean): Health {
+	const endpoints = new Map<string, EndpointHealth>();
+	let withdrawn = false;
+	return {
+		get ready() {
+			if (withdrawn) return false;
+			let gating = 0;
+			for (const endpoint of endpoints.values()) {
+				if (!endpoint.gating) continue;
+				if (!endpoint.ready) return false;
+				gating++;
+			}
+			return startsReady || gating > 0;
+		},
+		endpoints: () => Object.fromEntries([...endpoints].map(([name, { ready }]) => [name, ready])),
+		setEndpointReady(name, ready, options) {
+			const gating = options?.gating ?? endpoints.get(name)?.gating ?? false;
+			endpoints.set(name, { ready, gating });
+		},
+		removeEndpoint: (name) => void endpoints.delete(name),
+		withdraw() {
+			withdrawn = true;
+		},
+	};
 }

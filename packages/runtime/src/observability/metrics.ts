@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+import { DynamoError, LABELS, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
+import type promClient from "prom-client";
+import { FamilyTable, type MetricType } from "./metric-families.js";
 
 export interface Counter {
 	inc(by?: number): void;
@@ -13,7 +16,7 @@ export interface Histogram {
 }
 /** A family with labels. */
 export interface MetricVec<M> {
-	/** The series with these label values, in the order of the label names; made at 0 if new. */
+	/** The series with these label values, in the order of the label names; made at 0 if new. Keep it on hot paths. */
 	withLabelValues(...values: string[]): M;
 	/** Drops one series. */
 	remove(...values: string[]): void;
@@ -22,16 +25,17 @@ export interface MetricVec<M> {
 }
 
 /**
- * Creates and exposes metrics for one level of the hierarchy (runtime, namespace, component, endpoint). Names get
- * the prefix `dynamo_component_`, series the labels of the level. Creating a family twice with the same labels
- * returns the first.
- * @throws DynamoError `InvalidArgument` for bad names, bad labels or a family that exists with another shape.
+ * Creates and exposes metrics for one level of the hierarchy (runtime, namespace, component, endpoint). A family's
+ * name is the level's prefix (`dynamo_component_`) and the sanitised name; its series carry the labels of the level.
+ * @throws DynamoError `InvalidArgument` for bad names, bad labels or a family that exists with another shape,
+ * `Conflict` for a metric that exists with the same labels.
  */
 export interface MetricsRegistry {
 	/** Labels that every series made here carries. */
 	readonly labels: Readonly<Record<string, string>>;
 	createCounter(name: string, help: string, constLabels?: Record<string, string>): Counter;
 	createGauge(name: string, help: string, constLabels?: Record<string, string>): Gauge;
+	/** `buckets`: upper bounds, rising, without the infinite one; absent: 0.005 to 10. */
 	createHistogram(
 		name: string,
 		help: string,
@@ -57,10 +61,202 @@ export interface MetricsRegistry {
 		constLabels?: Record<string, string>,
 		buckets?: readonly number[],
 	): MetricVec<Histogram>;
-	/** Runs before each scrape. An exception is logged and the scrape goes on. */
+	/** Runs before each scrape. An exception is reported and the scrape goes on. */
 	addUpdateCallback(callback: () => void): void;
-	/** Its text is appended to the page as it is. */
+	/** Its text is appended to the page as it is; an exception is reported and the part left out. */
 	addExpositionCallback(callback: () => string): void;
-	/** The whole page (of the root of the hierarchy) in Prometheus' text format. */
+	/** A registry whose metrics appear on the same page, with other labels or another prefix. */
+	level(options: MetricsLevelOptions): MetricsRegistry;
+	/** The page of the whole hierarchy in Prometheus' text format. */
 	scrape(): Promise<string>;
+}
+
+export interface MetricsLevelOptions {
+	/** Joined to names with `_`; `""`: names are taken as they are. Absent: that of the parent. */
+	readonly prefix?: string;
+	/** Added to those of the parent; `null`: none at all. */
+	readonly labels?: Readonly<Record<string, string>> | null;
+}
+
+/** The content type of {@link MetricsRegistry.scrape}, as Dynamo sends it. */
+export const METRICS_CONTENT_TYPE = "text/plain; charset=utf-8";
+
+/**
+ * Makes the root of a hierarchy with a page of its own.
+ * @param onCallbackError told about exceptions of callbacks.
+ */
+export function createMetricsRegistry(
+	options: MetricsLevelOptions = {},
+	onCallbackError: (error: unknown) => void = () => {},
+): MetricsRegistry {
+	const page: Page = { families: new FamilyTable(), update: [], exposition: [], onCallbackError };
+	return new Level(page, options.prefix ?? METRIC_PREFIXES.component, options.labels ?? {});
+}
+
+interface Page {
+	readonly families: FamilyTable;
+	readonly update: (() => void)[];
+	readonly exposition: (() => string)[];
+	readonly onCallbackError: (error: unknown) => void;
+}
+
+const AUTO_LABELS: readonly string[] = [LABELS.namespace, LABELS.component, LABELS.endpoint];
+
+class Level implements MetricsRegistry {
+	readonly labels: Readonly<Record<string, string>>;
+	readonly #page: Page;
+	readonly #prefix: string;
+
+	constructor(page: Page, prefix: string, labels: Readonly<Record<string, string>>) {
+		this.#page = page;
+		this.#prefix = prefix;
+		this.labels = Object.freeze({ ...labels });
+	}
+
+	createCounter(name: string, help: string, constLabels?: Record<string, string>): Counter {
+		return this.#vec<promClient.Counter, Counter>("counter", name, help, [], constLabels).withLabelValues();
+	}
+
+	createGauge(name: string, help: string, constLabels?: Record<string, string>): Gauge {
+		return this.#vec<promClient.Gauge, Gauge>("gauge", name, help, [], constLabels).withLabelValues();
+	}
+
+	createHistogram(
+		name: string,
+		help: string,
+		constLabels?: Record<string, string>,
+		buckets?: readonly number[],
+	): Histogram {
+		const vec = this.#vec<promClient.Histogram, Histogram>("histogram", name, help, [], constLabels, buckets);
+		return vec.withLabelValues();
+	}
+
+	createCounterVec(
+		name: string,
+		help: string,
+		labelNames: readonly string[],
+		constLabels?: Record<string, string>,
+	): MetricVec<Counter> {
+		requireLabelNames(name, labelNames);
+		return this.#vec<promClient.Counter, Counter>("counter", name, help, labelNames, constLabels);
+	}
+
+	createGaugeVec(
+		name: string,
+		help: string,
+		labelNames: readonly string[],
+		constLabels?: Record<string, string>,
+	): MetricVec<Gauge> {
+		requireLabelNames(name, labelNames);
+		return this.#vec<promClient.Gauge, Gauge>("gauge", name, help, labelNames, constLabels);
+	}
+
+	createHistogramVec(
+		name: string,
+		help: string,
+		labelNames: readonly string[],
+		constLabels?: Record<string, string>,
+		buckets?: readonly number[],
+	): MetricVec<Histogram> {
+		requireLabelNames(name, labelNames);
+		return this.#vec<promClient.Histogram, Histogram>("histogram", name, help, labelNames, constLabels, buckets);
+	}
+
+	addUpdateCallback(callback: () => void): void {
+		this.#page.update.push(callback);
+	}
+
+	addExpositionCallback(callback: () => string): void {
+		this.#page.exposition.push(callback);
+	}
+
+	level(options: MetricsLevelOptions): MetricsRegistry {
+		const labels = options.labels === null ? {} : { ...this.labels, ...sanitizeValues(options.labels ?? {}) };
+		return new Level(this.#page, options.prefix ?? this.#prefix, labels);
+	}
+
+	async scrape(): Promise<string> {
+		for (const callback of this.#page.update) {
+			try {
+				callback();
+			} catch (error) {
+				this.#page.onCallbackError(error);
+			}
+		}
+		let page = await this.#page.families.render();
+		for (const callback of this.#page.exposition) {
+			try {
+				const part = callback();
+				if (part === "") continue;
+				page += part.endsWith("\n") ? part : `${part}\n`;
+			} catch (error) {
+				this.#page.onCallbackError(error);
+			}
+		}
+		return page;
+	}
+
+	#vec<P, M>(
+		type: MetricType,
+		name: string,
+		help: string,
+		labelNames: readonly string[],
+		constLabels: Record<string, string> = {},
+		buckets?: readonly number[],
+	): MetricVec<M> {
+		const clean = sanitizeMetricName(name);
+		const fullName = this.#prefix === "" ? clean : `${this.#prefix}_${clean}`;
+		const fixed: Record<string, string> = { ...this.labels };
+		for (const [key, value] of Object.entries(constLabels)) {
+			const label = sanitizeLabel(key);
+			if (AUTO_LABELS.includes(label)) {
+				throw invalid(`metric ${fullName}: label ${label} is set by the runtime and cannot be given`);
+			}
+			if (Object.hasOwn(fixed, label)) throw invalid(`metric ${fullName}: label ${label} is given twice`);
+			fixed[label] = value;
+		}
+		const variable = labelNames.map(sanitizeLabel);
+		for (const [index, label] of variable.entries()) {
+			if (Object.hasOwn(fixed, label) || variable.indexOf(label) !== index) {
+				throw invalid(`metric ${fullName}: label ${label} is given twice`);
+			}
+		}
+		return this.#page.families.open<P, M>({ type, name: fullName, help, fixed, variable, buckets });
+	}
+}
+
+function requireLabelNames(name: string, labelNames: readonly string[]): void {
+	if (labelNames.length === 0) throw invalid(`metric ${name}: a vector needs at least one label name`);
+}
+
+function sanitizeValues(labels: Readonly<Record<string, string>>): Record<string, string> {
+	return Object.fromEntries(Object.entries(labels).map(([key, value]) => [key, value.replace(/[^A-Za-z0-9_]/g, "_")]));
+}
+
+/**
+ * Characters other than letters, digits, `_` and `:` become `_`; a name that would start with something else than a
+ * letter or `_` gets a `_` in front.
+ * @throws DynamoError `InvalidArgument` when nothing but `_` is left.
+ */
+export function sanitizeMetricName(name: string): string {
+	let clean = name.replace(/[^A-Za-z0-9_:]/g, "_");
+	if (/^[^A-Za-z_]/.test(clean)) clean = `_${clean}`;
+	if (/^_*$/.test(clean)) throw invalid(`"${name}" is no metric name: it needs a letter or a digit`);
+	return clean;
+}
+
+/**
+ * The rule of {@link sanitizeMetricName} without `:`; a leading `__`, which Prometheus keeps for itself, is removed.
+ * @throws DynamoError `InvalidArgument` when nothing but `_` is left.
+ */
+export function sanitizeLabel(name: string): string {
+	let clean = name.replace(/[^A-Za-z0-9_]/g, "_");
+	while (clean.startsWith("__")) clean = clean.slice(2);
+	if (/^[^A-Za-z_]/.test(clean)) clean = `_${clean}`;
+	if (/^_*$/.test(clean)) throw invalid(`"${name}" is no label name: it needs a letter or a digit`);
+	return clean;
+}
+
+function invalid(text: string): DynamoError {
+	return new DynamoError("InvalidArgument", text);
 }

@@ -68,7 +68,7 @@ export interface OutgoingRequest {
 /** Receives a response stream. After any of onEnd and onError nothing more is called. */
 export interface ResponseSink {
 	/** One item; called synchronously from the socket's data event. Must not throw. Never an error item. */
-	onItem(item: Annotated<any>): void;
+	onItem(item: Annotated<unknown>): void;
 	/** The stream is complete. */
 	onEnd(): void;
 	/** The request failed, before or after items. `Cancelled` after {@link ActiveRequest.kill}. */
@@ -97,10 +97,19 @@ export interface ActiveRequest {
 	resume(): void;
 }
 
+/** A request as the request plane hands it to the runtime. */
+export interface PlaneRequest extends ActiveRequest {
+	/**
+	 * The instance left discovery. A request that the worker has not answered in any way fails at once; one whose
+	 * stream stands goes on, but silence is not borne as long.
+	 */
+	instanceGone(): void;
+}
+
 /** Sends requests to instances. One per process. */
 export interface RequestPlaneClient {
 	/** Never throws: every failure is delivered to the sink, not before this call has returned. */
-	send(instance: EndpointRecord, request: OutgoingRequest, sink: ResponseSink, options?: RequestOptions): ActiveRequest;
+	send(instance: EndpointRecord, request: OutgoingRequest, sink: ResponseSink, options?: RequestOptions): PlaneRequest;
 	/** Fails what is under way and closes all connections. */
 	close(): Promise<void>;
 }

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+import { DynamoError, isDynamoError } from "@dynamo-ts/protocols/internal";
+import type {
+	CancelKind,
+	EndpointHandler,
+	EndpointObserver,
+	EndpointRegistration,
+	IngressRequest,
+	RequestObserver,
+	ResponseWriter,
+} from "./request-plane.js";
+
+/** A response under way, as its endpoint sees it. */
+export interface ActiveResponse extends ResponseWriter {
+	/** Ends the transport now, as if the peer had gone. */
+	abandon(kind: CancelKind): void;
+}
+
+const IGNORE: RequestObserver = {
+	onPrologue() {},
+	onResponseBytes() {},
+	onError() {},
+	onCancel() {},
+	onClose() {},
+};
+const IGNORE_ALL: EndpointObserver = { onRequest: () => IGNORE, onInvalid() {} };
+
+/** An endpoint with what is under way at it; the same for every transport. */
+export class EndpointEntry implements EndpointRegistration {
+	readonly path: string;
+	readonly observer: EndpointObserver;
+	readonly #handler: EndpointHandler;
+	readonly #forget: () => void;
+	readonly #active = new Set<ActiveResponse>();
+	#drainWaiters: (() => void)[] = [];
+	#refusing = false;
+
+	constructor(path: string, handler: EndpointHandler, observer: EndpointObserver | undefined, forget: () => void) {
+		this.path = path;
+		this.#handler = handler;
+		this.observer = observer ?? IGNORE_ALL;
+		this.#forget = forget;
+	}
+
+	get inflight(): number {
+		return this.#active.size;
+	}
+
+	/** True when new requests are to be turned away. */
+	get refusing(): boolean {
+		return this.#refusing;
+	}
+
+	refuse(): void {
+		this.#refusing = true;
+	}
+
+	/** Runs the handler; whatever it throws becomes the request's error. */
+	run(request: IngressRequest, response: ActiveResponse, observer: RequestObserver): void {
+		this.#active.add(response);
+		const failed = (error: unknown) => {
+			if (response.closed) return;
+			observer.onError("generate");
+			response.fail(asDynamoError(error));
+		};
+		try {
+			const result = this.#handler(request, response);
+			if (result instanceof Promise) result.catch(failed);
+		} catch (error) {
+			failed(error);
+		}
+	}
+
+	/** Answers with an error without asking the handler. */
+	refuseOne(response: ActiveResponse, error: DynamoError): void {
+		this.#active.add(response);
+		response.fail(error);
+	}
+
+	/** The response is over and its last bytes are handed to the peer, or will never be. */
+	done(response: ActiveResponse): void {
+		this.#active.delete(response);
+		if (this.#active.size > 0) return;
+		const waiters = this.#drainWaiters;
+		this.#drainWaiters = [];
+		for (const wake of waiters) wake();
+	}
+
+	drained(timeoutMs: number): Promise<boolean> {
+		if (this.#active.size === 0) return Promise.resolve(true);
+		return new Promise((resolve) => {
+			const timer = setTimeout(() => {
+				this.#drainWaiters = this.#drainWaiters.filter((waiter) => waiter !== wake);
+				resolve(false);
+			}, timeoutMs);
+			const wake = () => {
+				clearTimeout(timer);
+				resolve(true);
+			};
+			this.#drainWaiters.push(wake);
+		});
+	}
+
+	close(): void {
+		this.#refusing = true;
+		this.#forget();
+		for (const response of [...this.#active]) response.abandon("disconnect");
+	}
+}
+
+function asDynamoError(error: unknown): DynamoError {
+	if (isDynamoError(error)) return error;
+	const text = error instanceof Error ? error.message : String(error);
+	return new DynamoError("Internal", `request handler failed: ${text}`, { cause: error });
+}

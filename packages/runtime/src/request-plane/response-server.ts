@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+import { createServer, type Server, type Socket } from "node:net";
+import { KILL_FRAME, parseHandshake, TwoPartDecoder } from "@dynamo-ts/protocols/internal";
+import type { Logger } from "../observability/logging.js";
+import { advertisedHost, formatHostPort, listenTcp } from "./listen.js";
+
+/** Waits for a worker to call home. */
+export interface ResponseStreamOwner {
+	/** The worker is there. Returns the receiver of what follows the handshake. */
+	onCallHome(socket: Socket): ResponseStreamReceiver;
+}
+
+/** Receives what comes on one response connection. None of these may throw. */
+export interface ResponseStreamReceiver {
+	/** One two-part message; an absent part is an empty buffer. */
+	onFrame(header: Buffer, body: Buffer): void;
+	/** No more comes; `why` for people. Called exactly once. */
+	onClosed(why: string): void;
+}
+
+export interface ResponseServerOptions {
+	readonly host: string;
+	readonly port: number;
+	readonly maxMessageBytes: number;
+	readonly log: Logger;
+}
+
+/** A worker that dials must say for which stream within this time. */
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** How long a worker may take to close a stream that nobody waits for. */
+const REFUSAL_LINGER_MS = 1000;
+
+/** The listener that workers dial back to: one per process, one connection per response stream. */
+export class ResponseServer {
+	/** `host:port` that goes into requests. */
+	readonly address: string;
+	readonly #options: ResponseServerOptions;
+	readonly #server: Server;
+	readonly #waiting = new Map<string, ResponseStreamOwner>();
+	readonly #sockets = new Set<Socket>();
+
+	private constructor(options: ResponseServerOptions, server: Server, port: number) {
+		this.#options = options;
+		this.#server = server;
+		this.address = formatHostPort(advertisedHost(options.host), port);
+		server.on("connection", (socket) => this.#onConnection(socket));
+	}
+
+	/** @throws DynamoError `Unavailable` when the address cannot be listened on. */
+	static async listen(options: ResponseServerOptions): Promise<ResponseServer> {
+		const server = createServer({ noDelay: true });
+		const port = await listenTcp(server, options.host, options.port, "response streams", options.log);
+		return new ResponseServer(options, server, port);
+	}
+
+	/** Must come before the request is sent: the worker may call home before it acknowledges. */
+	expect(subject: string, owner: ResponseStreamOwner): void {
+		this.#waiting.set(subject, owner);
+	}
+
+	/** A worker that calls for this subject from now on is told to drop its work. */
+	forget(subject: string): void {
+		this.#waiting.delete(subject);
+	}
+
+	async close(): Promise<void> {
+		const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+		for (const socket of this.#sockets) socket.destroy();
+		await closed;
+	}
+
+	#onConnection(socket: Socket): void {
+		this.#sockets.add(socket);
+		let receiver: ResponseStreamReceiver | undefined;
+		let refused = false;
+		let why = "closed by the worker";
+		socket.setTimeout(HANDSHAKE_TIMEOUT_MS, () => socket.destroy());
+		socket.on("error", (error) => {
+			why = error.message;
+		});
+		socket.on("end", () => socket.end());
+		socket.on("close", () => {
+			this.#sockets.delete(socket);
+			receiver?.onClosed(why);
+		});
+		const onFirst = (header: Buffer): void => {
+			const { subject } = parseHandshake(header);
+			const owner = this.#waiting.get(subject);
+			if (owner === undefined) {
+				refused = true;
+				this.#options.log.debug("a worker called home for a request that is over", { subject });
+				socket.setTimeout(REFUSAL_LINGER_MS);
+				socket.end(KILL_FRAME);
+				return;
+			}
+			this.#waiting.delete(subject);
+			socket.setTimeout(0);
+			receiver = owner.onCallHome(socket);
+		};
+		const onFrame = (header: Buffer, body: Buffer): void => {
+			if (receiver !== undefined) receiver.onFrame(header, body);
+			else if (!refused) onFirst(header);
+		};
+		const decoder = new TwoPartDecoder(this.#options.maxMessageBytes);
+		socket.on("data", (chunk) => {
+			if (refused) return;
+			try {
+				decoder.push(chunk, onFrame);
+			} catch (error) {
+				why = (error as Error).message;
+				refused = true;
+				this.#options.log.debug("response connection closed", { reason: why });
+				socket.destroy();
+			}
+		});
+	}
+}

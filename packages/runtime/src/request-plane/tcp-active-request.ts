@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Socket } from "node:net";
+import {
+	type Annotated,
+	ackMeaning,
+	DynamoError,
+	decodeResponseFrame,
+	KILL_FRAME,
+	parseControlWord,
+	parsePrologue,
+	type RequestPlaneCodec,
+	STOP_FRAME,
+} from "@dynamo-ts/protocols/internal";
+import { type DeadlineHolder, type Deadlines, deadlineAfter } from "./deadlines.js";
+import type { AckWaiter } from "./request-connection.js";
+import type { PlaneRequest, ResponseSink } from "./request-plane.js";
+import type { ResponseStreamOwner, ResponseStreamReceiver } from "./response-server.js";
+import { fromWireError } from "./wire-error.js";
+
+export interface TcpActiveRequestOptions {
+	readonly id: string;
+	/** For messages: `{address}/{path}`. */
+	readonly target: string;
+	readonly codec: RequestPlaneCodec;
+	readonly ackTimeoutMs: number;
+	readonly firstResponseTimeoutMs: number;
+	readonly idleTimeoutMs: number;
+	readonly deadlines: Deadlines;
+	/** Called once, when nothing will be delivered any more. */
+	readonly onFinished: () => void;
+	/** Calls onEnd or onError of the sink, and keeps what that throws away from the socket. */
+	readonly deliverEnd: (sink: ResponseSink, error: DynamoError | undefined) => void;
+}
+
+/** After its instance left discovery a silent stream is given this long, whatever its own deadlines say. */
+const GONE_GRACE_MS = 30_000;
+/** How long the worker may take to close after it was told to drop the work, or after the stream's end. */
+const LINGER_MS = 2000;
+
+const NEVER = Number.POSITIVE_INFINITY;
+
+/**
+ * One request under way: waits for ack, call-home, prologue, items, end; whichever of the failures comes first ends
+ * it. The ack and the call-home may come in either order.
+ */
+export class TcpActiveRequest
+	implements PlaneRequest, AckWaiter, ResponseStreamOwner, ResponseStreamReceiver, DeadlineHolder
+{
+	readonly id: string;
+	readonly #options: TcpActiveRequestOptions;
+	readonly #sink: ResponseSink;
+	readonly #startedAt: number;
+	#giveUpConnection: (() => void) | undefined;
+	#socket: Socket | undefined;
+	#ackAt: number;
+	/** Until the first item: when that is due; afterwards: when the next one is. */
+	#itemAt: number;
+	#prologueSeen = false;
+	#firstItemSeen = false;
+	#complete = false;
+	#finished = false;
+	#finishedAt = 0;
+	#stopAsked = false;
+	#paused = false;
+	/** Frames that had been read when delivery was paused; an absent body stands for the stream's close. */
+	#held: { header: Buffer; body: Buffer }[] = [];
+	#heldClose: string | undefined;
+
+	constructor(options: TcpActiveRequestOptions, sink: ResponseSink) {
+		this.id = options.id;
+		this.#options = options;
+		this.#sink = sink;
+		this.#startedAt = performance.now();
+		this.#ackAt = deadlineAfter(this.#startedAt, options.ackTimeoutMs);
+		this.#itemAt = deadlineAfter(this.#startedAt, options.firstResponseTimeoutMs);
+		options.deadlines.add(this);
+	}
+
+	/** Set right after sending: how to give up the connection whose ack is overdue. */
+	sentOver(giveUpConnection: () => void): void {
+		this.#giveUpConnection = giveUpConnection;
+	}
+
+	get finished(): boolean {
+		return this.#finished;
+	}
+
+	// -- caller's side
+
+	kill(): void {
+		if (this.#finished) return;
+		this.#socket?.write(KILL_FRAME);
+		this.fail(new DynamoError("Cancelled", `request ${this.id} was cancelled`));
+	}
+
+	stop(): void {
+		if (this.#finished || this.#stopAsked) return;
+		this.#stopAsked = true;
+		this.#socket?.write(STOP_FRAME);
+	}
+
+	pause(): void {
+		if (this.#finished || this.#paused) return;
+		this.#paused = true;
+		this.#socket?.pause();
+	}
+
+	resume(): void {
+		if (!this.#paused) return;
+		this.#paused = false;
+		this.#touch();
+		const held = this.#held;
+		this.#held = [];
+		while (held.length > 0 && !this.#paused && !this.#finished) {
+			const frame = held.shift() as { header: Buffer; body: Buffer };
+			this.#deliver(frame.header, frame.body);
+		}
+		if (this.#finished) return;
+		if (this.#paused) {
+			this.#held = held;
+			return;
+		}
+		this.#socket?.resume();
+		if (this.#heldClose !== undefined) this.onClosed(this.#heldClose);
+	}
+
+	instanceGone(): void {
+		if (this.#finished) return;
+		if (this.#socket === undefined) {
+			this.fail(
+				new DynamoError(
+					"Disconnected",
+					`worker ${this.#options.target} left discovery before it answered request ${this.id}`,
+				),
+			);
+			return;
+		}
+		// The connection stands, so the worker probably finishes what it has; but it is not waited for as long.
+		this.#itemAt = Math.min(this.#itemAt, performance.now() + GONE_GRACE_MS);
+	}
+
+	// -- acknowledgement
+
+	onAck(text: string): void {
+		this.#ackAt = NEVER;
+		if (this.#finished || text === "") return;
+		switch (ackMeaning(text)) {
+			case "unavailable":
+				this.fail(new DynamoError("WorkerUnavailable", `worker ${this.#options.target} refused: ${text}`));
+				break;
+			case "overloaded":
+				this.fail(new DynamoError("WorkerOverloaded", `worker ${this.#options.target} refused: ${text}`));
+				break;
+			case "accepted":
+				break;
+		}
+	}
+
+	onConnectionLost(error: DynamoError): void {
+		this.#ackAt = NEVER;
+		// A worker that calls home has accepted, whatever became of its ack.
+		if (this.#socket === undefined) this.fail(error);
+	}
+
+	// -- response stream
+
+	onCallHome(socket: Socket): ResponseStreamReceiver {
+		this.#socket = socket;
+		this.#ackAt = NEVER;
+		if (this.#stopAsked) socket.write(STOP_FRAME);
+		if (this.#paused) socket.pause();
+		return this;
+	}
+
+	onFrame(header: Buffer, body: Buffer): void {
+		if (this.#finished) {
+			// A worker that goes on after a kill does not keep the connection for ever.
+			if (this.#options.deadlines.now > this.#finishedAt + LINGER_MS) this.#socket?.destroy();
+			return;
+		}
+		if (this.#paused) this.#held.push({ header, body });
+		else this.#deliver(header, body);
+	}
+
+	onClosed(why: string): void {
+		if (this.#finished) return;
+		if (this.#paused && this.#held.length > 0) {
+			this.#heldClose = why;
+			return;
+		}
+		if (this.#complete) this.#finish();
+		else {
+			this.fail(
+				new DynamoError(
+					"Disconnected",
+					`the response stream of worker ${this.#options.target} ended before it was complete: ${why}`,
+				),
+			);
+		}
+	}
+
+	checkDeadlines(now: number): void {
+		if (this.#finished) return;
+		if (now >= this.#ackAt) {
+			this.fail(
+				new DynamoError(
+					"ConnectionTimeout",
+					`worker ${this.#options.target} did not acknowledge the request within ${this.#options.ackTimeoutMs} ms`,
+				),
+			);
+			// Acks come in order: what was sent after this request on the same connection waits in vain too.
+			this.#giveUpConnection?.();
+		} else if (now >= this.#itemAt && !this.#paused) {
+			if (this.#complete) {
+				this.#finish();
+				return;
+			}
+			const waited = Math.round(now - (this.#firstItemSeen ? this.#lastItemAt() : this.#startedAt));
+			this.#socket?.write(KILL_FRAME);
+			this.fail(
+				new DynamoError(
+					"ResponseTimeout",
+					`worker ${this.#options.target} sent ${this.#firstItemSeen ? "no further" : "no"} response within ${waited} ms`,
+				),
+			);
+		}
+	}
+
+	/** Ends the request with an error; later failures do nothing. */
+	fail(error: DynamoError): void {
+		if (this.#finished) return;
+		this.#release();
+		this.#options.deliverEnd(this.#sink, error);
+	}
+
+	#deliver(header: Buffer, body: Buffer): void {
+		if (header.length > 0) this.#onHeader(header);
+		if (body.length === 0 || this.#finished) return;
+		let frame: ReturnType<typeof decodeResponseFrame>;
+		try {
+			frame = decodeResponseFrame(body, this.#options.codec);
+		} catch (error) {
+			this.#protocolError(`a response item cannot be decoded: ${(error as Error).message}`);
+			return;
+		}
+		if (this.#complete) {
+			this.#protocolError("response received after generation ended");
+			return;
+		}
+		if (frame.complete_final) {
+			this.#complete = true;
+			this.#itemAt = this.#options.deadlines.now + LINGER_MS;
+			return;
+		}
+		const item = frame.data;
+		if (item.event === "error" || (item.error !== undefined && item.error !== null)) {
+			this.fail(errorOfItem(item, this.#options.target));
+			return;
+		}
+		this.#firstItemSeen = true;
+		this.#touch();
+		try {
+			this.#sink.onItem(item);
+		} catch (error) {
+			this.#socket?.write(KILL_FRAME);
+			this.fail(
+				new DynamoError("Internal", `the receiver of a response failed: ${(error as Error).message}`, { cause: error }),
+			);
+		}
+	}
+
+	#onHeader(header: Buffer): void {
+		if (this.#prologueSeen) {
+			if (parseControlWord(header) === "sentinel" && this.#complete) this.#finish();
+			else if (parseControlWord(header) === "sentinel") this.onClosed("sentinel without complete_final");
+			return;
+		}
+		this.#prologueSeen = true;
+		try {
+			const prologue = parsePrologue(header);
+			if (prologue.error === null) return;
+			this.fail(
+				prologue.typedError !== undefined
+					? fromWireError(prologue.typedError)
+					: new DynamoError("WorkerUnavailable", `worker ${this.#options.target} failed: ${prologue.error}`),
+			);
+		} catch (error) {
+			this.#protocolError(`the response prologue cannot be read: ${(error as Error).message}`);
+		}
+	}
+
+	#protocolError(text: string): void {
+		this.#socket?.write(KILL_FRAME);
+		this.fail(new DynamoError("BackendProtocol", `worker ${this.#options.target}: ${text}`));
+	}
+
+	/** The next item is due; rests while paused. */
+	#touch(): void {
+		this.#itemAt = this.#firstItemSeen
+			? deadlineAfter(this.#options.deadlines.now, this.#options.idleTimeoutMs)
+			: deadlineAfter(this.#options.deadlines.now, this.#options.firstResponseTimeoutMs);
+	}
+
+	#lastItemAt(): number {
+		return this.#itemAt - this.#options.idleTimeoutMs;
+	}
+
+	#finish(): void {
+		this.#release();
+		this.#options.deliverEnd(this.#sink, undefined);
+	}
+
+	#release(): void {
+		this.#finished = true;
+		this.#finishedAt = this.#options.deadlines.now;
+		this.#held = [];
+		this.#options.deadlines.remove(this);
+		this.#options.onFinished();
+		const socket = this.#socket;
+		if (socket === undefined || socket.destroyed) return;
+		// Our half is closed and the rest is read to nothing: an early reset could overtake a kill on its way.
+		socket.end();
+		socket.resume();
+		socket.setTimeout(LINGER_MS);
+	}
+}
+
+function errorOfItem(item: Annotated<unknown>, target: string): DynamoError {
+	if (item.error !== undefined && item.error !== null) return fromWireError(item.error);
+	const text = item.comment?.join("; ") ?? "no message";
+	return new DynamoError("Internal", `worker ${target} sent an error: ${text}`);
+}
