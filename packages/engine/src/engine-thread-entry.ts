@@ -62,16 +62,22 @@ function serve(port: MessagePort, core: EngineCore, runner: ModelRunner, stats: 
 	});
 }
 
+/** Lazily, so that a thread with another runner never loads ONNX Runtime. */
+async function importRunner(url: string | undefined): Promise<RunnerModule> {
+	if (url !== undefined) return (await import(url)) as RunnerModule;
+	const { loadModelRunner } = await import("./model/load-model-runner.js");
+	const { describeModel } = await import("./model/open-model.js");
+	return { loadModelRunner, describeModel };
+}
+
 async function main(port: MessagePort): Promise<void> {
 	const begin = performance.now();
 	const { model, stats } = workerData as EngineThreadData;
 	const post = (message: FromThread): void => port.postMessage(message);
-	const { loadModelRunner, describeModel } = (await import(
-		model.runnerModule ?? new URL("./internal.js", import.meta.url).href
-	)) as RunnerModule;
+	const { loadModelRunner, describeModel } = await importRunner(model.runnerModule);
 	let maxModelLen = model.maxModelLen;
 	if (maxModelLen === undefined) {
-		const { config } = await describeModel(model.model);
+		const { config } = describeModel(model.model);
 		maxModelLen = Math.min(config.maxPositionEmbeddings, 4096);
 	}
 	const runner = await loadModelRunner({

@@ -2,7 +2,7 @@
 // What passes between the owner of an engine thread and the thread.
 
 import type { EngineInfo, EngineRequest } from "./engine.js";
-import type { ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
+import type { ModelConfig, ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
 import type { StepMessage } from "./step-outputs.js";
 
 /** How the thread loads and runs its model. Plain data. */
@@ -39,7 +39,7 @@ export interface EngineThreadData {
 export interface RunnerModule {
 	loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner>;
 	/** Needed only where `maxModelLen` is not given. */
-	describeModel(model: string): Promise<{ readonly config: { readonly maxPositionEmbeddings: number } }>;
+	describeModel(model: string): { readonly config: Pick<ModelConfig, "maxPositionEmbeddings"> };
 }
 
 /** Owner to thread. */
