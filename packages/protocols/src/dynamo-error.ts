@@ -54,6 +54,9 @@ export interface WireError {
 	reason?: string;
 	diagnostic?: string;
 	public?: { type: string; message?: string };
+	/** Ours, for the HTTP answer: OpenAI's `code` and `param`. */
+	code?: string;
+	param?: string;
 }
 
 const MARK = Symbol.for("dynamo-ts.error");

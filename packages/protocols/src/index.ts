@@ -33,6 +33,19 @@ export {
 } from "./dynamo-error.js";
 export { ENV, type EnvName } from "./env-names.js";
 export {
+	CLASS_OF_REASON,
+	type ErrorReason,
+	errorReason,
+	FAILURE_CLASSES,
+	type FailureClass,
+	failureClass,
+	isInstanceFault,
+	isMigratable,
+	PUBLIC_SENTENCES,
+	publicMessage,
+} from "./errors/error-catalogue.js";
+export { fromWireError, toWireError } from "./errors/wire-error.js";
+export {
 	ACK_OVERLOADED_PREFIX,
 	ACK_UNAVAILABLE_PREFIX,
 	AckDecoder,

@@ -8,6 +8,8 @@ export * from "./card/slugify.js";
 export * from "./discovery-records.js";
 export * from "./dynamo-error.js";
 export * from "./env-names.js";
+export * from "./errors/error-catalogue.js";
+export * from "./errors/wire-error.js";
 export * from "./field-reader.js";
 export * from "./frames/ack-frame.js";
 export * from "./frames/body-codec.js";

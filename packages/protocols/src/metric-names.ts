@@ -111,3 +111,26 @@ export const FRONTEND_BUCKETS = {
 	tokenizeSeconds: [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1],
 	tokenizerLatencyMs: [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 } as const;
+
+/**
+ * Families of a worker's engine, below {@link METRIC_PREFIXES}.component. The kvstats ones are the names of Dynamo 0.9,
+ * which dashboards still use.
+ */
+export const ENGINE_METRICS = {
+	totalBlocks: "total_blocks",
+	gpuCacheUsagePercent: "gpu_cache_usage_percent",
+	kvCacheHitRate: "kv_cache_hit_rate",
+	kvstatsActiveBlocks: "kvstats_active_blocks",
+	kvstatsTotalBlocks: "kvstats_total_blocks",
+	kvstatsGpuCacheUsagePercent: "kvstats_gpu_cache_usage_percent",
+	kvstatsGpuPrefixCacheHitRate: "kvstats_gpu_prefix_cache_hit_rate",
+	runningRequests: "engine_running_requests",
+	waitingRequests: "engine_waiting_requests",
+	prefillTokensTotal: "engine_prefill_tokens_total",
+	decodeTokensTotal: "engine_decode_tokens_total",
+	stepsTotal: "engine_steps_total",
+	stepSecondsTotal: "engine_step_seconds_total",
+	modelSecondsTotal: "engine_model_seconds_total",
+	preemptionsTotal: "engine_preemptions_total",
+	modelLoadSeconds: "engine_model_load_seconds",
+} as const;
