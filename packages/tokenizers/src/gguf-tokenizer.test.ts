@@ -199,6 +199,14 @@ describe("convertGgufTokenizer - SentencePiece", () => {
 		);
 	});
 
+	it("with the same score everywhere, merges follow the ids; merges that the file has win", async () => {
+		const same = { ...metadata, "tokenizer.ggml.scores": new Float32Array(tokens.length).fill(-1000) };
+		const pieces = async (tokenizer: Tokenizer): Promise<(string | undefined)[]> =>
+			(await tokenizer.encode("cabc", { addSpecialTokens: false })).map((id) => tokenizer.idToToken(id));
+		expect(await pieces(convert(same))).toEqual(["▁", "c", "abc"]);
+		expect(await pieces(convert({ ...same, "tokenizer.ggml.merges": ["c a", "ca b"] }))).toEqual(["▁", "cab", "c"]);
+	});
+
 	it("adds a bos by default and finds special tokens in text", async () => {
 		const tokenizer = convert(metadata);
 		expect(await tokenizer.encode("ab</s>")).toEqual([1, tokens.indexOf("▁ab"), 2]);
@@ -281,7 +289,7 @@ describe("convertGgufTokenizer - errors name what is wrong", () => {
 		[{ "tokenizer.ggml.tokens": [1] }, /tokenizer\.ggml\.tokens should be a list of strings/],
 		[{ "tokenizer.ggml.token_type": [1] }, /token_type has 1 entries for 259 tokens/],
 		[{ "tokenizer.ggml.merges": undefined }, /no tokenizer\.ggml\.merges/],
-		[{ "tokenizer.ggml.model": "llama" }, /no tokenizer\.ggml\.scores/],
+		[{ "tokenizer.ggml.model": "llama", "tokenizer.ggml.merges": undefined }, /no tokenizer\.ggml\.scores/],
 		[{ "tokenizer.ggml.bos_token_id": "x" }, /bos_token_id should be a number/],
 		[{ "tokenizer.ggml.add_bos_token": 1 }, /add_bos_token should be true or false/],
 	])("%o", (more, message) => {

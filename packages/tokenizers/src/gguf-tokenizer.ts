@@ -83,13 +83,17 @@ export function convertGgufTokenizer(
 	const added = addedTokens(vocabulary, ids);
 
 	const spacePrefix = fields.boolean("tokenizer.ggml.add_space_prefix") ?? sentencePiece;
+	const merges = readMerges(fields, vocabulary);
+	if (merges === undefined && !sentencePiece) {
+		throw new GgufTokenizerError("GGUF has no tokenizer.ggml.merges, which a gpt2 vocabulary needs");
+	}
 	const parts = sentencePiece
-		? sentencePieceParts(vocabulary, mergesFromScores(fields, vocabulary), ids, spacePrefix)
+		? sentencePieceParts(vocabulary, merges ?? mergesFromScores(fields, vocabulary), ids, spacePrefix)
 		: {
 				normalizer: kind!.normalizer,
 				preTokenizer: kind!.preTokenizer,
 				decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
-				model: bpeModel(vocabulary, readMerges(fields, vocabulary), {
+				model: bpeModel(vocabulary, merges!, {
 					unkToken: null,
 					fuseUnk: false,
 					byteFallback: false,

@@ -49,13 +49,12 @@ export function readGgufVocabulary(fields: GgufFields): GgufVocabulary {
 }
 
 /**
- * Merge rules of a byte-level vocabulary (`tokenizer.ggml.merges`, "left right"), without those that speak
- * of tokens that the vocabulary lacks.
+ * Merge rules that the file spells out (`tokenizer.ggml.merges`, "left right"), without those that speak of
+ * tokens that the vocabulary lacks; undefined when it has none.
  */
-export function readMerges(fields: GgufFields, vocabulary: GgufVocabulary): [string, string][] {
+export function readMerges(fields: GgufFields, vocabulary: GgufVocabulary): [string, string][] | undefined {
 	const source = fields.strings("tokenizer.ggml.merges");
-	if (source === undefined)
-		throw new GgufTokenizerError("GGUF has no tokenizer.ggml.merges, which a gpt2 vocabulary needs");
+	if (source === undefined) return undefined;
 	const { ids } = vocabulary;
 	const merges: [string, string][] = [];
 	for (const merge of source) {
@@ -70,8 +69,9 @@ export function readMerges(fields: GgufFields, vocabulary: GgufVocabulary): [str
 
 /**
  * Merge rules of a SentencePiece vocabulary. SentencePiece joins the neighbours whose joint piece has the
- * best score; so each way to cut a piece into two pieces is a rule, ordered by the score of the whole
- * (and then, to be the same each time, longer left and right parts first, then by id).
+ * best score; so each way to cut a piece into two pieces is a rule, ordered by the score of the whole.
+ * Files made from a tokenizer.json have the same score everywhere; there, as in those files, ids are in the
+ * order of the merges.
  */
 export function mergesFromScores(fields: GgufFields, vocabulary: GgufVocabulary): [string, string][] {
 	const scores = fields.numbers("tokenizer.ggml.scores");
@@ -83,7 +83,7 @@ export function mergesFromScores(fields: GgufFields, vocabulary: GgufVocabulary)
 		const type = types[id]!;
 		return type === TOKEN_TYPE.normal || type === TOKEN_TYPE.userDefined || type === TOKEN_TYPE.unused;
 	};
-	const rules: { id: number; cut: number; score: number; length: number }[] = [];
+	const rules: { id: number; cut: number; score: number }[] = [];
 	for (let id = 0; id < tokens.length; id++) {
 		if (!mergeable(id)) continue;
 		const piece = tokens[id]!;
@@ -92,9 +92,9 @@ export function mergesFromScores(fields: GgufFields, vocabulary: GgufVocabulary)
 			if (left === undefined || !mergeable(left)) continue;
 			const right = ids.get(piece.slice(cut));
 			if (right === undefined || !mergeable(right)) continue;
-			rules.push({ id, cut, score: scores[id]!, length: piece.length });
+			rules.push({ id, cut, score: scores[id]! });
 		}
 	}
-	rules.sort((a, b) => b.score - a.score || b.cut - a.cut || b.length - a.length || a.id - b.id);
+	rules.sort((a, b) => b.score - a.score || a.id - b.id || b.cut - a.cut);
 	return rules.map(({ id, cut }) => [tokens[id]!.slice(0, cut), tokens[id]!.slice(cut)]);
 }

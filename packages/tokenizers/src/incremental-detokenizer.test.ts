@@ -203,6 +203,14 @@ describe("IncrementalDetokenizer - byte fallback", () => {
 		expect(tokenizer.decode([...prompt, ...ids])).toBe("hello world he");
 	});
 
+	it("a prompt that ends inside a character leaves nothing in the stream", () => {
+		const [e2, x82, xac] = bytes(0xe2, 0x82, 0xac) as [number, number, number];
+		const prompt = [tokenizer.tokenToId("▁world")!, e2];
+		const answer = [x82, xac, tokenizer.tokenToId("▁he")!];
+		expect(stream(tokenizer, answer, { continuation: true })).toEqual(["\uFFFD", "\uFFFD", " he", ""]);
+		expect(tokenizer.decode([...prompt, ...answer])).toBe("world€ he");
+	});
+
 	it("bytes before a special token that is left out still complete with those after it", async () => {
 		const ids = [...bytes(0xe2, 0x82), 2, ...bytes(0xac)];
 		expect(tokenizer.decode(ids)).toBe("€");
