@@ -10,8 +10,19 @@ export interface RequestLimits {
 	readonly vocabSize: number;
 }
 
-/** @returns the error to answer with, or undefined when the request can run. */
+/**
+ * Never throws, whatever a peer made of the request.
+ * @returns the error to answer with, or undefined when the request can run.
+ */
 export function checkRequest(request: EngineRequest, limits: RequestLimits): EngineError | undefined {
+	try {
+		return findProblem(request, limits);
+	} catch (cause) {
+		return invalid(`the request is malformed: ${cause instanceof Error ? cause.message : cause}`);
+	}
+}
+
+function findProblem(request: EngineRequest, limits: RequestLimits): EngineError | undefined {
 	const { tokenIds } = request;
 	const { maxModelLen, vocabSize } = limits;
 	if (tokenIds.length === 0) return invalid("the prompt has no tokens");
@@ -29,6 +40,9 @@ export function checkRequest(request: EngineRequest, limits: RequestLimits): Eng
 		if (!(id >= 0 && id < vocabSize && Number.isInteger(id))) {
 			return invalid(`token id ${id} of the prompt is not in the vocabulary of ${vocabSize} tokens`);
 		}
+	}
+	for (const id of [...(request.stop.stopTokenIds ?? []), ...(request.stop.eosTokenIds ?? [])]) {
+		if (!Number.isInteger(id)) return invalid(`stop token id ${id} is not a whole number`);
 	}
 	const problem = checkSampling(request, vocabSize);
 	return problem === undefined ? undefined : invalid(problem);

@@ -217,6 +217,8 @@ describe("EngineCore", () => {
 		["a bad n", request([1], { sampling: { n: 0.5 } }), "invalid_argument"],
 		["a bad seed", request([1], { sampling: { seed: 0.5 } }), "invalid_argument"],
 		["a bias for no token", request([1], { sampling: { logitBias: [[97, 1]] } }), "invalid_argument"],
+		["a bias that is no list", request([1], { sampling: { logitBias: {} as [] } }), "invalid_argument"],
+		["a stop id that is no number", request([1], { stop: { stopTokenIds: [Number.NaN] } }), "invalid_argument"],
 		["a bad max_tokens", request([1], { stop: { maxTokens: -1 } }), "invalid_argument"],
 	])("answers %s with an error", (_, bad, code) => {
 		const result = alone(bad)[0]!;

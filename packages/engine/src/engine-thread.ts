@@ -45,6 +45,8 @@ class EngineThread implements Engine {
 		const worker = new Worker(entryUrl(), {
 			workerData: { model, stats: this.statsBuffer } satisfies EngineThreadData,
 			name: "engine",
+			// The thread runs built files, whatever loaders and conditions this process was started with.
+			execArgv: [],
 		});
 		this.worker = worker;
 		this.exited = new Promise((resolve) => worker.once("exit", () => resolve()));

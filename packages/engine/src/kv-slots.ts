@@ -15,7 +15,6 @@ export interface SlotCopy {
 /** Prompt tokens whose keys and values a slot still holds, whether its sequence lives or not. */
 interface SlotPrefix {
 	tokens: Int32Array;
-	/** A multiple of the chunk size: only whole chunks have numbers that any longer prompt would get, too. */
 	length: number;
 	cacheSalt: string;
 }
@@ -91,7 +90,7 @@ export class KvSlots {
 
 	/** Notes that the model has computed the prompt up to `numComputed`. */
 	advancePrefill(sequence: Sequence): void {
-		this.prefixes[sequence.slot]!.length = sequence.numComputed - (sequence.numComputed % this.chunkSize);
+		this.prefixes[sequence.slot]!.length = sequence.numComputed;
 	}
 
 	/** Makes a prefilled sequence the next decode row. There must be no holes. */
@@ -160,6 +159,7 @@ export class KvSlots {
 		const limit = Math.min(prefix.length, sequence.promptLength - 1);
 		let same = 0;
 		while (same < limit && prefix.tokens[same] === sequence.tokens[same]) same++;
+		// Only whole chunks hold the numbers that this prompt would get by itself.
 		return same - (same % this.chunkSize);
 	}
 }
