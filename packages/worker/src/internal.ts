@@ -1,1 +1,8 @@
-export {};
+// SPDX-License-Identifier: Apache-2.0
+export * from "./card.js";
+export * from "./generate-handler.js";
+export * from "./generate-request.js";
+export * from "./index.js";
+export { readVocabulary } from "./mocker.js";
+export { readSamplingDefaults } from "./model-files.js";
+export { loadTokenTexts } from "./token-texts.js";

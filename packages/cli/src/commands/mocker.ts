@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+import { ENV } from "@dynamo-ts/protocols/internal";
+import type { Command, CommandContext } from "../command.js";
+import { MOCKER_COMMAND } from "../flags/model-flags.js";
+import { checkPlanes } from "../flags/runtime-flags.js";
+import { modelNames } from "../model-names.js";
+import { cacheDirs } from "../models/cache-dirs.js";
+import { resolveModel } from "../models/resolve-model.js";
+import { startRuntime } from "../start-runtime.js";
+
+/** `dynamo mocker`: workers with simulated engines, each an instance of its own. */
+export const command: Command = { spec: MOCKER_COMMAND, run };
+
+async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
+	checkPlanes("mocker", flags);
+	const env: NodeJS.ProcessEnv = { ...flags.env };
+	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
+	const model = await resolveModel(flags.string("model-path"), {
+		env,
+		console,
+		weights: false,
+		signal: lifecycle.signal,
+	});
+	const names = await modelNames(flags, model);
+	const { findModelFiles, startMocker } = await import("@dynamo-ts/worker");
+	const files = await findModelFiles(model, cacheDirs(env).cards);
+	const numWorkers = flags.number("num-workers") ?? 1;
+	const startWorker = async (index: number): Promise<void> => {
+		// One system port cannot serve several runtimes: it belongs to the first.
+		const runtime = await startRuntime(env, index === 0 ? {} : { systemPort: -1 });
+		lifecycle.onStop(() => runtime.shutdown());
+		const worker = await startMocker(runtime, {
+			files,
+			modelName: names.modelName,
+			sourcePath: model.sourcePath,
+			endpoint: names.endpoint,
+			engine: {
+				numGpuBlocks: flags.number("num-gpu-blocks-override"),
+				blockSize: flags.number("block-size"),
+				maxModelLen: flags.number("max-model-len"),
+				maxNumSeqs: flags.number("max-num-seqs"),
+				maxNumBatchedTokens: flags.number("max-num-batched-tokens"),
+				enablePrefixCaching: flags.boolean("enable-prefix-caching"),
+				enableChunkedPrefill: flags.boolean("enable-chunked-prefill"),
+				preemptionMode: flags.string("preemption-mode") === "fifo" ? "fifo" : "lifo",
+				speedupRatio: flags.number("speedup-ratio"),
+				decodeSpeedupRatio: flags.number("decode-speedup-ratio"),
+				startupTime: flags.number("startup-time"),
+			},
+		});
+		lifecycle.onStop(() => worker.close());
+		drains.push(() => worker.drain());
+	};
+	const drains: (() => Promise<boolean>)[] = [];
+	await Promise.all(Array.from({ length: numWorkers }, (_, i) => startWorker(i)));
+	// All at once: one after the other they would wait for each other's streams.
+	lifecycle.onStop(async () => void (await Promise.all(drains.map((drain) => drain()))));
+	lifecycle.markReady();
+	console.out(
+		`${numWorkers === 1 ? "the simulated worker serves" : `${numWorkers} simulated workers serve`} ${names.modelName}\n`,
+	);
+	return lifecycle.ended;
+}

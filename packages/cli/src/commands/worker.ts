@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdir } from "node:fs/promises";
+import { ENV } from "@dynamo-ts/protocols/internal";
+import { EXIT } from "../cli-error.js";
+import type { Command, CommandContext } from "../command.js";
+import { createEngine, defaultNumThreads } from "../engine-options.js";
+import { WORKER_COMMAND } from "../flags/model-flags.js";
+import { checkPlanes } from "../flags/runtime-flags.js";
+import { modelNames } from "../model-names.js";
+import { cacheDirs } from "../models/cache-dirs.js";
+import { resolveModel } from "../models/resolve-model.js";
+import { startRuntime } from "../start-runtime.js";
+
+/** `dynamo worker`: one engine on the runtime. */
+export const command: Command = { spec: WORKER_COMMAND, run };
+
+async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
+	checkPlanes("worker", flags);
+	if (flags.string("discovery-backend") === "mem") {
+		console.note("dynamo worker: mem discovery is within one process, so no frontend will ever find this worker");
+	}
+	const env: NodeJS.ProcessEnv = { ...flags.env };
+	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
+	const model = await resolveModel(flags.positionals[0] ?? flags.string("model"), {
+		env,
+		console,
+		signal: lifecycle.signal,
+	});
+	const names = await modelNames(flags, model);
+	const caches = cacheDirs(env);
+	await mkdir(caches.graphs, { recursive: true });
+	const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads());
+	lifecycle.onStop(() => engine.close());
+	const engineStart = engine.start();
+	engineStart.catch(() => {});
+	const { findModelFiles, startWorker } = await import("@dynamo-ts/worker");
+	const files = findModelFiles(model, caches.cards);
+	files.catch(() => {});
+	const runtime = await startRuntime(env);
+	lifecycle.onStop(() => runtime.shutdown());
+	const worker = await startWorker(runtime, {
+		engine,
+		engineStart,
+		files,
+		modelName: names.modelName,
+		sourcePath: model.sourcePath,
+		endpoint: names.endpoint,
+		samplingDefaults: model.samplingDefaults,
+		toolCallParser: flags.string("tool-call-parser"),
+		reasoningParser: flags.string("reasoning-parser"),
+	});
+	lifecycle.onStop(() => worker.close());
+	lifecycle.onStop(async () => void (await worker.drain()));
+	void worker.failed.then((error) => {
+		console.note(`dynamo worker: the engine died (${error.message}); start the worker again`);
+		lifecycle.stop(EXIT.failure);
+	});
+	lifecycle.markReady();
+	console.out(`the worker serves ${names.modelName}\n`);
+	return lifecycle.ended;
+}

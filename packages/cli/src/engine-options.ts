@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+import { availableParallelism } from "node:os";
+import type { Engine } from "@dynamo-ts/engine";
+import { usageError } from "./cli-error.js";
+import type { Console } from "./console.js";
+import type { ParsedFlags } from "./flags/parse-flags.js";
+import type { ResolvedModel } from "./models/resolve-model.js";
+
+/** The engine's own value where no flag says otherwise; see `EngineThreadModel`. */
+const DEFAULT_CHUNK = 64;
+const DEFAULT_MAX_NUM_SEQS = 8;
+/** More threads than this gain nothing in one decode step of the models that run on a CPU. */
+const MAX_DEFAULT_THREADS = 8;
+
+/** Threads per engine when none are asked for: all cores but one, which serves HTTP, shared by the engines. */
+export function defaultNumThreads(engines = 1): number {
+	return Math.max(1, Math.min(MAX_DEFAULT_THREADS, Math.floor((availableParallelism() - 1) / engines)));
+}
+
+/**
+ * Makes the engine that the flags ask for; nothing is loaded yet.
+ * @throws CliError for a device that this version does not have.
+ */
+export async function createEngine(
+	flags: ParsedFlags,
+	model: ResolvedModel,
+	graphsDir: string,
+	console: Console,
+	numThreads: number,
+): Promise<Engine> {
+	if (flags.string("device") === "cuda") {
+		throw usageError("--device cuda is not in this version: use --device cpu (or leave it out)");
+	}
+	const maxNumSeqs = flags.number("max-num-seqs");
+	const { createEngineThread } = await import("@dynamo-ts/engine");
+	return createEngineThread({
+		model: model.path,
+		cacheDir: graphsDir,
+		quantization: (flags.string("quantization") ?? "auto") as "auto" | "none" | "int8" | "int4",
+		maxNumSeqs,
+		maxModelLen: flags.number("max-model-len"),
+		chunkSize: chunkSize(flags.number("max-num-batched-tokens"), maxNumSeqs ?? DEFAULT_MAX_NUM_SEQS),
+		blockSize: flags.number("block-size"),
+		intraOpThreads: flags.number("num-threads") ?? numThreads,
+		onProgress: buildNotice(console),
+	});
+}
+
+/** A step holds one chunk of a prompt and a token of each running sequence: what is left for the chunk. */
+function chunkSize(maxNumBatchedTokens: number | undefined, maxNumSeqs: number): number | undefined {
+	if (maxNumBatchedTokens === undefined || maxNumBatchedTokens >= DEFAULT_CHUNK + maxNumSeqs) return undefined;
+	return Math.max(1, maxNumBatchedTokens - maxNumSeqs);
+}
+
+/** Says so when the model is prepared for the first time, which takes a while. */
+function buildNotice(console: Console): (stage: string, fraction: number) => void {
+	let told = false;
+	return (stage) => {
+		if (told || !/build|write|quanti/i.test(stage)) return;
+		told = true;
+		console.note("preparing the model for this machine (once; it is kept in the cache)");
+	};
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// Flags of Dynamo's frontend and mocker that this version does not have, with their variables and defaults: asking
+// for what is the default anyway is no error, everything else says so instead of being ignored.
+import { ENV } from "@dynamo-ts/protocols/internal";
+import type { BooleanFlag, FlagSpec, NumberFlag, StringFlag } from "./flag-spec.js";
+
+type Row = Omit<StringFlag, "help"> | Omit<NumberFlag, "help"> | Omit<BooleanFlag, "help">;
+
+function withReason(why: string, rows: readonly Row[]): FlagSpec[] {
+	return rows.map((row) => ({ ...row, help: "", status: { kind: "missing", why } }) as FlagSpec);
+}
+
+/** Certificates. */
+export const TLS_FLAGS: readonly FlagSpec[] = withReason(
+	"listeners have no TLS yet; put a proxy that ends TLS in front",
+	[
+		{ flag: "tls-cert-path", env: ENV.DYN_TLS_CERT_PATH, type: "string" },
+		{ flag: "tls-key-path", env: ENV.DYN_TLS_KEY_PATH, type: "string" },
+		{ flag: "tls-client-ca-cert-path", env: ENV.DYN_TLS_CLIENT_CA_CERT_PATH, type: "string" },
+		{ flag: "tcp-tls-cert-path", env: ENV.DYN_TCP_TLS_CERT_PATH, type: "string" },
+		{ flag: "tcp-tls-key-path", env: ENV.DYN_TCP_TLS_KEY_PATH, type: "string" },
+		{ flag: "tcp-tls-ca-cert-path", env: ENV.DYN_TCP_TLS_CA_CERT_PATH, type: "string" },
+		{ flag: "tcp-tls-client-cert-path", env: ENV.DYN_TCP_TLS_CLIENT_CERT_PATH, type: "string" },
+		{ flag: "tcp-tls-client-key-path", env: ENV.DYN_TCP_TLS_CLIENT_KEY_PATH, type: "string" },
+		{ flag: "tcp-tls-client-ca-cert-path", env: ENV.DYN_TCP_TLS_CLIENT_CA_CERT_PATH, type: "string" },
+		{ flag: "nats-tls-ca-cert-path", env: ENV.NATS_TLS_CA_CERT_PATH, type: "string" },
+		{ flag: "nats-tls-insecure", env: ENV.NATS_TLS_INSECURE, type: "boolean" },
+		{ flag: "nats-tls-client-cert-path", env: ENV.NATS_TLS_CLIENT_CERT_PATH, type: "string" },
+		{ flag: "nats-tls-client-key-path", env: ENV.NATS_TLS_CLIENT_KEY_PATH, type: "string" },
+	],
+);
+
+/** Routing by cache and load. */
+export const KV_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
+	"routing by cache and load is not there yet; leave it out",
+	[
+		{ flag: "serve-indexer", env: ENV.DYN_SERVE_INDEXER, type: "boolean" },
+		{ flag: "router-session-affinity-ttl-secs", env: ENV.DYN_ROUTER_SESSION_AFFINITY_TTL_SECS, type: "string" },
+		{
+			flag: "router-session-affinity-mode",
+			env: ENV.DYN_ROUTER_SESSION_AFFINITY_MODE,
+			type: "string",
+			choices: ["hard", "soft"],
+			default: "hard",
+		},
+		{ flag: "active-decode-blocks-threshold", env: ENV.DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD, type: "string" },
+		{ flag: "active-prefill-tokens-threshold", env: ENV.DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD, type: "string" },
+		{ flag: "active-prefill-tokens-threshold-frac", env: ENV.DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC, type: "string" },
+		{ flag: "load-aware", env: ENV.DYN_ROUTER_LOAD_AWARE, type: "boolean" },
+		{ flag: "router-kv-overlap-score-credit", env: ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT, type: "number", default: 1 },
+		{
+			flag: "router-kv-overlap-score-credit-decay",
+			env: ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT_DECAY,
+			type: "number",
+			default: 0,
+		},
+		{ flag: "router-prefill-load-scale", env: ENV.DYN_ROUTER_PREFILL_LOAD_SCALE, type: "number", default: 1 },
+		{
+			flag: "router-decode-active-request-weight",
+			env: ENV.DYN_ROUTER_DECODE_ACTIVE_REQUEST_WEIGHT,
+			type: "number",
+			default: 0,
+		},
+		{ flag: "router-host-cache-hit-weight", env: ENV.DYN_ROUTER_HOST_CACHE_HIT_WEIGHT, type: "number", default: 0.75 },
+		{ flag: "router-disk-cache-hit-weight", env: ENV.DYN_ROUTER_DISK_CACHE_HIT_WEIGHT, type: "number", default: 0.25 },
+		{ flag: "router-temperature", env: ENV.DYN_ROUTER_TEMPERATURE, type: "number", default: 0 },
+		{
+			flag: "router-kv-events",
+			aliases: ["kv-events"],
+			env: ENV.DYN_ROUTER_USE_KV_EVENTS,
+			type: "boolean",
+			default: true,
+		},
+		{ flag: "router-replica-sync", env: ENV.DYN_ROUTER_REPLICA_SYNC, type: "boolean" },
+		{
+			flag: "router-track-active-blocks",
+			aliases: ["track-active-blocks"],
+			env: ENV.DYN_ROUTER_TRACK_ACTIVE_BLOCKS,
+			type: "boolean",
+			default: true,
+		},
+		{
+			flag: "router-track-output-blocks",
+			aliases: ["track-output-blocks"],
+			env: ENV.DYN_ROUTER_TRACK_OUTPUT_BLOCKS,
+			type: "boolean",
+		},
+		{
+			flag: "router-assume-kv-reuse",
+			aliases: ["assume-kv-reuse"],
+			env: ENV.DYN_ROUTER_ASSUME_KV_REUSE,
+			type: "boolean",
+			default: true,
+		},
+		{ flag: "router-track-prefill-tokens", env: ENV.DYN_ROUTER_TRACK_PREFILL_TOKENS, type: "boolean", default: true },
+		{
+			flag: "router-tracking-hash",
+			env: ENV.DYN_ROUTER_TRACKING_HASH,
+			type: "string",
+			choices: ["public-xxh3-v1", "keyed-xxh3-v1"],
+			default: "public-xxh3-v1",
+		},
+		{ flag: "router-tracking-key-file", env: ENV.DYN_ROUTER_TRACKING_KEY_FILE, type: "string" },
+		{ flag: "router-tracking-key-id", env: ENV.DYN_ROUTER_TRACKING_KEY_ID, type: "string" },
+		{
+			flag: "router-prefill-load-model",
+			env: ENV.DYN_ROUTER_PREFILL_LOAD_MODEL,
+			type: "string",
+			choices: ["none", "ais"],
+			default: "none",
+		},
+		{ flag: "router-ttl-secs", env: ENV.DYN_ROUTER_TTL_SECS, type: "number", default: 120 },
+		{
+			flag: "router-approximate-cache-policy",
+			env: ENV.DYN_ROUTER_APPROXIMATE_CACHE_POLICY,
+			type: "string",
+			choices: ["ttl", "lru"],
+			default: "ttl",
+		},
+		{ flag: "router-queue-threshold", env: ENV.DYN_ROUTER_QUEUE_THRESHOLD, type: "string" },
+		{ flag: "router-policy-config", env: ENV.DYN_ROUTER_POLICY_CONFIG, type: "string" },
+		{ flag: "router-conditional-disagg", env: ENV.DYN_ROUTER_CONDITIONAL_DISAGG, type: "boolean" },
+		{ flag: "router-conditional-disagg-config", env: ENV.DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG, type: "string" },
+		{ flag: "router-prefill-policy", env: ENV.DYN_ROUTER_PREFILL_POLICY, type: "string" },
+		{ flag: "router-decode-policy", env: ENV.DYN_ROUTER_DECODE_POLICY, type: "string" },
+		{ flag: "router-event-threads", env: ENV.DYN_ROUTER_EVENT_THREADS, type: "number", default: 4 },
+		{
+			flag: "router-queue-policy",
+			env: ENV.DYN_ROUTER_QUEUE_POLICY,
+			type: "string",
+			choices: ["fcfs", "wspt"],
+			default: "fcfs",
+		},
+		{ flag: "use-remote-indexer", env: ENV.DYN_USE_REMOTE_INDEXER, type: "boolean" },
+		{ flag: "enable-session-prefix-index", env: ENV.DYN_ENABLE_SESSION_PREFIX_INDEX, type: "boolean" },
+		{ flag: "shared-cache-multiplier", env: ENV.DYN_SHARED_CACHE_MULTIPLIER, type: "string" },
+		{
+			flag: "shared-cache-type",
+			env: ENV.DYN_SHARED_CACHE_TYPE,
+			type: "string",
+			choices: ["none", "hicache"],
+			default: "none",
+		},
+		{ flag: "router-predicted-ttl-secs", env: ENV.DYN_ROUTER_PREDICTED_TTL_SECS, type: "string" },
+	],
+);
+
+/** Performance models. */
+export const AIS_FLAGS: readonly FlagSpec[] = withReason("there is no performance model to set up; leave it out", [
+	{ flag: "ais-perf-config", type: "string" },
+	{ flag: "ais-backend", aliases: ["aic-backend"], type: "string" },
+	{ flag: "ais-system", aliases: ["aic-system"], type: "string" },
+	{ flag: "ais-backend-version", aliases: ["aic-backend-version"], type: "string" },
+	{ flag: "ais-tp-size", aliases: ["aic-tp-size"], type: "string" },
+	{ flag: "ais-model-path", aliases: ["aic-model-path"], type: "string" },
+	{ flag: "ais-moe-tp-size", aliases: ["aic-moe-tp-size"], type: "string" },
+	{ flag: "ais-moe-ep-size", aliases: ["aic-moe-ep-size"], type: "string" },
+	{ flag: "ais-attention-dp-size", aliases: ["aic-attention-dp-size"], type: "string" },
+	{ flag: "ais-nextn", aliases: ["aic-nextn"], type: "string" },
+	{ flag: "ais-nextn-accept-rates", aliases: ["aic-nextn-accept-rates"], type: "string" },
+	{ flag: "ais-mtp-seed", aliases: ["aic-mtp-seed"], type: "string" },
+]);
+
+/** What remains of the frontend. */
+export const OTHER_FRONTEND_FLAGS: readonly FlagSpec[] = withReason("leave it out", [
+	{ flag: "migration-limit", env: ENV.DYN_MIGRATION_LIMIT, type: "number", default: 0 },
+	{ flag: "migration-max-seq-len", env: ENV.DYN_MIGRATION_MAX_SEQ_LEN, type: "string" },
+	{ flag: "kserve-grpc-server", env: ENV.DYN_KSERVE_GRPC_SERVER, type: "boolean" },
+	{ flag: "grpc-metrics-port", env: ENV.DYN_GRPC_METRICS_PORT, type: "number", default: 8788 },
+	{ flag: "frontend-route-extension", env: ENV.DYN_FRONTEND_ROUTE_EXTENSIONS, type: "string" },
+	{ flag: "enable-anthropic-api", env: ENV.DYN_ENABLE_ANTHROPIC_API, type: "boolean" },
+	{ flag: "strip-anthropic-preamble", env: ENV.DYN_STRIP_ANTHROPIC_PREAMBLE, type: "boolean", default: true },
+	{ flag: "enable-streaming-tool-dispatch", env: ENV.DYN_ENABLE_STREAMING_TOOL_DISPATCH, type: "boolean" },
+	{ flag: "enable-streaming-reasoning-dispatch", env: ENV.DYN_ENABLE_STREAMING_REASONING_DISPATCH, type: "boolean" },
+	{
+		flag: "reasoning-field-name",
+		env: ENV.DYN_REASONING_FIELD_NAME,
+		type: "string",
+		choices: ["reasoning_content", "reasoning"],
+		default: "reasoning_content",
+	},
+	{
+		flag: "exclude-tools-when-tool-choice-none",
+		env: ENV.DYN_EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE,
+		type: "boolean",
+		default: true,
+	},
+	{
+		flag: "dyn-chat-processor",
+		env: ENV.DYN_CHAT_PROCESSOR,
+		type: "string",
+		choices: ["dynamo", "vllm", "sglang"],
+		default: "dynamo",
+	},
+	{ flag: "router-min-initial-workers", env: ENV.DYN_ROUTER_MIN_INITIAL_WORKERS, type: "number", default: 0 },
+]);

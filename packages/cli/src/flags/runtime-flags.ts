@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+import { ENV } from "@dynamo-ts/protocols/internal";
+import { CliError, EXIT, usageError } from "../cli-error.js";
+import type { FlagSpec } from "./flag-spec.js";
+import type { ParsedFlags } from "./parse-flags.js";
+
+const GROUP = "runtime options";
+
+/** Flags that every process of a deployment takes: how it finds the others and talks to them. */
+export const RUNTIME_FLAGS: readonly FlagSpec[] = [
+	{
+		flag: "discovery-backend",
+		env: ENV.DYN_DISCOVERY_BACKEND,
+		type: "string",
+		choices: ["kubernetes", "etcd", "file", "mem"],
+		default: "etcd",
+		group: GROUP,
+		help: "How processes find each other: file (a folder that all of them see, DYN_FILE_KV or $TMPDIR/dynamo_store_kv) or mem (within one process). This version has no kubernetes and no etcd yet.",
+	},
+	{
+		flag: "request-plane",
+		env: ENV.DYN_REQUEST_PLANE,
+		type: "string",
+		choices: ["nats", "tcp"],
+		default: "tcp",
+		group: GROUP,
+		help: "How requests reach workers. This version has tcp.",
+	},
+	{
+		flag: "response-plane",
+		env: ENV.DYN_RESPONSE_PLANE,
+		type: "string",
+		choices: ["tcp", "quic"],
+		default: "tcp",
+		group: GROUP,
+		help: "How responses come back. This version has tcp.",
+	},
+	{
+		flag: "event-plane",
+		env: ENV.DYN_EVENT_PLANE,
+		type: "string",
+		choices: ["nats", "zmq"],
+		group: GROUP,
+		help: "How events are published.",
+		status: { kind: "ignored", why: "this version publishes no events" },
+	},
+];
+
+/**
+ * Refuses the planes that this version does not have, with what works instead.
+ * @throws CliError
+ */
+export function checkPlanes(command: string, flags: ParsedFlags): void {
+	const backend = flags.string("discovery-backend");
+	if (backend === "etcd" || backend === "kubernetes") {
+		const asked = flags.source("discovery-backend") !== "default";
+		throw new CliError(
+			`dynamo ${command} finds the others through ${backend}${asked ? "" : " by default"}, which this version does not have yet: add --discovery-backend file (or set ${ENV.DYN_DISCOVERY_BACKEND}=file) to every process, or run \`dynamo serve\`, which needs none`,
+			EXIT.usage,
+		);
+	}
+	if (flags.string("request-plane") === "nats") {
+		throw usageError(
+			`--request-plane nats is not in this version: use tcp (--request-plane tcp, or unset ${ENV.DYN_REQUEST_PLANE})`,
+		);
+	}
+	if (flags.string("response-plane") === "quic") {
+		throw usageError(
+			`--response-plane quic is not in this version: use tcp (--response-plane tcp, or unset ${ENV.DYN_RESPONSE_PLANE})`,
+		);
+	}
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// Frontend and workers in one process, joined by mem discovery: what `serve` runs, and `chat` when no server is there.
+import { mkdir } from "node:fs/promises";
+import type { EngineInfo } from "@dynamo-ts/engine";
+import { ENV } from "@dynamo-ts/protocols/internal";
+import { EXIT } from "./cli-error.js";
+import type { CommandContext } from "./command.js";
+import { createEngine, defaultNumThreads } from "./engine-options.js";
+import { modelNames } from "./model-names.js";
+import { cacheDirs } from "./models/cache-dirs.js";
+import { resolveModel } from "./models/resolve-model.js";
+import { requireRouterMode } from "./router-mode.js";
+import { explainPort, startRuntime } from "./start-runtime.js";
+
+/** A server that answers. */
+export interface ServingStack {
+	/** `http://host:port`. */
+	readonly address: string;
+	readonly modelName: string;
+	readonly info: EngineInfo;
+}
+
+export interface ServingStackOptions {
+	/** MODEL as the user gave it; undefined: the default model. */
+	readonly model: string | undefined;
+	readonly host: string;
+	/** 0: any free port. */
+	readonly port: number;
+	/** Overrides of the environment. */
+	readonly env?: NodeJS.ProcessEnv;
+}
+
+/**
+ * Starts everything; its end is added to the lifecycle's stop steps. The flags are those of `serve`, apart from what
+ * the options say.
+ * @throws CliError, DynamoError, errors of the engine; what was started is stopped by the lifecycle.
+ */
+export async function startServingStack(context: CommandContext, options: ServingStackOptions): Promise<ServingStack> {
+	const { flags, console, lifecycle } = context;
+	const env: NodeJS.ProcessEnv = { ...flags.env, ...options.env, [ENV.DYN_DISCOVERY_BACKEND]: "mem" };
+	env[ENV.DYN_HTTP_HOST] = options.host;
+	env[ENV.DYN_HTTP_PORT] = String(options.port);
+	const caches = cacheDirs(env);
+	env[ENV.DYN_MODEL_CACHE_DIR] ??= caches.fetchedCards;
+
+	const model = await resolveModel(options.model, { env, console, signal: lifecycle.signal });
+	const numWorkers = flags.number("num-workers") ?? 1;
+	await mkdir(caches.graphs, { recursive: true });
+
+	// The engine's thread reads weights while this one loads the HTTP server.
+	const engines = [];
+	for (let i = 0; i < numWorkers; i++) {
+		const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads(numWorkers));
+		lifecycle.onStop(() => engine.close());
+		const started = engine.start();
+		started.catch(() => {});
+		engines.push({ engine, started });
+		// The first one writes the graph that the others only read.
+		if (i === 0 && numWorkers > 1) await started;
+	}
+
+	const { findModelFiles, startWorker } = await import("@dynamo-ts/worker");
+	const names = await modelNames(flags, model);
+	const files = findModelFiles(model, caches.cards);
+	files.catch(() => {});
+	const { frontendConfigFromEnv, startFrontend } = await import("@dynamo-ts/frontend");
+	await requireRouterMode(flags);
+	const runtime = await startRuntime(env, { discoveryBackend: "mem" });
+	lifecycle.onStop(() => runtime.shutdown());
+	// Every model of this process, whatever its namespace.
+	const config = { ...frontendConfigFromEnv(env), namespace: undefined };
+	const frontend = await startFrontend(runtime, config).catch((error: unknown) => {
+		throw explainPort(error, config.port, "--http-port", ENV.DYN_HTTP_PORT);
+	});
+	const workers = await Promise.all(
+		engines.map(async ({ engine, started }, i) => {
+			// Each worker is an instance of its own; the system port belongs to the first runtime.
+			const own = i === 0 ? runtime : await startRuntime(env, { discoveryBackend: "mem", systemPort: -1 });
+			if (i > 0) lifecycle.onStop(() => own.shutdown());
+			const worker = await startWorker(own, {
+				engine,
+				engineStart: started,
+				files,
+				modelName: names.modelName,
+				sourcePath: model.sourcePath,
+				endpoint: names.endpoint,
+				samplingDefaults: model.samplingDefaults,
+			});
+			lifecycle.onStop(() => worker.close());
+			void worker.failed.then((error) => {
+				console.note(`dynamo: the engine died (${error.message}); start it again`);
+				lifecycle.stop(EXIT.failure);
+			});
+			return worker;
+		}),
+	);
+	// The frontend goes first: its streams need the workers to the end.
+	lifecycle.onStop(async () => {
+		await frontend.drain();
+		await frontend.close();
+	});
+	return { address: frontend.address, modelName: names.modelName, info: workers[0]!.info };
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+import { ENV } from "@dynamo-ts/protocols/internal";
+import type { DistributedRuntime, RuntimeConfig } from "@dynamo-ts/runtime";
+import { CliError } from "./cli-error.js";
+import { version } from "./version.js";
+
+type Env = Readonly<Record<string, string | undefined>>;
+
+/**
+ * Starts the runtime of a process with the settings of an environment.
+ * @throws DynamoError for bad settings; CliError for a taken system port.
+ */
+export async function startRuntime(env: Env, overrides: Partial<RuntimeConfig> = {}): Promise<DistributedRuntime> {
+	const { DistributedRuntime, runtimeConfigFromEnv } = await import("@dynamo-ts/runtime");
+	// The runtime looks at the process' environment as well; it must not see what the flags overrode.
+	for (const [name, value] of Object.entries(env)) if (value !== process.env[name]) process.env[name] = value;
+	const config = { ...runtimeConfigFromEnv(env), ...overrides };
+	try {
+		const runtime = await DistributedRuntime.create(config);
+		runtime.log.child("dynamo").debug("runtime started", { version: version(), instance_id: runtime.instanceId });
+		return runtime;
+	} catch (error) {
+		throw explainPort(error, config.systemPort, undefined, ENV.DYN_SYSTEM_PORT);
+	}
+}
+
+/** One line for a port that another process has: the port, the flag and the variable. Other errors stay as they are. */
+export function explainPort(error: unknown, port: number, flag: string | undefined, variable: string): unknown {
+	let code: string | undefined;
+	for (let inner: unknown = error; inner instanceof Error && code === undefined; inner = inner.cause) {
+		code = (inner as NodeJS.ErrnoException).code;
+		if (code !== "EADDRINUSE" && code !== "EACCES" && code !== "EADDRNOTAVAIL") code = undefined;
+	}
+	const choose = `choose another with ${flag === undefined ? variable : `${flag} (or ${variable})`}`;
+	switch (code) {
+		case "EADDRINUSE":
+			return new CliError(`port ${port} is taken by another process: ${choose}`, 1, { cause: error });
+		case "EACCES":
+			return new CliError(`port ${port} may not be used by this user: ${choose}, above 1023`, 1, { cause: error });
+		default:
+			return error;
+	}
+}

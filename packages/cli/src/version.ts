@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from "node:fs";
+
+/** The version of this package. */
+export function version(): string {
+	const file = new URL("../package.json", import.meta.url);
+	return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
+}

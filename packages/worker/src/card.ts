@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFile } from "node:fs/promises";
+import { basename } from "node:path";
+import type { EngineInfo } from "@dynamo-ts/engine";
+import {
+	type CheckedFile,
+	checkedFile,
+	type EndpointId,
+	formatModelType,
+	type ModelDeploymentCard,
+	slugify,
+} from "@dynamo-ts/protocols/internal";
+import type { SystemServer } from "@dynamo-ts/runtime";
+import type { ModelFiles } from "./model-files.js";
+
+export interface CardOptions {
+	/** The model's public name. */
+	readonly displayName: string;
+	/** Hub id or local path. */
+	readonly sourcePath: string;
+	readonly files: ModelFiles;
+	readonly info: EngineInfo;
+	/** Tokens of prompt and output together; 0 tells routers that there is no limit. */
+	readonly contextLength: number;
+	readonly toolCallParser?: string | undefined;
+	readonly reasoningParser?: string | undefined;
+	/** Gives the path that a file is listed under: a URL, or its own path. */
+	pathOf(file: string): string;
+}
+
+/**
+ * Makes the card of an aggregated worker for chat and completions on tokens, member by member as Dynamo's own worker
+ * writes it.
+ * @throws Error when a file cannot be read.
+ */
+export async function buildCard(options: CardOptions): Promise<ModelDeploymentCard> {
+	const { files, info } = options;
+	const checked = async (file: string): Promise<CheckedFile> => checkedFile(options.pathOf(file), await readFile(file));
+	const [config, tokenizer, tokenizerConfig, generationConfig, chatTemplate, ...extra] = await Promise.all([
+		checked(files.config),
+		checked(files.tokenizer),
+		files.tokenizerConfig === undefined ? undefined : checked(files.tokenizerConfig),
+		files.generationConfig === undefined ? undefined : checked(files.generationConfig),
+		files.chatTemplate === undefined ? undefined : checked(files.chatTemplate.path),
+		...files.extra.map(checked),
+	]);
+	return {
+		display_name: options.displayName,
+		slug: slugify(options.displayName),
+		source_path: options.sourcePath,
+		model_info: { hf_config_json: config },
+		tokenizer: { hf_tokenizer_json: tokenizer },
+		...(tokenizerConfig === undefined ? {} : { prompt_formatter: { hf_tokenizer_config_json: tokenizerConfig } }),
+		...(chatTemplate === undefined ? {} : { chat_template_file: chatTemplateSlot(files, chatTemplate) }),
+		...(generationConfig === undefined ? {} : { gen_config: { hf_generation_config_json: generationConfig } }),
+		architectural_max_context_length: await architecturalMax(files.config, info.maxModelLen),
+		context_length: options.contextLength,
+		kv_cache_block_size: info.blockSize,
+		migration_limit: 0,
+		model_type: formatModelType(["Chat", "Completions"]),
+		model_input: "Tokens",
+		worker_type: "aggregated",
+		needs: [],
+		runtime_config: {
+			context_length: options.contextLength,
+			total_kv_blocks: info.totalBlocks,
+			max_num_seqs: info.maxNumSeqs,
+			max_num_batched_tokens: info.maxNumBatchedTokens,
+			tool_call_parser: options.toolCallParser ?? null,
+			reasoning_parser: options.reasoningParser ?? null,
+			tool_call_arguments_format: "json_string",
+			structural_tag_mode: "off",
+			structural_tag_scope: "auto",
+			structural_tag_schema: "auto",
+			exclude_tools_when_tool_choice_none: true,
+			data_parallel_start_rank: 0,
+			data_parallel_size: 1,
+			enable_local_indexer: false,
+			kv_event_publishing_enabled: false,
+			runtime_data: { device: info.device, quantization: info.quantization },
+			enable_eagle: false,
+		},
+		media_decoder: null,
+		media_fetcher: null,
+		extra_files: extra.filter((file) => file !== undefined),
+	};
+}
+
+function chatTemplateSlot(files: ModelFiles, file: CheckedFile): Record<string, unknown> {
+	return files.chatTemplate?.kind === "json"
+		? { hf_chat_template_json: { is_custom: false, file } }
+		: { hf_chat_template: { is_custom: false, file } };
+}
+
+/** `max_position_embeddings` of config.json, also of a text model inside it. */
+async function architecturalMax(configPath: string, fallback: number): Promise<number> {
+	const config = JSON.parse(await readFile(configPath, "utf8")) as Record<string, unknown>;
+	const text = config.text_config as Record<string, unknown> | undefined;
+	const value = config.max_position_embeddings ?? text?.max_position_embeddings;
+	return typeof value === "number" && Number.isInteger(value) && value > 0 ? value : fallback;
+}
+
+/** Serves a model's files from the worker's own system server, and gives the URL of each. */
+export function hostModelFiles(
+	server: SystemServer,
+	id: EndpointId,
+	displayName: string,
+): { pathOf(file: string): string; remove(): void } {
+	const paths: string[] = [];
+	return {
+		pathOf(file) {
+			const path = [id.namespace, id.component, id.name, slugify(displayName), "_base", basename(file)].join("/");
+			paths.push(path);
+			return server.addMetadataFile(path, file);
+		},
+		remove() {
+			for (const path of paths) server.removeMetadataFile(path);
+		},
+	};
+}

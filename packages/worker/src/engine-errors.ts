@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+import { DynamoError } from "@dynamo-ts/protocols/internal";
+
+/** The engine is gone while the worker is not: another worker can serve the request. */
+export function engineShutdownError(message: string, cause?: unknown): DynamoError {
+	return new DynamoError("Disconnected", message, cause === undefined ? {} : { cause });
+}

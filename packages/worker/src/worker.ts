@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts an engine on the runtime: start, register, serve, and leave in an order in which no request gets lost.
+import type { Engine, EngineInfo } from "@dynamo-ts/engine";
+import {
+	DynamoError,
+	type EndpointId,
+	type ModelDeploymentCard,
+	type ModelRecord,
+	mdcsum,
+} from "@dynamo-ts/protocols/internal";
+import type { DistributedRuntime, ServedEndpoint } from "@dynamo-ts/runtime";
+import { buildCard, hostModelFiles } from "./card.js";
+import { formatEndpointAddress } from "./endpoint-address.js";
+import { registerEngineMetrics } from "./engine-metrics.js";
+import { createGenerateHandler } from "./generate-handler.js";
+import type { SamplingDefaults } from "./generate-request.js";
+import { type ModelFiles, readSamplingDefaults } from "./model-files.js";
+
+export interface WorkerOptions {
+	readonly engine: Engine;
+	/** What `engine.start()` gave, when it was called already; absent: the worker calls it. */
+	readonly engineStart?: Promise<EngineInfo> | undefined;
+	readonly files: ModelFiles | Promise<ModelFiles>;
+	/** The model's public name. */
+	readonly modelName: string;
+	/** Hub id or local path; part of what makes cards equal. */
+	readonly sourcePath: string;
+	/** Default dyn://dynamo.backend.generate. */
+	readonly endpoint?: EndpointId | undefined;
+	/** Used before those of generation_config.json, for requests that leave them out. */
+	readonly samplingDefaults?: SamplingDefaults | undefined;
+	/** Refuse requests without max_tokens. Default false. */
+	readonly requireMaxTokens?: boolean | undefined;
+	/** The context length that the card shows, in tokens; default: the engine's. */
+	readonly cardContextLength?: number | undefined;
+	/** End-of-text ids beside those that the engine knows. */
+	readonly eosTokenIds?: readonly number[] | undefined;
+	readonly toolCallParser?: string | undefined;
+	readonly reasoningParser?: string | undefined;
+}
+
+/** A worker that serves its model. */
+export interface WorkerHandle {
+	readonly info: EngineInfo;
+	readonly card: ModelDeploymentCard;
+	/** Requests being handled now. */
+	readonly inflight: number;
+	/** Resolves if the engine dies by itself; the worker has left discovery by then. */
+	readonly failed: Promise<Error>;
+	/**
+	 * Leaves discovery, so that no new request comes, and waits for those under way.
+	 * @param timeoutMs longest wait; default: the runtime's shutdown timeout.
+	 * @returns false when some were still under way.
+	 */
+	drain(timeoutMs?: number): Promise<boolean>;
+	/** Ends what is still under way and closes the engine. Idempotent. */
+	close(): Promise<void>;
+}
+
+const DEFAULT_ENDPOINT: EndpointId = { namespace: "dynamo", component: "backend", name: "generate" };
+const TARGET = "dynamo_worker";
+
+/**
+ * Starts the engine (unless it is started), registers the model and serves its `generate` endpoint. When the promise
+ * resolves, frontends can find the worker.
+ * @throws what starting the engine or reading the files throws; DynamoError `Conflict` when the endpoint belongs to
+ * another model. The engine is closed then.
+ */
+export async function startWorker(runtime: DistributedRuntime, options: WorkerOptions): Promise<WorkerHandle> {
+	const { engine } = options;
+	try {
+		const starting = options.engineStart ?? engine.start();
+		const [info, files] = await Promise.all([starting, options.files]);
+		return await serve(runtime, options, info, files);
+	} catch (error) {
+		await engine.close();
+		throw error;
+	}
+}
+
+async function serve(
+	runtime: DistributedRuntime,
+	options: WorkerOptions,
+	info: EngineInfo,
+	files: ModelFiles,
+): Promise<WorkerHandle> {
+	const { engine } = options;
+	const id = options.endpoint ?? DEFAULT_ENDPOINT;
+	const log = runtime.log.child(TARGET);
+	const failure = watchForFailure(engine);
+	const hosted =
+		runtime.systemServer === undefined ? undefined : hostModelFiles(runtime.systemServer, id, options.modelName);
+	const [card, generationDefaults] = await Promise.all([
+		buildCard({
+			displayName: options.modelName,
+			sourcePath: options.sourcePath,
+			files,
+			info,
+			contextLength: options.cardContextLength ?? info.maxModelLen,
+			toolCallParser: options.toolCallParser,
+			reasoningParser: options.reasoningParser,
+			pathOf: (file) => hosted?.pathOf(file) ?? file,
+		}),
+		readSamplingDefaults(files.generationConfig),
+	]);
+	const record: ModelRecord = {
+		type: "Model",
+		namespace: id.namespace,
+		component: id.component,
+		endpoint: id.name,
+		instance_id: runtime.instanceId,
+		card_json: card,
+	};
+	await checkNeighbours(runtime, record);
+
+	const endpoint = runtime.namespace(id.namespace).component(id.component).endpoint(id.name);
+	const eosTokenIds = [...new Set([...info.eosTokenIds, ...(options.eosTokenIds ?? [])])];
+	const handler = createGenerateHandler({
+		engine,
+		context: {
+			maxModelLen: info.maxModelLen,
+			vocabSize: info.vocabSize,
+			eosTokenIds,
+			samplingDefaults: { ...generationDefaults, ...options.samplingDefaults },
+			requireMaxTokens: options.requireMaxTokens ?? false,
+		},
+		// Loaded when first needed: most workers never are asked for log-probabilities.
+		loadTokenTexts: async () => (await import("./token-texts.js")).loadTokenTexts(files.tokenizer),
+	});
+	const served = await endpoint.serve(handler, {
+		register: false,
+		healthCheckPayload: healthCheckPayload(options.modelName),
+		...(info.device === "mock" ? {} : { deviceType: info.device }),
+	});
+	registerEngineMetrics(endpoint.component.metrics, engine, info, options.modelName);
+	const worker = new Worker(runtime, engine, info, card, record, served, () => hosted?.remove());
+	try {
+		await worker.register();
+	} catch (error) {
+		await served.stop();
+		throw error;
+	}
+	log.info("serving the model", {
+		model: options.modelName,
+		endpoint: formatEndpointAddress(id),
+		device: info.device,
+		quantization: info.quantization,
+		max_model_len: info.maxModelLen,
+		max_num_seqs: info.maxNumSeqs,
+		load_seconds: info.loadSeconds,
+	});
+	void failure.then((error) => worker.engineDied(error));
+	return worker;
+}
+
+function watchForFailure(engine: Engine): Promise<Error> {
+	return new Promise((resolve) => engine.onFailure(resolve));
+}
+
+class Worker implements WorkerHandle {
+	readonly info: EngineInfo;
+	readonly card: ModelDeploymentCard;
+	readonly failed: Promise<Error>;
+	readonly #runtime: DistributedRuntime;
+	readonly #engine: Engine;
+	readonly #record: ModelRecord;
+	readonly #served: ServedEndpoint;
+	readonly #removeFiles: () => void;
+	#tellFailed: (error: Error) => void = () => {};
+	#registered = false;
+	#closing: Promise<void> | undefined;
+
+	constructor(
+		runtime: DistributedRuntime,
+		engine: Engine,
+		info: EngineInfo,
+		card: ModelDeploymentCard,
+		record: ModelRecord,
+		served: ServedEndpoint,
+		removeFiles: () => void,
+	) {
+		this.#runtime = runtime;
+		this.#engine = engine;
+		this.info = info;
+		this.card = card;
+		this.#record = record;
+		this.#served = served;
+		this.#removeFiles = removeFiles;
+		this.failed = new Promise((resolve) => {
+			this.#tellFailed = resolve;
+		});
+	}
+
+	get inflight(): number {
+		return this.#served.inflight;
+	}
+
+	/** The card first: a model without instances is not listed, an instance without a card is of no use. */
+	async register(): Promise<void> {
+		await this.#runtime.discovery.put(this.#record);
+		this.#registered = true;
+		await this.#served.register();
+	}
+
+	async drain(timeoutMs = this.#runtime.config.shutdownTimeoutMs): Promise<boolean> {
+		this.#runtime.health.setEndpointReady(this.#record.endpoint, false, { gating: true });
+		await this.#unregister();
+		const grace = this.#runtime.config.shutdownGraceMs;
+		// Within one process the news is instant.
+		if (grace > 0 && this.#runtime.discovery.backend !== "mem")
+			await new Promise((resolve) => setTimeout(resolve, grace));
+		return this.#served.drain(timeoutMs);
+	}
+
+	close(): Promise<void> {
+		this.#closing ??= this.#close();
+		return this.#closing;
+	}
+
+	async #close(): Promise<void> {
+		await this.#unregister();
+		// The engine answers what is under way with an error that lets frontends go on elsewhere; then the endpoint
+		// has nothing left to cut off.
+		await this.#engine.close();
+		await this.#served.stop();
+		this.#removeFiles();
+	}
+
+	async #unregister(): Promise<void> {
+		if (!this.#registered) return;
+		this.#registered = false;
+		await Promise.all([this.#served.unregister(), this.#runtime.discovery.delete(this.#record)]);
+	}
+
+	async engineDied(error: Error): Promise<void> {
+		if (this.#closing !== undefined) return;
+		this.#runtime.log.child(TARGET).error("the engine died; the worker leaves", { error });
+		try {
+			await this.close();
+		} catch (closing) {
+			this.#runtime.log.child(TARGET).error("leaving failed", { error: closing });
+		}
+		this.#tellFailed(error);
+	}
+}
+
+/** One token from a prompt of one: proves that engine and endpoint work. */
+function healthCheckPayload(model: string): Record<string, unknown> {
+	return {
+		model,
+		token_ids: [1],
+		stop_conditions: { max_tokens: 1, ignore_eos: true },
+		sampling_options: { temperature: 0 },
+		output_options: {},
+		eos_token_ids: [],
+		annotations: [],
+		routing: {},
+		_HEALTH_CHECK: true,
+	};
+}
+
+/** Looks at who serves the same endpoint already: frontends could not tell two models on it apart. */
+async function checkNeighbours(runtime: DistributedRuntime, record: ModelRecord): Promise<void> {
+	const own = record.card_json;
+	const sum = mdcsum(own);
+	for (const other of await runtime.discovery.list("v1/mdc")) {
+		if (other.type !== "Model" || (other.model_suffix ?? "") !== "") continue;
+		if (
+			other.namespace !== record.namespace ||
+			other.component !== record.component ||
+			other.endpoint !== record.endpoint
+		) {
+			continue;
+		}
+		const address = formatEndpointAddress({ ...other, name: other.endpoint });
+		if (other.card_json.display_name !== own.display_name) {
+			const message = `${address} serves the model ${other.card_json.display_name} already; give ${own.display_name} a component of its own, e.g. --endpoint dyn://${record.namespace}.${own.slug.replaceAll(/[^a-z0-9_-]/g, "-")}.${record.endpoint}`;
+			throw new DynamoError("Conflict", message, { publicMessage: message });
+		}
+		if (mdcsum(other.card_json) !== sum) {
+			runtime.log
+				.child(TARGET)
+				.warn(
+					"another worker registered this model with other files or limits; frontends send requests only to workers that agree with the first",
+					{ model: own.display_name, endpoint: address, other_instance: other.instance_id },
+				);
+			return;
+		}
+	}
+}
