@@ -1,1 +1,9 @@
-export {};
+// SPDX-License-Identifier: Apache-2.0
+export {
+	type BucketRange,
+	type BucketRanges,
+	type FrontendConfig,
+	type FrontendPaths,
+	frontendConfigFromEnv,
+} from "./config.js";
+export { type Frontend, startFrontend } from "./server.js";

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole (not streamed) answers, written to node's response as they are: Dynamo's bytes have no charset parameter and
+// no other decoration.
+import type { ServerResponse } from "node:http";
+import type { Failure } from "./http-errors.js";
+
+/** Sends JSON text. Does nothing when the client is gone or something was sent. */
+export function sendJson(
+	response: ServerResponse,
+	status: number,
+	json: string,
+	headers?: Record<string, string>,
+): void {
+	if (response.headersSent || response.destroyed) return;
+	// Node has no phrase for 529; Dynamo's status line says <none>.
+	if (status === 529) response.statusMessage = "<none>";
+	response.writeHead(status, {
+		"content-type": "application/json",
+		"content-length": Buffer.byteLength(json),
+		...headers,
+	});
+	response.end(json);
+}
+
+/** Sends a status without a body or content type. */
+export function sendEmpty(response: ServerResponse, status: number, headers?: Record<string, string>): void {
+	if (response.headersSent || response.destroyed) return;
+	response.writeHead(status, { "content-length": 0, ...headers });
+	response.end();
+}
+
+/** Sends the error's body: Dynamo's flat members and OpenAI's object, so that clients of both find what they look for. */
+export function sendFailure(response: ServerResponse, failure: Failure, headers?: Record<string, string>): void {
+	const body = failure.http.toBody();
+	if (failure.detail !== undefined) body.error.message = failure.detail;
+	sendJson(response, failure.http.status, JSON.stringify(body), headers);
+}

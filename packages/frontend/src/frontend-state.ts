@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { ServerResponse } from "node:http";
+import type { DistributedRuntime, Logger } from "@dynamo-ts/runtime";
+import { sendFailure, sendJson } from "./answers.js";
+import type { FrontendConfig } from "./config.js";
+import type { FrontendMetrics } from "./frontend-metrics.js";
+import type { GenerationHost } from "./generation.js";
+import { type Failure, failureOf } from "./http-errors.js";
+import type { ModelManager } from "./model-manager.js";
+import type { ModelWatcher } from "./model-watcher.js";
+
+/** Ready: takes requests. Draining: finishes what it has. Stopping: the listener is closed. */
+export type Stage = "ready" | "draining" | "stopping";
+
+/** What the routes share. */
+export class FrontendState implements GenerationHost {
+	readonly runtime: DistributedRuntime;
+	readonly config: FrontendConfig;
+	readonly metrics: FrontendMetrics;
+	readonly manager: ModelManager;
+	readonly watcher: ModelWatcher;
+	/** For the lines about requests. */
+	readonly log: Logger;
+	stage: Stage = "ready";
+	private readonly inflight = new Set<ServerResponse>();
+	private readonly idleWaiters: (() => void)[] = [];
+
+	constructor(
+		runtime: DistributedRuntime,
+		config: FrontendConfig,
+		metrics: FrontendMetrics,
+		manager: ModelManager,
+		watcher: ModelWatcher,
+	) {
+		this.runtime = runtime;
+		this.config = config;
+		this.metrics = metrics;
+		this.manager = manager;
+		this.watcher = watcher;
+		this.log = runtime.log.child("dynamo_llm::http::service");
+	}
+
+	/** Inference requests whose answer is not complete. */
+	get inflightCount(): number {
+		return this.inflight.size;
+	}
+
+	/** Counts an inference request until its response is closed. */
+	enter(response: ServerResponse): void {
+		this.inflight.add(response);
+		response.once("close", () => {
+			this.inflight.delete(response);
+			if (this.inflight.size === 0) for (const waiter of this.idleWaiters.splice(0)) waiter();
+		});
+	}
+
+	/** Resolves when no inference request is under way. */
+	idle(): Promise<void> {
+		if (this.inflight.size === 0) return Promise.resolve();
+		return new Promise((resolve) => this.idleWaiters.push(resolve));
+	}
+
+	/** Cuts everything that is under way. */
+	cutAll(): void {
+		for (const response of [...this.inflight]) response.destroy();
+	}
+
+	failureOf(error: unknown, detail?: string): Failure {
+		return failureOf(error, this.config.overloadStatusCode, detail);
+	}
+
+	/** Counts a failure of a request that never came as far as being tracked. */
+	countFailure(failure: Failure): void {
+		this.metrics.failures.withLabelValues(failure.errorClass, failure.reason).inc();
+	}
+
+	sendJson(response: ServerResponse, status: number, json: string): void {
+		sendJson(response, status, json);
+	}
+
+	sendFailure(response: ServerResponse, failure: Failure): void {
+		sendFailure(response, failure);
+	}
+}

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { ServerResponse } from "node:http";
+import {
+	type Annotated,
+	DynamoError,
+	type LLMEngineOutput,
+	type PreprocessedRequest,
+	type PromptTokensDetails,
+} from "@dynamo-ts/protocols/internal";
+import type { ResponseSink } from "@dynamo-ts/runtime";
+import { type ChoiceRules, ChoiceState, type TokenLogprob } from "./choice-state.js";
+import { annotationEvent, type ChunkFormat, type UsageCounts } from "./chunk-format.js";
+import { Dispatch, type DispatchOptions } from "./dispatch.js";
+import { asDynamoError, type Failure } from "./http-errors.js";
+import { type NvextReport, nvextJson } from "./nvext-report.js";
+import type { RequestTracker } from "./request-tracker.js";
+import { SseWriter } from "./sse.js";
+import type { WorkerSet } from "./worker-set.js";
+
+/** How usage is told. */
+export interface UsageMode {
+	/** A chunk with empty choices at the end of a stream. */
+	readonly final: boolean;
+	/** On every chunk. */
+	readonly continuous: boolean;
+}
+
+/** One prompt of a request: becomes one request to a worker. */
+export interface PromptRequest {
+	readonly body: PreprocessedRequest;
+	/** Text that is shown before what is generated (completions' `echo`). */
+	readonly echo: string;
+}
+
+/** Everything that is needed to answer a request; see {@link Generation}. */
+export interface GenerationPlan {
+	readonly requestId: string;
+	readonly stream: boolean;
+	readonly set: WorkerSet;
+	readonly prompts: readonly PromptRequest[];
+	/** Choices per prompt. */
+	readonly choices: number;
+	readonly rules: ChoiceRules;
+	readonly format: ChunkFormat;
+	readonly usage: UsageMode;
+	/** Annotation events in front of a stream: name and text. */
+	readonly annotations: readonly (readonly [string, string])[];
+	/** What `nvext.extra_fields` asked for. */
+	readonly report: NvextReport;
+	/** Sent to workers with the request. */
+	readonly headers: Readonly<Record<string, string>>;
+	readonly dispatch: DispatchOptions;
+	readonly keepAliveMs: number;
+}
+
+/** What {@link Generation} needs from the HTTP side. */
+export interface GenerationHost {
+	/** Sends a whole JSON answer. */
+	sendJson(response: ServerResponse, status: number, json: string): void;
+	/** Sends an error answer. */
+	sendFailure(response: ServerResponse, failure: Failure): void;
+	failureOf(error: unknown): Failure;
+}
+
+/**
+ * Answers one request: sends its prompts to workers, turns their deltas into text and the text into an event stream or
+ * one JSON answer. Everything from a worker's frame to the queued SSE text is plain calls without promises.
+ */
+export class Generation {
+	readonly plan: GenerationPlan;
+	readonly tracker: RequestTracker;
+	private readonly response: ServerResponse;
+	private readonly host: GenerationHost;
+	private readonly writer: SseWriter | undefined;
+	private readonly legs: Leg[];
+	private unfinished: number;
+	private over = false;
+
+	constructor(plan: GenerationPlan, response: ServerResponse, tracker: RequestTracker, host: GenerationHost) {
+		this.plan = plan;
+		this.response = response;
+		this.tracker = tracker;
+		this.host = host;
+		this.legs = plan.prompts.map((prompt, index) => new Leg(this, prompt, index));
+		this.unfinished = this.legs.length;
+		for (const { body } of plan.prompts) tracker.inputTokens += body.token_ids.length;
+		if (!plan.stream) return;
+		this.writer = new SseWriter(response, plan.keepAliveMs, {
+			onBlocked: () => {
+				for (const leg of this.legs) leg.dispatch.pause();
+			},
+			onDrain: () => {
+				for (const leg of this.legs) leg.dispatch.resume();
+			},
+		});
+	}
+
+	start(): void {
+		this.response.on("close", this.onClose);
+		this.tracker.enterStage("route");
+		for (const leg of this.legs) leg.start();
+		this.tracker.enterStage("dispatch");
+	}
+
+	/** The connection closed; nothing to do when the answer was complete. */
+	private readonly onClose = (): void => {
+		if (this.over) return;
+		this.over = true;
+		for (const leg of this.legs) leg.dispatch.kill();
+		this.tracker.finish({ kind: "disconnected" });
+	};
+
+	// -- called by legs
+
+	/** The first delta of any leg. */
+	onFirstDelta(): void {
+		this.tracker.enterStage(undefined);
+		for (const [name, text] of this.plan.annotations) this.writer?.queue(annotationEvent(name, text));
+		const echoing = this.plan.prompts.some(({ echo }) => echo !== "");
+		if (echoing && this.writer !== undefined) for (const leg of this.legs) leg.echo();
+	}
+
+	/** Text of a choice that can be shown now. */
+	onDelta(leg: Leg, choice: ChoiceState, text: string): void {
+		const { writer, plan } = this;
+		if (writer === undefined) {
+			choice.text += text;
+			return;
+		}
+		if (text === "") return;
+		const logprobs = plan.rules.wantLogprobs ? choice.takeLogprobs() : undefined;
+		writer.queue(
+			plan.format.content(
+				choice.index,
+				text,
+				!choice.roleSent,
+				logprobs,
+				plan.usage.continuous ? leg.usage() : undefined,
+				plan.report.anything ? nvextJson(plan.report, leg, false) : undefined,
+			),
+		);
+		choice.roleSent = true;
+	}
+
+	onChoiceFinished(leg: Leg, choice: ChoiceState): void {
+		const { writer, plan } = this;
+		if (writer === undefined) return;
+		const usage = plan.usage.continuous ? leg.usage() : undefined;
+		const due = plan.rules.wantLogprobs ? choice.takeLogprobs() : undefined;
+		if (!choice.roleSent || due !== undefined) {
+			// A choice without any text still has a role, and tokens without text have log-probabilities.
+			const nvext = plan.report.anything ? nvextJson(plan.report, leg, false) : undefined;
+			writer.queue(plan.format.content(choice.index, "", !choice.roleSent, due, usage, nvext));
+			choice.roleSent = true;
+		}
+		const nvext = plan.report.anything ? nvextJson(plan.report, leg, true) : undefined;
+		writer.queue(plan.format.finish(choice.index, choice.finishReason ?? "stop", usage, nvext));
+	}
+
+	onLegFinished(): void {
+		this.unfinished--;
+		if (this.unfinished > 0 || this.over) return;
+		this.over = true;
+		const { plan, writer } = this;
+		const usage = this.usage();
+		this.tracker.cachedTokens = usage.details?.cached_tokens ?? undefined;
+		if (writer !== undefined) {
+			if (plan.usage.final) writer.queue(plan.format.usage(usage));
+			writer.end();
+		} else this.sendAnswer(usage);
+		this.tracker.finish({ kind: "success" });
+	}
+
+	onLegFailed(error: DynamoError): void {
+		if (this.over) return;
+		this.over = true;
+		for (const leg of this.legs) leg.dispatch.kill();
+		const failure = this.host.failureOf(error);
+		if (this.writer?.started) {
+			this.writer.queue(failure.http.toSseEvent());
+			this.writer.end();
+		} else {
+			this.writer?.discard();
+			this.host.sendFailure(this.response, failure);
+		}
+		this.tracker.finish({ kind: "failure", failure });
+	}
+
+	private sendAnswer(usage: UsageCounts): void {
+		const { plan } = this;
+		const choices = this.legs.flatMap((leg) =>
+			leg.choices
+				.filter(({ begun }) => begun)
+				.map((choice) => ({
+					index: choice.index,
+					text: leg.prompt.echo + choice.text,
+					finishReason: choice.finishReason ?? "stop",
+					logprobs: plan.rules.wantLogprobs ? (choice.takeLogprobs() as TokenLogprob[] | undefined) : undefined,
+				})),
+		);
+		const first = this.legs[0] as Leg;
+		const nvext = plan.report.anything ? nvextJson(plan.report, first, true) : undefined;
+		this.host.sendJson(this.response, 200, plan.format.answer(choices, usage, nvext));
+	}
+
+	private usage(): UsageCounts {
+		const total: UsageCounts = { promptTokens: 0, completionTokens: 0, details: undefined };
+		for (const leg of this.legs) {
+			const { promptTokens, completionTokens, details } = leg.usage();
+			total.promptTokens += promptTokens;
+			total.completionTokens += completionTokens;
+			if (details !== undefined) total.details = addDetails(total.details, details);
+		}
+		return total;
+	}
+}
+
+function addDetails(a: PromptTokensDetails | undefined, b: PromptTokensDetails): PromptTokensDetails {
+	const add = (x: number | null | undefined, y: number | null | undefined): number | null =>
+		x === null || x === undefined ? (y ?? null) : x + (y ?? 0);
+	return {
+		audio_tokens: add(a?.audio_tokens, b.audio_tokens),
+		cached_tokens: add(a?.cached_tokens, b.cached_tokens),
+	};
+}
+
+/** One prompt on its way through one worker; receives the worker's stream. */
+export class Leg implements ResponseSink {
+	readonly prompt: PromptRequest;
+	/** In the order of their numbers; all that were asked for. */
+	readonly choices: ChoiceState[];
+	readonly dispatch: Dispatch;
+	/** `performance.now()`; for the report of timings. */
+	sentAt = 0;
+	firstAt: number | undefined;
+	workerId: bigint | undefined;
+	readonly tracker: RequestTracker;
+	private readonly generation: Generation;
+	private open: number;
+	private completionTokens = 0;
+	private details: PromptTokensDetails | undefined;
+	private over = false;
+
+	constructor(generation: Generation, prompt: PromptRequest, index: number) {
+		const { plan } = generation;
+		this.generation = generation;
+		this.tracker = generation.tracker;
+		this.prompt = prompt;
+		this.choices = Array.from(
+			{ length: plan.choices },
+			(_, i) => new ChoiceState(index * plan.choices + i, plan.rules, prompt.echo.length),
+		);
+		this.open = plan.choices;
+		// Legs of one request are requests of their own to workers, so each needs an id of its own.
+		const id = plan.prompts.length === 1 ? plan.requestId : `${plan.requestId}-${index}`;
+		this.dispatch = new Dispatch(
+			plan.set,
+			{ id, payload: prompt.body, headers: plan.headers },
+			prompt.body.token_ids,
+			this,
+			{
+				...plan.dispatch,
+				onAttempt: (instance) => {
+					this.workerId = instance.instance_id;
+					this.tracker.workerId = instance.instance_id;
+				},
+			},
+		);
+	}
+
+	start(): void {
+		this.sentAt = performance.now();
+		this.dispatch.start();
+	}
+
+	/** Shows the prompt, in streams that echo it. */
+	echo(): void {
+		for (const choice of this.choices) this.generation.onDelta(this, choice, this.prompt.echo);
+	}
+
+	usage(): UsageCounts {
+		return {
+			promptTokens: this.prompt.body.token_ids.length,
+			completionTokens: this.completionTokens,
+			details: this.details,
+		};
+	}
+
+	onItem(item: Annotated<unknown>): void {
+		if (this.over) return;
+		const output = item.data as LLMEngineOutput | null | undefined;
+		// Events with a comment and no data are for nobody here.
+		if (output === null || output === undefined) return;
+		try {
+			this.accept(output);
+		} catch (error) {
+			this.fail(asDynamoError(error));
+		}
+	}
+
+	onEnd(): void {
+		if (this.over) return;
+		if (this.firstAt === undefined) {
+			this.fail(new DynamoError("BackendProtocol", "the worker ended its stream without any output"));
+			return;
+		}
+		// Some workers make one choice whatever n says. What they did not begin is left out, as Dynamo does.
+		const begun = this.choices.filter((choice) => choice.begun);
+		this.open -= this.choices.length - begun.length;
+		for (const choice of begun) {
+			if (choice.finishReason !== undefined) continue;
+			// The worker said that it is done, so that is the end of the choice.
+			const rest = choice.finishQuietly();
+			if (rest !== "") this.generation.onDelta(this, choice, rest);
+			this.finishChoice(choice);
+		}
+		if (!this.over) this.complete();
+	}
+
+	onError(error: DynamoError): void {
+		this.fail(error);
+	}
+
+	private accept(output: LLMEngineOutput): void {
+		const ids = output.token_ids;
+		const index = output.index ?? 0;
+		const choice = this.choices[index];
+		if (!Array.isArray(ids) && !(ids instanceof Uint32Array)) {
+			throw new DynamoError("BackendProtocol", "the worker sent an item without token_ids");
+		}
+		if (choice === undefined) {
+			throw new DynamoError("BackendProtocol", `the worker sent choice ${index} of ${this.choices.length}`);
+		}
+		const usage = output.completion_usage;
+		if (usage?.prompt_tokens_details) this.details = usage.prompt_tokens_details;
+		const now = performance.now();
+		if (this.firstAt === undefined) {
+			this.firstAt = now;
+			this.generation.onFirstDelta();
+		}
+		if (choice.finishReason !== undefined) return;
+		choice.begun = true;
+		const before = choice.tokens;
+		const text = choice.accept(output);
+		const count = choice.tokens - before;
+		if (count > 0) {
+			this.completionTokens += count;
+			this.tracker.onTokens(count, now, performance.now() - now);
+		}
+		if (text !== "") this.generation.onDelta(this, choice, text);
+		if (choice.finishReason !== undefined) this.finishChoice(choice);
+	}
+
+	private finishChoice(choice: ChoiceState): void {
+		this.generation.onChoiceFinished(this, choice);
+		this.open--;
+		if (this.open === 0) this.complete();
+	}
+
+	private complete(): void {
+		this.over = true;
+		// Where the end was found here the worker is still at work. Where it said so itself its stream ends by itself.
+		if (this.choices.some(({ stoppedHere }) => stoppedHere)) this.dispatch.kill();
+		this.generation.onLegFinished();
+	}
+
+	private fail(error: DynamoError): void {
+		if (this.over) return;
+		this.over = true;
+		this.generation.onLegFailed(error);
+	}
+}

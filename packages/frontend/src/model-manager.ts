@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+import { DynamoError, type ModelType } from "@dynamo-ts/protocols/internal";
+import { Model } from "./model.js";
+import type { WorkerSet } from "./worker-set.js";
+
+/** Told about the models that come and go; used for metrics. */
+export interface ModelObserver {
+	/** A set was committed. */
+	onSet(set: WorkerSet): void;
+	/** Whether requests for a model find a worker may have changed. */
+	onReadiness(model: string, ready: boolean): void;
+	/** The last set of a model is gone. */
+	onGone(model: string): void;
+}
+
+/** The models that this frontend knows, by public name and alias. */
+export class ModelManager {
+	private readonly models = new Map<string, Model>();
+	private readonly observer: ModelObserver | undefined;
+	private readonly waiters = new Set<() => void>();
+
+	constructor(observer?: ModelObserver) {
+		this.observer = observer;
+	}
+
+	/** A model by its exact name. */
+	find(name: string): Model | undefined {
+		return this.models.get(name);
+	}
+
+	/** Models that can be called now, in the order of their names. */
+	ready(): Model[] {
+		return [...this.models.values()].filter((model) => model.ready).sort((a, b) => (a.name < b.name ? -1 : 1));
+	}
+
+	/** Any model of that kind is registered, whether its workers answer or not. */
+	hasType(type: ModelType): boolean {
+		for (const model of this.models.values()) if (model.serving(type).length > 0) return true;
+		return false;
+	}
+
+	/** Number of names. */
+	get size(): number {
+		return this.models.size;
+	}
+
+	/** Resolves when a model can be called. @throws DynamoError `Unavailable` after `timeoutMs` milliseconds. */
+	waitForReady(name: string, timeoutMs: number): Promise<void> {
+		if (this.find(name)?.ready) return Promise.resolve();
+		return new Promise((resolve, reject) => {
+			const finish = (error?: DynamoError): void => {
+				this.waiters.delete(look);
+				clearTimeout(timer);
+				if (error === undefined) resolve();
+				else reject(error);
+			};
+			const look = (): void => {
+				if (this.find(name)?.ready) finish();
+			};
+			const timer = setTimeout(
+				() => finish(new DynamoError("Unavailable", `model ${name} was not ready within ${timeoutMs} ms`)),
+				timeoutMs,
+			);
+			this.waiters.add(look);
+		});
+	}
+
+	addSet(set: WorkerSet): void {
+		for (const name of namesOf(set)) {
+			let model = this.models.get(name);
+			if (model === undefined) {
+				model = new Model(name);
+				this.models.set(name, model);
+			}
+			model.sets.add(set);
+		}
+	}
+
+	/** To be called when a set's parts are there. */
+	committed(set: WorkerSet): void {
+		this.observer?.onSet(set);
+		this.refresh(set);
+	}
+
+	/** To be called when the live workers of a set changed. */
+	refresh(set: WorkerSet): void {
+		for (const name of namesOf(set)) {
+			const model = this.models.get(name);
+			if (model !== undefined && set.committed) this.observer?.onReadiness(name, model.ready);
+		}
+		for (const look of [...this.waiters]) look();
+	}
+
+	removeSet(set: WorkerSet): void {
+		for (const name of namesOf(set)) {
+			const model = this.models.get(name);
+			if (model === undefined || !model.sets.delete(set)) continue;
+			if (model.sets.size > 0) {
+				this.observer?.onReadiness(name, model.ready);
+			} else {
+				this.models.delete(name);
+				this.observer?.onGone(name);
+			}
+		}
+	}
+}
+
+function namesOf(set: WorkerSet): string[] {
+	return [...new Set([set.name, ...(set.card.aliases ?? [])])];
+}

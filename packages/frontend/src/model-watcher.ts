@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+import {
+	type DiscoveryRecord,
+	type EndpointRecord,
+	type ModelRecord,
+	mdcsum,
+	parseModelType,
+	stringifyJson,
+} from "@dynamo-ts/protocols/internal";
+import { createRouter, type RouterMode } from "@dynamo-ts/router";
+import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
+import type { ModelFiles } from "./model-files.js";
+import type { ModelManager } from "./model-manager.js";
+import { loadMaterials } from "./model-materials.js";
+import { WorkerSet, workerSetKey } from "./worker-set.js";
+
+export interface ModelWatcherOptions {
+	/** Only this namespace; undefined: all. */
+	readonly namespace: string | undefined;
+	/** Only namespaces that start so; wins over `namespace`. */
+	readonly namespacePrefix: string | undefined;
+	readonly routerMode: RouterMode;
+	/** An instance left discovery. */
+	readonly onWorkerGone?: (instanceId: bigint) => void;
+	/** First and longest wait between attempts to load a model's files, milliseconds. */
+	readonly retryMinMs?: number;
+	readonly retryMaxMs?: number;
+}
+
+/** A model record that was seen, and what became of it. */
+interface KnownRecord {
+	readonly record: ModelRecord;
+	readonly sum: string;
+	/** The set that accepted it; undefined: its card differs from the one that came first. */
+	set: WorkerSet | undefined;
+}
+
+/**
+ * Keeps the {@link ModelManager} in step with discovery. Records are grouped into worker sets; the first card of a set
+ * decides, records with another sum wait aside until the set is gone. A set counts once its files are loaded, which is
+ * retried for as long as it is there.
+ */
+export class ModelWatcher {
+	private readonly runtime: DistributedRuntime;
+	private readonly manager: ModelManager;
+	private readonly files: ModelFiles;
+	private readonly options: ModelWatcherOptions;
+	private readonly log: Logger;
+	private readonly records = new Map<string, KnownRecord>();
+	private readonly sets = new Map<string, WorkerSet>();
+	private readonly endpoints = new Map<string, EndpointRecord>();
+	private readonly watches: Watch[] = [];
+	private closed = false;
+
+	constructor(runtime: DistributedRuntime, manager: ModelManager, files: ModelFiles, options: ModelWatcherOptions) {
+		this.runtime = runtime;
+		this.manager = manager;
+		this.files = files;
+		this.options = options;
+		this.log = runtime.log.child("dynamo_llm::discovery::watcher");
+	}
+
+	/** Resolves when the records that are there now were seen. Their files may still be on the way. */
+	async start(): Promise<void> {
+		this.watches.push(
+			await this.runtime.discovery.watch("v1/instances", (event) => this.onInstance(event)),
+			await this.runtime.discovery.watch("v1/mdc", (event) => this.onModel(event)),
+		);
+		if (this.closed) for (const watch of this.watches.splice(0)) watch.close();
+	}
+
+	/** All endpoint instances in discovery, of any component. */
+	instances(): EndpointRecord[] {
+		return [...this.endpoints.values()];
+	}
+
+	close(): void {
+		this.closed = true;
+		for (const watch of this.watches.splice(0)) watch.close();
+		for (const set of this.sets.values()) {
+			this.manager.removeSet(set);
+			set.close();
+		}
+		this.sets.clear();
+		this.records.clear();
+		this.endpoints.clear();
+	}
+
+	private onInstance(event: DiscoveryEvent): void {
+		if (event.type === "delete") {
+			const record = this.endpoints.get(event.key);
+			this.endpoints.delete(event.key);
+			if (record !== undefined) this.options.onWorkerGone?.(record.instance_id);
+		} else if (event.record.type === "Endpoint") this.endpoints.set(event.key, event.record);
+	}
+
+	private onModel(event: DiscoveryEvent): void {
+		if (this.closed) return;
+		if (event.type === "delete") this.forget(event.key);
+		else if (isModel(event.record) && this.wanted(event.record)) this.take(event.key, event.record);
+	}
+
+	private wanted(record: ModelRecord): boolean {
+		const { namespace, namespacePrefix } = this.options;
+		if (namespacePrefix !== undefined) return record.namespace.startsWith(namespacePrefix);
+		return namespace === undefined || record.namespace === namespace;
+	}
+
+	private take(key: string, record: ModelRecord): void {
+		const known = this.records.get(key);
+		if (known !== undefined) {
+			if (sameCard(known.record, record)) return;
+			this.log.warn("Rejecting immutable discovery model-card mutation", {
+				key,
+				model: known.record.card_json.display_name,
+			});
+			return;
+		}
+		const entry: KnownRecord = { record, sum: mdcsum(record.card_json), set: undefined };
+		this.records.set(key, entry);
+		this.place(key, entry);
+	}
+
+	/** Puts a record into its set, or leaves it aside when the set has another card. */
+	private place(key: string, entry: KnownRecord): void {
+		const { record } = entry;
+		const setKey = workerSetKey(record);
+		let set = this.sets.get(setKey);
+		if (set !== undefined && set.sum !== entry.sum) {
+			this.log.warn(
+				"Rejected incompatible workers; the first accepted configuration retains the WorkerSet. " +
+					"Give the workers the same card, or stop the others first",
+				{
+					model: set.name,
+					instance_id: record.instance_id,
+					accepted_mdcsum: set.sum,
+					rejected_mdcsum: entry.sum,
+				},
+			);
+			return;
+		}
+		if (set === undefined) {
+			set = new WorkerSet(record, createRouter(this.options.routerMode));
+			this.sets.set(setKey, set);
+			this.manager.addSet(set);
+			this.materialise(set).catch((error: unknown) => this.log.error("Model watcher failed", { error: String(error) }));
+		}
+		entry.set = set;
+		set.add(record.instance_id, key);
+		this.manager.refresh(set);
+	}
+
+	private forget(key: string): void {
+		const entry = this.records.get(key);
+		if (entry === undefined) return;
+		this.records.delete(key);
+		const { set } = entry;
+		if (set === undefined) return;
+		set.remove(entry.record.instance_id, key);
+		if (set.size > 0) {
+			this.manager.refresh(set);
+			return;
+		}
+		this.sets.delete(set.key);
+		this.manager.removeSet(set);
+		set.close();
+		this.log.info("Removed model group", { model: set.name, namespace: set.namespace, component: set.component });
+		// Those that the departed card kept out may now come in.
+		for (const [otherKey, other] of this.records) {
+			if (other.set === undefined && workerSetKey(other.record) === set.key) this.place(otherKey, other);
+		}
+	}
+
+	private async materialise(set: WorkerSet): Promise<void> {
+		const { signal } = set.closing;
+		const { retryMinMs = 250, retryMaxMs = 10_000 } = this.options;
+		for (let attempt = 0; !signal.aborted; attempt++) {
+			try {
+				const materials = needsMaterials(set) ? await loadMaterials(set.card, this.files, signal) : undefined;
+				if (signal.aborted) return;
+				const endpoint = this.runtime.namespace(set.namespace).component(set.component).endpoint(set.endpoint);
+				const client = await endpoint.client();
+				if (signal.aborted) {
+					client.close();
+					return;
+				}
+				set.commit({ client, materials });
+				client.onChange(() => this.manager.refresh(set));
+				this.manager.committed(set);
+				this.log.info("Committed discovered model group", {
+					model: set.name,
+					namespace: set.namespace,
+					component: set.component,
+					endpoint: set.endpoint,
+					mdcsum: set.sum,
+				});
+				if (materials?.chatProblem !== undefined && set.modelTypes.has("Chat")) {
+					this.log.warn(`Chat requests of ${set.name} will be refused: ${materials.chatProblem.message}`);
+				}
+				return;
+			} catch (error) {
+				if (signal.aborted) return;
+				const delayMs = Math.min(retryMaxMs, retryMinMs * 2 ** attempt);
+				this.log.warn("Model materialization failed; scheduling retry", {
+					model: set.name,
+					error: (error as Error).message,
+					retry_ms: delayMs,
+				});
+				await sleep(delayMs, signal);
+			}
+		}
+	}
+}
+
+function isModel(record: DiscoveryRecord): record is ModelRecord {
+	return record.type === "Model";
+}
+
+function needsMaterials(set: WorkerSet): boolean {
+	return set.card.model_input === "Tokens" && (parseModelType(set.card.model_type)?.size ?? 0) > 0;
+}
+
+/** Equal but for runtime_config.taints, the one member that may change while a record lives. */
+function sameCard(a: ModelRecord, b: ModelRecord): boolean {
+	return comparable(a) === comparable(b);
+}
+
+function comparable(record: ModelRecord): string {
+	const { runtime_config, ...card } = record.card_json;
+	const { taints: _taints, ...config } = runtime_config ?? {};
+	return stringifyJson({ ...card, runtime_config: config });
+}
+
+/** Resolves after `ms` milliseconds, or when `signal` is aborted. */
+function sleep(ms: number, signal: AbortSignal): Promise<void> {
+	return new Promise((resolve) => {
+		const finish = (): void => {
+			clearTimeout(timer);
+			signal.removeEventListener("abort", finish);
+			resolve();
+		};
+		const timer = setTimeout(finish, ms);
+		signal.addEventListener("abort", finish);
+	});
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { ModelType, WorkerType } from "@dynamo-ts/protocols/internal";
+import type { WorkerSet } from "./worker-set.js";
+
+/** Readiness of one namespace of a model, as `/v1/models/{id}/ready` tells it. */
+export interface NamespaceReadiness {
+	ready: boolean;
+	worker_types: Record<string, { workers: number; needs: WorkerType[][] }>;
+	present: string[];
+	missing_worker_types: string[];
+}
+
+/** A model by its public name (or an alias): all worker sets that serve it. */
+export class Model {
+	readonly name: string;
+	readonly sets = new Set<WorkerSet>();
+	private turn = 0;
+
+	constructor(name: string) {
+		this.name = name;
+	}
+
+	/** Sets that requests of this kind can go to when they have live workers. */
+	serving(type: ModelType): WorkerSet[] {
+		return [...this.sets].filter((set) => set.committed && set.modelTypes.has(type) && this.isServing(set));
+	}
+
+	/** Files of all its sets are there; before that it is still starting. */
+	get committed(): boolean {
+		for (const set of this.sets) if (!set.committed) return false;
+		return true;
+	}
+
+	/** A request of some kind would find a worker now. */
+	get ready(): boolean {
+		for (const set of this.sets) {
+			if (set.modelTypes.size > 0 && this.isServing(set) && set.candidates().length > 0) return true;
+		}
+		return false;
+	}
+
+	/** The set whose turn it is; sets get turns in proportion to their live workers. Undefined: no live worker. */
+	pick(type: ModelType): WorkerSet | undefined {
+		const sets = this.serving(type);
+		if (sets.length === 1) return (sets[0] as WorkerSet).candidates().length > 0 ? sets[0] : undefined;
+		const total = sets.reduce((sum, set) => sum + set.candidates().length, 0);
+		if (total === 0) return undefined;
+		let at = this.turn++ % total;
+		return sets.find((set) => {
+			at -= set.candidates().length;
+			return at < 0;
+		});
+	}
+
+	/** Tokens of the largest context among the sets; 0: unknown. */
+	get contextWindow(): number {
+		return Math.max(0, ...[...this.sets].map((set) => set.contextWindow));
+	}
+
+	readiness(): { model: string; ready: boolean; namespaces: Record<string, NamespaceReadiness> } {
+		const namespaces: Record<string, NamespaceReadiness> = {};
+		for (const set of this.sets) {
+			let entry = namespaces[set.namespace];
+			if (entry === undefined) {
+				entry = { ready: false, worker_types: {}, present: [], missing_worker_types: [] };
+				namespaces[set.namespace] = entry;
+			}
+			const workers = set.candidates().length;
+			const known = entry.worker_types[set.workerType];
+			if (known === undefined) entry.worker_types[set.workerType] = { workers, needs: set.card.needs ?? [] };
+			else known.workers += workers;
+			if (workers > 0 && !entry.present.includes(set.workerType)) entry.present.push(set.workerType);
+			if (workers > 0 && set.modelTypes.size > 0 && this.isServing(set)) entry.ready = true;
+		}
+		for (const entry of Object.values(namespaces)) {
+			const needed = Object.values(entry.worker_types).flatMap(({ needs }) => needs[0] ?? []);
+			const types = [...Object.keys(entry.worker_types), ...needed];
+			entry.missing_worker_types = [...new Set(types)].filter((type) => !entry.present.includes(type));
+		}
+		return { model: this.name, ready: this.ready, namespaces };
+	}
+
+	/** Workers that need others beside them (a decode worker its prefill worker) cannot be called on their own. */
+	private isServing(set: WorkerSet): boolean {
+		const needs = set.card.needs ?? [];
+		return set.workerType !== "prefill" && set.workerType !== "encode" && needs.length === 0;
+	}
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { IncomingMessage } from "node:http";
+import { HttpError } from "@dynamo-ts/protocols/internal";
+
+const MB = 1024 * 1024;
+
+/** Thrown by {@link readBody} when the client left before it had sent all. */
+export class ClientGoneError extends Error {
+	override readonly name = "ClientGoneError";
+}
+
+/**
+ * Checks the content type and reads the whole body.
+ * @param limitBytes larger bodies are refused as soon as that shows; what still comes is thrown away.
+ * @throws HttpError 415, 413; ClientGoneError.
+ */
+export function readBody(request: IncomingMessage, limitBytes: number): Promise<Buffer> {
+	const [type] = (request.headers["content-type"] ?? "").split(";", 1) as [string];
+	if (type.trim().toLowerCase() !== "application/json") {
+		request.resume();
+		return Promise.reject(new HttpError(415, "Expected request with Content-Type application/json"));
+	}
+	const tooLarge = (): HttpError =>
+		new HttpError(
+			413,
+			`Request body exceeds the limit of ${Math.round(limitBytes / MB)} MB set by DYN_HTTP_BODY_LIMIT_MB`,
+		);
+	if (Number(request.headers["content-length"] ?? 0) > limitBytes) {
+		request.resume();
+		return Promise.reject(tooLarge());
+	}
+	return new Promise((resolve, reject) => {
+		const chunks: Buffer[] = [];
+		let size = 0;
+		let refused = false;
+		request.on("data", (chunk: Buffer) => {
+			if (refused) return;
+			size += chunk.length;
+			if (size > limitBytes) {
+				refused = true;
+				chunks.length = 0;
+				reject(tooLarge());
+				return;
+			}
+			chunks.push(chunk);
+		});
+		request.on("end", () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks)));
+		request.on("error", () => reject(new ClientGoneError("the client left while sending its request")));
+		request.on("close", () => reject(new ClientGoneError("the client left while sending its request")));
+	});
+}

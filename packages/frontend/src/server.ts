@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { AddressInfo } from "node:net";
+import { DynamoError, HttpError } from "@dynamo-ts/protocols/internal";
+import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import { sendEmpty, sendFailure } from "./answers.js";
+import { type FrontendConfig, frontendConfigFromEnv } from "./config.js";
+import { FrontendMetrics } from "./frontend-metrics.js";
+import { FrontendState } from "./frontend-state.js";
+import { ModelFiles } from "./model-files.js";
+import { ModelManager } from "./model-manager.js";
+import { ModelWatcher } from "./model-watcher.js";
+import { addHealthRoutes } from "./routes/health.js";
+import { addInferenceRoutes } from "./routes/inference.js";
+import { addModelRoutes } from "./routes/models.js";
+
+/** Routes that Dynamo has for kinds of models that this frontend does not serve: always switched off. */
+const DISABLED_ROUTES: readonly (readonly ["GET" | "POST", string])[] = [
+	["POST", "/v1/classify"],
+	["POST", "/v1/pooling"],
+	["POST", "/v1/rerank"],
+	["POST", "/v1/images/generations"],
+	["POST", "/v1/images/edits"],
+	["POST", "/v1/videos"],
+	["POST", "/v1/videos/stream"],
+	["POST", "/v1/audio/speech"],
+	["GET", "/v1/realtime"],
+];
+
+/** A running frontend. */
+export interface Frontend {
+	/** `http://host:port`, with the real port. */
+	readonly address: string;
+	readonly port: number;
+	/** Inference requests whose answer is not complete. */
+	readonly inflight: number;
+	/** Names of the models that can be called now. */
+	models(): string[];
+	/** Resolves when a model can be called. @throws DynamoError `Unavailable` after `timeoutMs` milliseconds. */
+	waitForModel(name: string, timeoutMs: number): Promise<void>;
+	/**
+	 * Leaves in order: new requests get 503 while those under way go on; when none is left, or after the graceful
+	 * shutdown timeout, the listener closes; streams that still run are not cut. Resolves when the last one has ended.
+	 */
+	drain(): Promise<void>;
+	/** Ends at once: cuts what is under way. Idempotent; can be called during {@link drain}. */
+	close(): Promise<void>;
+}
+
+/**
+ * Starts the HTTP server and the watching of models.
+ * @param config overrides what the environment says.
+ * @throws DynamoError `Unavailable` that names address, flag and variable when the port cannot be had.
+ */
+export async function startFrontend(
+	runtime: DistributedRuntime,
+	config: Partial<FrontendConfig> = {},
+): Promise<Frontend> {
+	const full: FrontendConfig = Object.freeze({ ...frontendConfigFromEnv(), ...config });
+	const metrics = new FrontendMetrics(full.metricsPrefix, full.buckets);
+	const manager = new ModelManager(metrics);
+	const files = new ModelFiles({
+		cacheDir: full.modelCacheDir,
+		modelPath: full.modelPath,
+		timeoutMs: full.fileTimeoutMs,
+	});
+	const watcher = new ModelWatcher(runtime, manager, files, {
+		namespace: full.namespace,
+		namespacePrefix: full.namespacePrefix,
+		routerMode: full.routerMode,
+		onWorkerGone: (id) => metrics.forgetWorker(id),
+	});
+	const state = new FrontendState(runtime, full, metrics, manager, watcher);
+	const app = buildApp(state);
+	try {
+		await listen(app, full);
+		await watcher.start();
+	} catch (error) {
+		watcher.close();
+		metrics.close();
+		await app.close();
+		throw error;
+	}
+	return new RunningFrontend(state, app);
+}
+
+function buildApp(state: FrontendState): FastifyInstance {
+	const app = Fastify({
+		logger: false,
+		disableRequestLogging: true,
+		forceCloseConnections: true,
+		// Time to receive a whole request; bodies may be large and lines slow.
+		requestTimeout: 300_000,
+		routerOptions: { maxParamLength: 4096 },
+		frameworkErrors: (_error, request, reply) => notFound(state, request, reply),
+	});
+	// Bodies are read by the routes: limits, types and error texts are Dynamo's.
+	app.removeAllContentTypeParsers();
+	app.addContentTypeParser("*", (_request, _payload, done) => done(null));
+	app.addHook("onRequest", (request, reply, done) => {
+		const id = request.headers["x-request-id"];
+		if (typeof id === "string") reply.raw.setHeader("x-request-id", id);
+		if (state.stage === "ready" || isProbe(state, request)) {
+			done();
+			return;
+		}
+		reply.hijack();
+		request.raw.resume();
+		const failure = state.failureOf(new HttpError(503, "Service is not ready"));
+		state.countFailure(failure);
+		sendFailure(reply.raw, failure, { "retry-after": "1" });
+	});
+	app.setNotFoundHandler((request, reply) => notFound(state, request, reply));
+	app.setErrorHandler((error, _request, reply) => {
+		state.log.error("route failed", { error });
+		reply.hijack();
+		sendFailure(reply.raw, state.failureOf(error));
+	});
+	addHealthRoutes(app, state);
+	addModelRoutes(app, state);
+	addInferenceRoutes(app, state);
+	for (const [method, url] of DISABLED_ROUTES) {
+		app.route({
+			method,
+			url,
+			handler: (request, reply) => {
+				reply.hijack();
+				request.raw.resume();
+				sendEmpty(reply.raw, 404);
+			},
+		});
+	}
+	return app;
+}
+
+function pathOf(request: FastifyRequest): string {
+	return (request.raw.url ?? "/").split("?", 1)[0] as string;
+}
+
+function isProbe(state: FrontendState, request: FastifyRequest): boolean {
+	const path = pathOf(request);
+	return path === state.config.paths.health || path === state.config.paths.live;
+}
+
+/** 405 for a path that exists with another method, 404 for one that does not. */
+function notFound(state: FrontendState, request: FastifyRequest, reply: FastifyReply): void {
+	const path = pathOf(request);
+	const method = request.raw.method ?? "GET";
+	reply.hijack();
+	request.raw.resume();
+	const { paths } = state.config;
+	const posts = [paths.chat, paths.completions, ...DISABLED_ROUTES.filter(([m]) => m === "POST").map(([, url]) => url)];
+	const gets = [paths.models, paths.health, paths.live, paths.metrics];
+	const isModel = path.startsWith(`${paths.models}/`) && path.length > paths.models.length + 1;
+	if (posts.includes(path)) sendEmpty(reply.raw, 405, { allow: "POST" });
+	else if (method !== "GET" && method !== "HEAD" && (gets.includes(path) || isModel)) {
+		sendEmpty(reply.raw, 405, { allow: "GET,HEAD" });
+	} else {
+		const failure = state.failureOf(new HttpError(404, `Route not found: ${method} ${path}`));
+		state.countFailure(failure);
+		sendFailure(reply.raw, failure);
+	}
+}
+
+async function listen(app: FastifyInstance, config: FrontendConfig): Promise<void> {
+	try {
+		await app.listen({ host: config.host, port: config.port, backlog: config.listenBacklog });
+	} catch (error) {
+		const { code, message } = error as NodeJS.ErrnoException;
+		const where = `${config.host}:${config.port}`;
+		const why =
+			code === "EADDRINUSE" ? "the port is in use" : code === "EACCES" ? "the port needs more rights" : String(message);
+		throw new DynamoError(
+			"Unavailable",
+			`cannot listen on ${where}: ${why}. Choose another port with --http-port or DYN_HTTP_PORT (0: any free one)`,
+			{ cause: error },
+		);
+	}
+}
+
+class RunningFrontend implements Frontend {
+	readonly address: string;
+	readonly port: number;
+	private readonly state: FrontendState;
+	private readonly app: FastifyInstance;
+	private draining: Promise<void> | undefined;
+	private closing: Promise<void> | undefined;
+
+	constructor(state: FrontendState, app: FastifyInstance) {
+		this.state = state;
+		this.app = app;
+		const { port } = app.server.address() as AddressInfo;
+		const { host } = state.config;
+		this.port = port;
+		this.address = `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
+		state.log.info("frontend listening", { address: this.address });
+	}
+
+	get inflight(): number {
+		return this.state.inflightCount;
+	}
+
+	models(): string[] {
+		return this.state.manager.ready().map(({ name }) => name);
+	}
+
+	waitForModel(name: string, timeoutMs: number): Promise<void> {
+		return this.state.manager.waitForReady(name, timeoutMs);
+	}
+
+	drain(): Promise<void> {
+		this.draining ??= this.leave();
+		return this.draining;
+	}
+
+	close(): Promise<void> {
+		this.closing ??= this.stop();
+		return this.closing;
+	}
+
+	private async leave(): Promise<void> {
+		const { state } = this;
+		state.stage = "draining";
+		state.log.info("frontend draining", { inflight: state.inflightCount });
+		if (!(await within(state.idle(), state.config.gracefulShutdownTimeoutMs))) {
+			state.log.warn("Timed out waiting for inflight inference requests to drain", { inflight: state.inflightCount });
+		}
+		state.stage = "stopping";
+		this.app.server.close();
+		this.app.server.closeIdleConnections();
+		await state.idle();
+		await this.close();
+	}
+
+	private async stop(): Promise<void> {
+		const { state } = this;
+		state.stage = "stopping";
+		state.cutAll();
+		state.watcher.close();
+		state.metrics.close();
+		await this.app.close();
+	}
+}
+
+/** True when the promise settled in time. */
+async function within(promise: Promise<void>, ms: number): Promise<boolean> {
+	let timer: NodeJS.Timeout | undefined;
+	const timeout = new Promise<false>((resolve) => {
+		timer = setTimeout(() => resolve(false), ms);
+	});
+	const inTime = await Promise.race([promise.then(() => true as const), timeout]);
+	clearTimeout(timer);
+	return inTime;
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { ServerResponse } from "node:http";
+
+import { SSE_DONE } from "@dynamo-ts/protocols/internal";
+import { flushAfterTurn } from "./turn-flush.js";
+
+const KEEP_ALIVE_EVENT = ":\n\n";
+
+/** Told about what happens to an event stream from the client's side. */
+export interface SseListener {
+	/** The client does not keep up: nothing more should be queued until {@link onDrain}. */
+	onBlocked(): void;
+	onDrain(): void;
+}
+
+/**
+ * Writes an event stream. What is queued in one turn of the event loop goes out in one write, whatever the number of
+ * events; the headers go with the first. Not before that: until then the answer can still become a plain error.
+ *
+ * Chunks are framed here and not by node, which would hand each write to the socket in four pieces.
+ */
+export class SseWriter {
+	private readonly response: ServerResponse;
+	private readonly listener: SseListener;
+	private readonly keepAliveMs: number;
+	private keepAlive: NodeJS.Timeout | undefined;
+	private pending = "";
+	private scheduled = false;
+	private blocked = false;
+	private ended = false;
+	/** Something was written, so the status is out. */
+	started = false;
+
+	/** @param keepAliveMs silence after which a comment event is sent, milliseconds; 0: never. */
+	constructor(response: ServerResponse, keepAliveMs: number, listener: SseListener) {
+		this.response = response;
+		this.keepAliveMs = keepAliveMs;
+		this.listener = listener;
+		if (keepAliveMs > 0) this.keepAlive = setTimeout(this.onSilence, keepAliveMs);
+		response.on("close", () => this.stop());
+	}
+
+	/** Queues whole events; each ends in an empty line. */
+	queue(events: string): void {
+		if (this.ended) return;
+		this.pending += events;
+		if (this.scheduled) return;
+		this.scheduled = true;
+		flushAfterTurn(this);
+	}
+
+	/** Ends the stream with `[DONE]`. */
+	end(): void {
+		if (this.ended) return;
+		this.pending += SSE_DONE;
+		this.write();
+		this.stop();
+		// An empty chunk ends the body; node would write it itself if it did the framing.
+		this.response.end("0\r\n\r\n");
+	}
+
+	/** Drops what is queued, so that something else can be answered; only before {@link started}. */
+	discard(): void {
+		this.stop();
+	}
+
+	/** Called at the end of the turn. */
+	flush(): void {
+		this.scheduled = false;
+		if (!this.ended) this.write();
+	}
+
+	private write(): void {
+		if (this.pending === "") return;
+		const events = this.pending;
+		this.pending = "";
+		if (!this.started) this.start();
+		const room = this.response.write(`${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n`);
+		this.keepAlive?.refresh();
+		if (!room && !this.blocked) {
+			this.blocked = true;
+			this.listener.onBlocked();
+			this.response.once("drain", () => {
+				this.blocked = false;
+				if (!this.ended) this.listener.onDrain();
+			});
+		}
+	}
+
+	private start(): void {
+		this.started = true;
+		this.response.writeHead(200, {
+			"content-type": "text/event-stream",
+			"cache-control": "no-cache",
+			"x-accel-buffering": "no",
+			"transfer-encoding": "chunked",
+		});
+		this.response.chunkedEncoding = false;
+	}
+
+	private readonly onSilence = (): void => {
+		if (this.ended) return;
+		this.queue(KEEP_ALIVE_EVENT);
+		this.keepAlive = setTimeout(this.onSilence, this.keepAliveMs);
+	};
+
+	private stop(): void {
+		this.ended = true;
+		this.pending = "";
+		clearTimeout(this.keepAlive);
+	}
+}

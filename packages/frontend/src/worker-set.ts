@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+import {
+	type EndpointRecord,
+	effectiveContextLength,
+	type ModelDeploymentCard,
+	type ModelRecord,
+	mdcsum,
+	parseModelType,
+	type WorkerType,
+} from "@dynamo-ts/protocols/internal";
+import type { Router } from "@dynamo-ts/router";
+import type { EndpointClient } from "@dynamo-ts/runtime";
+import type { ModelMaterials } from "./model-materials.js";
+
+/** Identifies a set of workers whose cards must agree. */
+export function workerSetKey(record: ModelRecord): string {
+	const card = record.card_json;
+	const types = [...(parseModelType(card.model_type) ?? [])].sort().join("|");
+	const place = `${record.namespace}/${record.component}/${record.endpoint}`;
+	return JSON.stringify([card.display_name, place, types, card.worker_type ?? null]);
+}
+
+/** What a set needs to be used; made once, after its first card was accepted. */
+export interface WorkerSetParts {
+	readonly client: EndpointClient;
+	/** Absent for models that take text. */
+	readonly materials: ModelMaterials | undefined;
+}
+
+/** Interchangeable workers of one model: the same card (by its sum) on the same endpoint. */
+export class WorkerSet {
+	readonly key: string;
+	readonly name: string;
+	readonly namespace: string;
+	readonly component: string;
+	readonly endpoint: string;
+	/** The card that was accepted first. */
+	readonly card: ModelDeploymentCard;
+	/** Sum of the card; all members have it. */
+	readonly sum: string;
+	readonly modelTypes: ReadonlySet<string>;
+	/** A card without one is served as an aggregated worker. */
+	readonly workerType: WorkerType;
+	readonly router: Router;
+	/** Aborted when the set goes; ends the fetching of files. */
+	readonly closing = new AbortController();
+	/** Keys of accepted model records, by instance. */
+	private readonly members = new Map<bigint, Set<string>>();
+	private parts: WorkerSetParts | undefined;
+	/** Requests under way; a closed set keeps its client for them. */
+	private inflight = 0;
+	private seen: readonly EndpointRecord[] | undefined;
+	private usable: readonly EndpointRecord[] = [];
+
+	constructor(record: ModelRecord, router: Router) {
+		this.key = workerSetKey(record);
+		this.name = record.card_json.display_name;
+		this.namespace = record.namespace;
+		this.component = record.component;
+		this.endpoint = record.endpoint;
+		this.card = record.card_json;
+		this.sum = mdcsum(record.card_json);
+		this.modelTypes = parseModelType(record.card_json.model_type) ?? new Set();
+		this.workerType = record.card_json.worker_type ?? "aggregated";
+		this.router = router;
+	}
+
+	/** Tokens that prompt and answer may have together, for display; 0: unknown. */
+	get contextWindow(): number {
+		return effectiveContextLength(this.card);
+	}
+
+	/** The limit that prompts are checked against, tokens; undefined when no part of the card gives a positive one. */
+	get contextLimit(): number | undefined {
+		const { runtime_config, context_length, architectural_max_context_length } = this.card;
+		const known = [runtime_config?.context_length, context_length, architectural_max_context_length];
+		return known.find((length) => typeof length === "number" && length > 0) as number | undefined;
+	}
+
+	/** Number of instances whose card was accepted. */
+	get size(): number {
+		return this.members.size;
+	}
+
+	/** Files are there and instances are being watched. */
+	get committed(): boolean {
+		return this.parts !== undefined && !this.closing.signal.aborted;
+	}
+
+	/** @throws Error before {@link commit}. */
+	get client(): EndpointClient {
+		if (this.parts === undefined) throw new Error(`worker set ${this.key} is not ready`);
+		return this.parts.client;
+	}
+
+	get materials(): ModelMaterials | undefined {
+		return this.parts?.materials;
+	}
+
+	add(instanceId: bigint, recordKey: string): void {
+		const keys = this.members.get(instanceId);
+		if (keys === undefined) this.members.set(instanceId, new Set([recordKey]));
+		else keys.add(recordKey);
+		this.seen = undefined;
+	}
+
+	remove(instanceId: bigint, recordKey: string): void {
+		const keys = this.members.get(instanceId);
+		if (keys?.delete(recordKey) && keys.size === 0) this.members.delete(instanceId);
+		this.seen = undefined;
+	}
+
+	commit(parts: WorkerSetParts): void {
+		this.parts = parts;
+	}
+
+	/** Members that are live and have not failed lately; the same array until something changes. */
+	candidates(): readonly EndpointRecord[] {
+		if (!this.committed) return [];
+		const available = this.client.available();
+		if (available !== this.seen) {
+			this.seen = available;
+			this.usable = available.filter((instance) => this.members.has(instance.instance_id));
+		}
+		return this.usable;
+	}
+
+	/** Live members, failed ones included. */
+	liveCount(): number {
+		if (!this.committed) return 0;
+		return this.client.instances().filter((instance) => this.members.has(instance.instance_id)).length;
+	}
+
+	/** A live member by its id; for requests that ask for a certain worker. */
+	member(instanceId: bigint): EndpointRecord | undefined {
+		if (!this.committed || !this.members.has(instanceId)) return undefined;
+		return this.client.instances().find((instance) => instance.instance_id === instanceId);
+	}
+
+	/** To be called for each request that is sent, with one {@link release} at its end. */
+	acquire(): void {
+		this.inflight++;
+	}
+
+	release(): void {
+		this.inflight--;
+		this.closeClient();
+	}
+
+	/** Takes no more requests. Those under way go on, and still hear of it when their instance disappears. */
+	close(): void {
+		this.closing.abort();
+		this.closeClient();
+	}
+
+	private closeClient(): void {
+		if (this.closing.signal.aborted && this.inflight === 0) this.parts?.client.close();
+	}
+}
