@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { DynamoError, type EndpointRecord, type ErrorClass, parseKey } from "@dynamo-ts/protocols/internal";
+import { DynamoError, type EndpointRecord, isInstanceFault, parseKey } from "@dynamo-ts/protocols/internal";
 import type { Endpoint, EndpointClient } from "./component.js";
 import type { Discovery, DiscoveryEvent, Watch } from "./discovery/discovery.js";
 import type { Logger } from "./observability/logging.js";
@@ -21,15 +21,6 @@ export interface EndpointClientOptions {
 	readonly log: Logger;
 	readonly onClose: (client: DiscoveredEndpointClient) => void;
 }
-
-/** Failures that speak against the instance and not against the request. A full instance is healthy. */
-const INSTANCE_FAILURES: ReadonlySet<ErrorClass> = new Set([
-	"CannotConnect",
-	"ConnectionTimeout",
-	"Disconnected",
-	"ResponseTimeout",
-	"WorkerUnavailable",
-]);
 
 /** Follows the instances of one endpoint in discovery and sends requests to them. */
 export class DiscoveredEndpointClient implements EndpointClient {
@@ -111,7 +102,7 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			const calls = this.#calls.get(id);
 			calls?.delete(sent);
 			if (calls?.size === 0) this.#calls.delete(id);
-			if (error !== undefined && INSTANCE_FAILURES.has(error.errorClass)) {
+			if (error !== undefined && isInstanceFault(error)) {
 				this.#options.log.warn("instance put aside after a failure", {
 					instance_id: id,
 					request_id: request.id,

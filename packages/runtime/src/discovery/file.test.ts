@@ -3,7 +3,14 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, unlink, utimes
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { BUCKETS, type EndpointRecord, parseJson, parseDiscoveryRecord, recordKey, stringifyJson } from "@dynamo-ts/protocols/internal";
+import {
+	BUCKETS,
+	type EndpointRecord,
+	parseDiscoveryRecord,
+	parseJson,
+	recordKey,
+	stringifyJson,
+} from "@dynamo-ts/protocols/internal";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { createLogger } from "../observability/logging.js";
 import type { DiscoveryEvent } from "./discovery.js";
@@ -174,7 +181,14 @@ describe("file discovery", () => {
 		const path = join(instances, "dynamo%2Fbackend%2Fgenerate%2F1");
 		await unlink(path);
 		block(700);
-		await eventually(() => stat(path).then(() => true, () => false), "the file");
+		await eventually(
+			() =>
+				stat(path).then(
+					() => true,
+					() => false,
+				),
+			"the file",
+		);
 		expect(parseDiscoveryRecord(parseJson(await readFile(path, "utf8")))).toEqual(record(1n));
 	});
 

@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type Annotated, DynamoError, type EndpointRecord, splitTcpAddress } from "@dynamo-ts/protocols/internal";
+import {
+	type Annotated,
+	DynamoError,
+	type EndpointRecord,
+	fromWireError,
+	splitTcpAddress,
+	toWireError,
+} from "@dynamo-ts/protocols/internal";
 import type { Logger } from "../observability/logging.js";
 import { type DeadlineHolder, Deadlines, deadlineAfter } from "./deadlines.js";
 import { type ActiveResponse, EndpointEntry } from "./endpoint-entry.js";
@@ -18,7 +25,6 @@ import type {
 	ResponseSink,
 } from "./request-plane.js";
 import { flushAfterTurn } from "./turn-flush.js";
-import { fromWireError, toWireError } from "./wire-error.js";
 
 /** Endpoints of one process by path; what a network is to the other planes. */
 export type InProcessRegistry = Map<string, EndpointEntry>;

@@ -5,6 +5,7 @@ import {
 	ackMeaning,
 	DynamoError,
 	decodeResponseFrame,
+	fromWireError,
 	KILL_FRAME,
 	parseControlWord,
 	parsePrologue,
@@ -15,7 +16,6 @@ import { type DeadlineHolder, type Deadlines, deadlineAfter } from "./deadlines.
 import type { AckWaiter } from "./request-connection.js";
 import type { PlaneRequest, ResponseSink } from "./request-plane.js";
 import type { ResponseStreamOwner, ResponseStreamReceiver } from "./response-server.js";
-import { fromWireError } from "./wire-error.js";
 
 export interface TcpActiveRequestOptions {
 	readonly id: string;

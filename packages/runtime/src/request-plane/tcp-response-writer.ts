@@ -3,7 +3,7 @@ import { connect, type Socket } from "node:net";
 import {
 	type Annotated,
 	COMPLETE_FINAL_FRAME,
-	type DynamoError,
+	DynamoError,
 	encodeHandshake,
 	encodePrologueError,
 	encodeResponseFrame,
@@ -12,13 +12,13 @@ import {
 	type RequestPlaneCodec,
 	SENTINEL_FRAME,
 	TwoPartDecoder,
+	toWireError,
 } from "@dynamo-ts/protocols/internal";
 import type { Logger } from "../observability/logging.js";
 import type { ActiveResponse } from "./endpoint-entry.js";
 import type { CancellableRequest } from "./ingress-request.js";
 import type { CancelKind, RequestObserver } from "./request-plane.js";
 import { flushAfterTurn } from "./turn-flush.js";
-import { toWireError } from "./wire-error.js";
 
 /** What a writer needs to know beside its request. */
 export interface ResponseWriterOptions {
@@ -108,7 +108,9 @@ export class TcpResponseWriter implements ActiveResponse {
 		} catch (error) {
 			this.#observer.onError("serialization");
 			this.#options.log.error("response item cannot be encoded", { request_id: this.#request.id, error });
-			this.#push(encodeResponseFrame({ event: "error", error: encodingError(error) }, this.#callHome.codec));
+			this.#push(
+				encodeResponseFrame({ event: "error", error: toWireError(encodingError(error)) }, this.#callHome.codec),
+			);
 			this.end();
 			return;
 		}
@@ -231,6 +233,6 @@ export class TcpResponseWriter implements ActiveResponse {
 	}
 }
 
-function encodingError(error: unknown) {
-	return { error_type: "Internal", message: `response item cannot be encoded: ${(error as Error).message}` };
+function encodingError(error: unknown): DynamoError {
+	return new DynamoError("Internal", `response item cannot be encoded: ${(error as Error).message}`, { cause: error });
 }
