@@ -98,6 +98,40 @@ export type {
 } from "./llm-engine-output.js";
 export { LABELS } from "./metric-names.js";
 export type { CheckedFile, ModelDeploymentCard, ModelInput, ModelRuntimeConfig, WorkerType } from "./model-card.js";
+export { HttpError, type HttpErrorBody, type HttpErrorOptions, SSE_DONE, sseErrorEvent } from "./openai/http-error.js";
+export { type ParseOptions, parseChatCompletionRequest, parseCompletionRequest } from "./openai/parse-requests.js";
+export type {
+	AgentHints,
+	ChatCompletionRequest,
+	ChatMessage,
+	CommonRequestFields,
+	CompletionRequest,
+	ContentPart,
+	NvExt,
+	RequestToolCall,
+	ResponseFormat,
+	StreamOptions,
+	ToolChoice,
+	ToolDefinition,
+} from "./openai/request-types.js";
+export type {
+	ChatChunkChoice,
+	ChatCompletionChunk,
+	ChatCompletionMessage,
+	ChatCompletionResponse,
+	ChatDelta,
+	ChatLogprobs,
+	ChatTokenLogprob,
+	CompletionChoice,
+	CompletionLogprobs,
+	CompletionResponse,
+	FinishReason,
+	ModelList,
+	ModelObject,
+	ToolCall,
+	ToolCallDelta,
+} from "./openai/response-types.js";
+export { guidedConstraints, MAX_REQUESTED_TOKENS, MAX_STOPS } from "./openai/validation.js";
 export type {
 	BootstrapInfo,
 	GuidedDecoding,
