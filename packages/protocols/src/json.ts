@@ -4,6 +4,22 @@ import { parse as parseLossless, stringify as stringifyLossless } from "lossless
 // A number of 16 or more digits directly after something that can stand before a JSON number. It may also match
 // inside a string: that costs time, never a digit.
 const LONG_NUMBER = /(?:^|[:,[\s])-?\d{16}/;
+const LONG = 16;
+
+const isDigit = (code: number): boolean => code >= 0x30 && code <= 0x39;
+
+/** True when a number that JSON.parse may garble can be in the text. Any run of 16 digits covers one of every 16 places. */
+function mayHaveLongNumber(text: string): boolean {
+	for (let at = LONG - 1; at < text.length; at += LONG) {
+		if (!isDigit(text.charCodeAt(at))) continue;
+		let start = at;
+		while (start > 0 && isDigit(text.charCodeAt(start - 1))) start--;
+		let end = at + 1;
+		while (end < text.length && isDigit(text.charCodeAt(end))) end++;
+		if (end - start >= LONG) return LONG_NUMBER.test(text);
+	}
+	return false;
+}
 
 const INTEGER = /^-?\d+$/;
 
@@ -29,7 +45,7 @@ const LOSSLESS_OPTIONS = {
  */
 export function parseJson(text: string | Uint8Array): unknown {
 	const string = typeof text === "string" ? text : bufferOf(text).toString("utf8");
-	return LONG_NUMBER.test(string) ? parseLossless(string, undefined, LOSSLESS_OPTIONS) : JSON.parse(string);
+	return mayHaveLongNumber(string) ? parseLossless(string, undefined, LOSSLESS_OPTIONS) : JSON.parse(string);
 }
 
 function bufferOf(bytes: Uint8Array): Buffer {

@@ -259,6 +259,43 @@ export function findSyntaxError(text: string): JsonSyntaxError | undefined {
 	return { message: "trailing characters", position: positionAt(text, scanner.at + 1), valueEnd };
 }
 
+/**
+ * How many members the outermost object has, doubles included. The text must be valid. Strings are jumped over, so this
+ * is cheap enough for every request.
+ */
+export function countMembers(text: string): number {
+	let depth = 0;
+	let count = 0;
+	for (let at = 0; at < text.length; at++) {
+		switch (text.charCodeAt(at)) {
+			case 0x22: // "
+				at = endOfString(text, at);
+				break;
+			case 0x7b: // {
+			case 0x5b: // [
+				depth++;
+				break;
+			case 0x7d: // }
+			case 0x5d: // ]
+				depth--;
+				break;
+			case 0x3a: // :
+				if (depth === 1) count++;
+		}
+	}
+	return count;
+}
+
+/** Where the string that begins at `start` has its closing quote. */
+function endOfString(text: string, start: number): number {
+	for (let at = text.indexOf('"', start + 1); at >= 0; at = text.indexOf('"', at + 1)) {
+		let backslashes = 0;
+		while (text.charCodeAt(at - 1 - backslashes) === 0x5c) backslashes++;
+		if (backslashes % 2 === 0) return at;
+	}
+	return text.length;
+}
+
 /** The members of the outermost object, in order, doubles included. The text must be valid. */
 export function membersOf(text: string, start = 0): MemberSpan[] {
 	const members: MemberSpan[] = [];

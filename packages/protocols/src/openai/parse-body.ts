@@ -2,7 +2,7 @@
 import { isJsonObject, parseJson } from "../json.js";
 import type { Field, FieldGroup, FieldTable } from "./field-tables.js";
 import { HttpError } from "./http-error.js";
-import { findSyntaxError, locate, membersOf, positionAt, type TextPosition } from "./json-scanner.js";
+import { countMembers, findSyntaxError, locate, membersOf, positionAt, type TextPosition } from "./json-scanner.js";
 import { missing, SerdeError, unexpected } from "./serde-check.js";
 
 /** Which struct a body is read into. */
@@ -59,24 +59,18 @@ function joined(path: string, step: string | number): string {
 const canonical = (key: string, field: Field): string => field.aliasOf ?? key;
 
 /**
- * JSON.parse takes doubled fields, serde does not. The text is only walked when a field's name stands in it twice (or
- * when both names of a field are there).
+ * JSON.parse takes doubled fields, serde does not. Counting members tells whether there are any; only then (or when both
+ * names of a field are there) are their names looked at.
  */
 function findDuplicate(text: string, object: Record<string, unknown>, fields: FieldTable): SerdeError | undefined {
-	let suspicious = false;
+	let members = 0;
+	let twoNames = false;
 	for (const key in object) {
-		const field = fields.get(key);
-		if (field === undefined) continue;
-		const quotedKey = `"${key}"`;
-		if (
-			text.indexOf(quotedKey) !== text.lastIndexOf(quotedKey) ||
-			(field.aliasOf !== undefined && field.aliasOf in object)
-		) {
-			suspicious = true;
-			break;
-		}
+		members++;
+		const alias = fields.get(key)?.aliasOf;
+		if (alias !== undefined && Object.hasOwn(object, alias)) twoNames = true;
 	}
-	if (!suspicious) return undefined;
+	if (!twoNames && countMembers(text) === members) return undefined;
 	const seen = new Set<string>();
 	for (const { key } of membersOf(text)) {
 		const field = fields.get(key);
