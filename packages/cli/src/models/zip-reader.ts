@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Just enough of ZIP to take one member out of a wheel: central directory, ZIP64, stored and deflated data.
 import { type FileHandle, open } from "node:fs/promises";
-import type { Readable } from "node:stream";
+import { Readable } from "node:stream";
 import { createInflateRaw } from "node:zlib";
 import { CliError } from "../cli-error.js";
 
@@ -63,6 +63,7 @@ export class ZipReader {
 		if (header.readUInt32LE(0) !== LOCAL_SIGNATURE) throw notZip(this.path, `no member at byte ${entry.headerOffset}`);
 		if ((header.readUInt16LE(6) & 1) !== 0) throw new CliError(`${this.path}: ${entry.name} is encrypted`);
 		const start = entry.headerOffset + 30 + header.readUInt16LE(26) + header.readUInt16LE(28);
+		if (entry.compressedSize === 0) return Readable.from([]);
 		const raw = this.#file.createReadStream({
 			start,
 			end: start + entry.compressedSize - 1,
