@@ -94,7 +94,7 @@ export function runtimeConfigFromEnv(env: Readonly<Record<string, string | undef
 		systemHealthPath: read.text(ENV.DYN_SYSTEM_HEALTH_PATH, "/health"),
 		systemLivePath: read.text(ENV.DYN_SYSTEM_LIVE_PATH, "/live"),
 		startsReady: read.choice(ENV.DYN_SYSTEM_STARTING_HEALTH_STATUS, ["notready", "ready"], "notready") === "ready",
-		shutdownGraceMs: read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0),
+		shutdownGraceMs: read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0.5),
 		shutdownTimeoutMs: read.seconds(
 			ENV.DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT,
 			read.seconds(ENV.DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 30) / 1000,

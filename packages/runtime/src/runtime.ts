@@ -18,6 +18,7 @@ import { EndpointServer } from "./endpoint-server.js";
 import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
+import { logRequests } from "./observability/request-log.js";
 import { type SystemServer, startSystemServer } from "./observability/system-server.js";
 import {
 	createEndpointObserver,
@@ -189,7 +190,12 @@ export class DistributedRuntime {
 				discovery: this.discovery,
 				server,
 				health: this.health,
-				observer: this.#observer(endpoint),
+				observer: logRequests(
+					this.#observer(endpoint),
+					endpoint.id,
+					this.instanceId,
+					this.log.child("dynamo_runtime::pipeline::network::ingress::push_handler"),
+				),
 				log: this.log.child("dynamo_runtime::component::endpoint", { path }),
 				onStop: (stopped) => this.#served.delete(stopped),
 			},

@@ -329,7 +329,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 		const request = this.#request;
 		if (request === undefined || this.#released) return;
 		if (!this.#ended) {
-			if (request.cancelled === undefined) this.#observer?.onCancel();
+			if (request.cancelled === undefined) this.#observer?.onCancel(kind);
 			request.cancel(kind);
 		}
 		if (kind !== "stop") this.#release();

@@ -141,8 +141,8 @@ export interface RequestObserver {
 	/** Encoded bytes of one response frame. */
 	onResponseBytes(bytes: number): void;
 	onError(kind: "generate" | "response_stream" | "serialization" | "publish_response" | "publish_final"): void;
-	/** The client stopped, killed or left. */
-	onCancel(): void;
+	/** The client stopped, killed or left; only the first of these is told. */
+	onCancel(kind: CancelKind): void;
 	onClose(): void;
 }
 

@@ -220,7 +220,7 @@ export class TcpResponseWriter implements ActiveResponse {
 	}
 
 	#cancelled(kind: CancelKind): void {
-		if (this.#request.cancelled === undefined) this.#observer.onCancel();
+		if (this.#request.cancelled === undefined) this.#observer.onCancel(kind);
 		this.#request.cancel(kind);
 	}
 

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+import { isDynamoError } from "@dynamo-ts/protocols/internal";
+import { describe, expect, it } from "vitest";
+import { runtimeConfigFromEnv } from "./config.js";
+
+describe("runtime configuration", () => {
+	it("has defaults, also for empty variables", () => {
+		const config = runtimeConfigFromEnv({ DYN_SYSTEM_PORT: "" });
+		expect(config).toMatchObject({
+			discoveryBackend: "file",
+			requestPlane: "tcp",
+			requestPlaneCodec: "msgpack",
+			tcpRpcPort: 0,
+			tcpConnectTimeoutMs: 5000,
+			tcpRequestTimeoutMs: 5000,
+			tcpPoolSize: 100,
+			tcpMaxMessageBytes: 33_554_432,
+			inhibitedDurationMs: 5000,
+			systemPort: -1,
+			startsReady: false,
+		});
+		expect(config.fileKvRoot).toMatch(/dynamo_store_kv$/);
+		expect(config.log).toMatchObject({ filter: "info", format: "readable" });
+	});
+
+	it("reads each variable", () => {
+		const config = runtimeConfigFromEnv({
+			DYN_DISCOVERY_BACKEND: "mem",
+			DYN_FILE_KV: "/kv",
+			DYN_TCP_RPC_HOST: "0.0.0.0",
+			DYN_TCP_RPC_PORT: "1234",
+			DYN_TCP_CONNECT_TIMEOUT: "0.5",
+			DYN_SYSTEM_PORT: "0",
+			DYN_SYSTEM_STARTING_HEALTH_STATUS: "ready",
+			DYN_LOG: "debug",
+			DYN_LOGGING_JSONL: "1",
+			DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS: "7",
+			DYN_LOG_USE_LOCAL_TZ: "on",
+		});
+		expect(config).toMatchObject({
+			discoveryBackend: "mem",
+			fileKvRoot: "/kv",
+			tcpRpcHost: "0.0.0.0",
+			tcpRpcPort: 1234,
+			tcpConnectTimeoutMs: 500,
+			systemPort: 0,
+			startsReady: true,
+			shutdownTimeoutMs: 7000,
+			log: { filter: "debug", format: "jsonl", localTime: true },
+		});
+		expect(runtimeConfigFromEnv({ DYN_LOGGING_JSONL: "1", DYN_LOGGING_CONSOLE_FORMAT: "readable" }).log.format).toBe(
+			"readable",
+		);
+	});
+
+	it.each([
+		["DYN_DISCOVERY_BACKEND", "etcd", "one of file, mem"],
+		["DYN_REQUEST_PLANE", "nats", "one of tcp"],
+		["DYN_SYSTEM_PORT", "-2", "a whole number from -1 to 65535"],
+		["DYN_SYSTEM_PORT", "8080x", "a whole number from -1 to 65535"],
+		["DYN_TCP_POOL_SIZE", "0", "a whole number from 1 to 65535"],
+		["DYN_TCP_CONNECT_TIMEOUT", "soon", "a number of seconds"],
+		["DYN_TCP_CONNECT_TIMEOUT", "-1", "a number of seconds"],
+		["DYN_LOGGING_JSONL", "maybe", "true or false"],
+	])("refuses %s=%s and says what is valid", (name, value, valid) => {
+		try {
+			runtimeConfigFromEnv({ [name]: value });
+			expect.unreachable();
+		} catch (error) {
+			expect(isDynamoError(error) && error.errorClass).toBe("InvalidArgument");
+			expect((error as Error).message).toContain(`${name}=${value} is not valid: it must be ${valid}`);
+		}
+	});
+});

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { describe, expect, it } from "vitest";
+import { createMetricsRegistry, sanitizeLabel, sanitizeMetricName } from "./metrics.js";
+import { createEndpointObserver, createProcessWorkMetrics } from "./work-handler-metrics.js";
+
+type Family = [
+	role: string,
+	name: string,
+	type: string,
+	help: string,
+	labels: Record<string, string[]>,
+	buckets: string[],
+];
+const recorded = JSON.parse(
+	readFileSync(fileURLToPath(new URL("../../fixtures/observability/metric_families.json", import.meta.url)), "utf8"),
+) as Family[];
+
+const endpointRegistry = () => {
+	const root = createMetricsRegistry({ labels: { worker_id: "7c97daa84dbf2478" } });
+	const endpoint = root
+		.level({ labels: { dynamo_namespace: "dynamo" } })
+		.level({ labels: { dynamo_component: "backend" } })
+		.level({ labels: { dynamo_endpoint: "generate" } });
+	return { root, endpoint };
+};
+
+describe("metrics registry", () => {
+	it("adds prefix and labels of each level, sorted, and shows all on the root's page", async () => {
+		const { root, endpoint } = endpointRegistry();
+		const counter = endpoint.createCounter("requests_total", "Total requests", { region: "us-west" });
+		counter.inc();
+		counter.inc(2);
+		root.createGauge("uptime_seconds", "Uptime").set(1.5);
+		expect(await root.scrape()).toBe(
+			[
+				"# HELP dynamo_component_requests_total Total requests",
+				"# TYPE dynamo_component_requests_total counter",
+				'dynamo_component_requests_total{dynamo_component="backend",dynamo_endpoint="generate",dynamo_namespace="dynamo",region="us-west",worker_id="7c97daa84dbf2478"} 3',
+				"# HELP dynamo_component_uptime_seconds Uptime",
+				"# TYPE dynamo_component_uptime_seconds gauge",
+				'dynamo_component_uptime_seconds{worker_id="7c97daa84dbf2478"} 1.5',
+				"",
+			].join("\n"),
+		);
+		expect(await endpoint.scrape()).toBe(await root.scrape());
+	});
+
+	it("writes histograms with le last, then sum and count", async () => {
+		const root = createMetricsRegistry({ prefix: "x" });
+		const latency = root.createHistogram("latency_seconds", "Latency", { a: "1" }, [0.001, 0.01]);
+		expect(await root.scrape()).toContain('x_latency_seconds_count{a="1"} 0');
+		latency.observe(0.005);
+		latency.observe(7);
+		expect(await root.scrape()).toBe(
+			[
+				"# HELP x_latency_seconds Latency",
+				"# TYPE x_latency_seconds histogram",
+				'x_latency_seconds_bucket{a="1",le="0.001"} 0',
+				'x_latency_seconds_bucket{a="1",le="0.01"} 1',
+				'x_latency_seconds_bucket{a="1",le="+Inf"} 2',
+				'x_latency_seconds_sum{a="1"} 7.005',
+				'x_latency_seconds_count{a="1"} 2',
+				"",
+			].join("\n"),
+		);
+	});
+
+	it("vectors: no series prints nothing; series by position; removal", async () => {
+		const root = createMetricsRegistry({ prefix: "" });
+		const vec = root.createCounterVec("requests_by_model", "By model", ["model_type", "model_size"]);
+		expect(await root.scrape()).toBe("");
+		vec.withLabelValues("llama", "7b").inc();
+		vec.withLabelValues("llama", "7b").inc();
+		vec.withLabelValues('a"b\\c\nd', "1b");
+		const page = await root.scrape();
+		expect(page).toContain('requests_by_model{model_size="7b",model_type="llama"} 2\n');
+		expect(page).toContain('requests_by_model{model_size="1b",model_type="a\\"b\\\\c\\nd"} 0\n');
+		vec.remove("llama", "7b");
+		expect(await root.scrape()).not.toContain("7b");
+		vec.reset();
+		expect(await root.scrape()).toBe("");
+		expect(() => vec.withLabelValues("one")).toThrow("has the labels [model_type, model_size]: 1 values");
+		const gauge = root.createGaugeVec("g", "G", ["id"]).withLabelValues("0");
+		gauge.set(5);
+		gauge.inc();
+		gauge.dec(2);
+		expect(await root.scrape()).toContain('g{id="0"} 4\n');
+		root.createHistogramVec("h", "H", ["id"], {}, [1]).withLabelValues("0").observe(2);
+		expect(await root.scrape()).toContain('h_bucket{id="0",le="+Inf"} 1\n');
+	});
+
+	it("the same family at two endpoints has a series each", async () => {
+		const root = createMetricsRegistry();
+		for (const name of ["one", "two"]) {
+			root
+				.level({ labels: { dynamo_endpoint: name } })
+				.createCounter("requests_total", "R")
+				.inc();
+		}
+		expect((await root.scrape()).match(/^dynamo_component_requests_total\{/gm)).toHaveLength(2);
+	});
+
+	it("refuses what would make a page wrong", () => {
+		const root = createMetricsRegistry({ labels: { worker_id: "1" } });
+		root.createCounter("a_total", "A");
+		expect(() => root.createCounter("a_total", "A")).toThrow("exists already");
+		expect(() => root.createGauge("a_total", "A")).toThrow("is a counter");
+		expect(() => root.createCounterVec("a_total", "A", ["x"])).toThrow("labels [worker_id]");
+		expect(() => root.createCounter("b", "B", { dynamo_endpoint: "x" })).toThrow("is set by the runtime");
+		expect(() => root.createCounter("b", "B", { worker_id: "x" })).toThrow("given twice");
+		expect(() => root.createCounterVec("b", "B", [])).toThrow("at least one label");
+		expect(() => root.createCounterVec("b", "B", ["x", "x"])).toThrow("given twice");
+		expect(() => root.createHistogram("b", "B", {}, [2, 1])).toThrow("rising");
+		expect(() => root.createCounter("___", "B")).toThrow("no metric name");
+	});
+
+	it("sanitises names", () => {
+		expect(sanitizeMetricName("123test")).toBe("_123test");
+		expect(sanitizeMetricName("-test")).toBe("_test");
+		expect(sanitizeMetricName("a.b:c")).toBe("a_b:c");
+		expect(sanitizeLabel("__test")).toBe("test");
+		expect(sanitizeLabel("a:b")).toBe("a_b");
+		expect(() => sanitizeLabel("__")).toThrow("no label name");
+	});
+
+	it("runs update callbacks before a scrape, appends exposition callbacks, and survives their errors", async () => {
+		const errors: unknown[] = [];
+		const root = createMetricsRegistry({ prefix: "p" }, (error) => errors.push(error));
+		const gauge = root.createGauge("g", "G");
+		root.addUpdateCallback(() => gauge.set(3));
+		root.addUpdateCallback(() => {
+			throw new Error("update");
+		});
+		root.addExpositionCallback(() => "vllm:x 1");
+		root.addExpositionCallback(() => {
+			throw new Error("exposition");
+		});
+		root.addExpositionCallback(() => "vllm:y 2\n");
+		expect(await root.scrape()).toBe("# HELP p_g G\n# TYPE p_g gauge\np_g 3\nvllm:x 1\nvllm:y 2\n");
+		expect(errors).toHaveLength(2);
+	});
+});
+
+describe("work handler metrics", () => {
+	it("have the names, types, helps, labels and buckets of the real worker", async () => {
+		const { root, endpoint } = endpointRegistry();
+		const observer = createEndpointObserver(endpoint, createProcessWorkMetrics(root));
+		observer.onInvalid("deserialization");
+		const page = await root.scrape();
+		const families = [...page.matchAll(/^# HELP (\S+) (.*)\n# TYPE \S+ (.*)$/gm)];
+		expect(families.length).toBeGreaterThan(9);
+		for (const [, name, help, type] of families) {
+			const known = recorded.find(([role, recordedName]) => role === "worker" && recordedName === name) as Family;
+			expect(known, name).toBeDefined();
+			expect(type).toBe(known[2]);
+			expect(help).toBe(known[3]);
+			const line = new RegExp(`^${name}(?:_count)?(?:\\{(.*)\\})? `, "m").exec(page);
+			const labels = [...(line?.[1] ?? "").matchAll(/(\w+)="/g)].map((match) => match[1]);
+			expect(labels, name).toEqual(Object.keys(known[4]).sort());
+			if (type !== "histogram") continue;
+			const buckets = [...page.matchAll(new RegExp(`^${name}_bucket\\{.*le="([^"]+)"`, "gm"))].map((match) => match[1]);
+			expect(buckets.map(Number).filter(Number.isFinite), name).toEqual(known[5].map(Number).filter(Number.isFinite));
+		}
+	});
+
+	it("every request that goes in comes out", async () => {
+		const { root, endpoint } = endpointRegistry();
+		const observer = createEndpointObserver(endpoint, createProcessWorkMetrics(root));
+		const request = observer.onRequest(100, { "x-frontend-send-ts-ns": `${BigInt(Date.now()) * 1_000_000n}` });
+		const value = async (name: string) =>
+			Number(new RegExp(`^${name}(?:\\{.*\\})? (.*)$`, "m").exec(await root.scrape())?.[1]);
+		expect(await value("dynamo_component_inflight_requests")).toBe(1);
+		expect(await value("dynamo_work_handler_pool_active_tasks")).toBe(1);
+		request.onPrologue();
+		request.onResponseBytes(30);
+		request.onResponseBytes(12);
+		request.onCancel("kill");
+		request.onError("publish_response");
+		request.onClose();
+		expect(await value("dynamo_component_inflight_requests")).toBe(0);
+		expect(await value("dynamo_work_handler_pool_active_tasks")).toBe(0);
+		expect(await value("dynamo_component_requests_total")).toBe(1);
+		expect(await value("dynamo_component_request_bytes_total")).toBe(100);
+		expect(await value("dynamo_component_response_bytes_total")).toBe(42);
+		expect(await value("dynamo_component_cancellation_total")).toBe(1);
+		expect(await value("dynamo_component_errors_total")).toBe(1);
+		expect(await value("dynamo_component_request_duration_seconds_count")).toBe(1);
+		expect(await value("dynamo_work_handler_network_transit_seconds_count")).toBe(1);
+		expect(await value("dynamo_work_handler_time_to_first_response_seconds_count")).toBe(1);
+	});
+});
