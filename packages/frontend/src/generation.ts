@@ -325,7 +325,7 @@ export class Leg implements ResponseSink {
 		const ids = output.token_ids;
 		const index = output.index ?? 0;
 		const choice = this.choices[index];
-		if (!Array.isArray(ids) && !(ids instanceof Uint32Array)) {
+		if (!Array.isArray(ids)) {
 			throw new DynamoError("BackendProtocol", "the worker sent an item without token_ids");
 		}
 		if (choice === undefined) {

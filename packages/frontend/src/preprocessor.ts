@@ -5,6 +5,7 @@ import {
 	DynamoError,
 	type GuidedDecoding,
 	type NvExt,
+	normaliseId,
 	type PreprocessedRequest,
 	type RoutingHints,
 	type SamplingOptions,
@@ -45,6 +46,7 @@ export class Preprocessor {
 	 * context (code `context_length_exceeded`).
 	 */
 	async chat(request: ChatCompletionRequest): Promise<Preprocessed> {
+		refuseUnsupported(request);
 		const formattedPrompt = this.render(request);
 		const given = request.nvext?.token_data;
 		const tokenIds = given ?? (await this.encodeChat(formattedPrompt));
@@ -60,6 +62,7 @@ export class Preprocessor {
 
 	/** @throws DynamoError as {@link chat}, and for prompts with token ids that the model does not have. */
 	async completion(request: CompletionRequest): Promise<Preprocessed> {
+		refuseUnsupported(request);
 		if (typeof request.suffix === "string" && request.suffix !== "") {
 			throw invalid("suffix is not supported by this model: it continues text, it does not fill gaps", "suffix");
 		}
@@ -93,7 +96,7 @@ export class Preprocessor {
 				tools: request.tool_choice === "none" ? null : (request.tools as readonly unknown[] | null | undefined),
 				addGenerationPrompt: request.add_generation_prompt ?? undefined,
 				continueFinalMessage: request.continue_final_message ?? undefined,
-				kwargs: { ...request.chat_template_args, ...request.chat_template_kwargs },
+				kwargs: templateVariables(request),
 			});
 		} catch (error) {
 			if (!(error instanceof TemplateError)) throw error;
@@ -175,24 +178,51 @@ export class Preprocessor {
 			eos_token_ids: eosTokenIds,
 			mdc_sum: this.set.sum,
 			annotations: [...(nvext?.annotations ?? [])],
-			routing: routingHints(nvext, this.set),
+			routing: routingHints(request, this.set),
 			router_config_override: null,
 			...(extraArgs === undefined ? {} : { extra_args: extraArgs }),
 		};
 	}
 
 	private rules(request: CommonRequest, wantLogprobs: boolean): ChoiceRules {
-		const stopTokenIds = new Set<number>(request.stop_token_ids ?? []);
-		if (request.ignore_eos !== true) for (const id of this.materials.special.eosTokenIds) stopTokenIds.add(id);
+		const stopIds = new Set(stopTokenIds(request));
+		if (request.ignore_eos !== true) for (const id of this.materials.special.eosTokenIds) stopIds.add(id);
 		return {
 			tokenizer: this.materials.tokenizer,
 			skipSpecialTokens: request.skip_special_tokens ?? true,
 			stops: stopStrings(request) ?? [],
 			includeStopString: request.include_stop_str_in_output ?? false,
-			stopTokenIds,
+			stopTokenIds: stopIds,
 			minTokens: request.min_tokens ?? 0,
 			wantLogprobs,
 		};
+	}
+}
+
+/** Request fields that only a template can follow, under the names that templates use. */
+function templateVariables(request: ChatCompletionRequest): Record<string, unknown> {
+	const { reasoning_effort, thinking } = request;
+	const variables: Record<string, unknown> = {};
+	if (reasoning_effort !== undefined) variables.reasoning_effort = reasoning_effort;
+	if (thinking !== undefined) {
+		variables.enable_thinking = typeof thinking === "boolean" ? thinking : thinking.type !== "disabled";
+	}
+	return { ...variables, ...request.chat_template_args };
+}
+
+/**
+ * Refuses what would change the answer and cannot be done here, so that nothing is ignored in silence.
+ * @throws DynamoError `InvalidArgument` that names the field.
+ */
+function refuseUnsupported(request: CommonRequest): void {
+	if (request.allowed_token_ids !== undefined) {
+		throw invalid("allowed_token_ids is not supported: use logit_bias or guided_choice", "allowed_token_ids");
+	}
+	if (request.detokenize === false) {
+		throw invalid("detokenize: false is not supported: ask for logprobs to get tokens", "detokenize");
+	}
+	if ("prompt_embeds" in request && request.prompt_embeds !== undefined) {
+		throw invalid("prompt_embeds is not supported: send the prompt as text or token ids", "prompt_embeds");
 	}
 }
 
@@ -209,23 +239,38 @@ function splitPrompts(prompt: CompletionRequest["prompt"]): (string | readonly n
 
 function stopStrings(request: CommonRequest): string[] | null {
 	const { stop } = request;
-	if (stop === null || stop === undefined) return null;
-	return typeof stop === "string" ? [stop] : [...stop];
+	if (stop === undefined) return null;
+	if (typeof stop === "string") return [stop];
+	return isTokenIds(stop) ? null : [...stop];
+}
+
+/** `stop` may list token ids instead of texts. */
+function stopTokenIds(request: CommonRequest): number[] {
+	const { stop } = request;
+	return [...(request.stop_token_ids ?? []), ...(isTokenIds(stop) ? stop : [])];
+}
+
+function isTokenIds(stop: CommonRequest["stop"]): stop is number[] {
+	return Array.isArray(stop) && typeof stop[0] === "number";
 }
 
 /** With ignore_eos the client's own stop ids are not sent either, as in Dynamo; they are still looked for here. */
 function stopConditions(request: CommonRequest, maxTokens: number | null, eosTokenIds: number[]): StopConditions {
-	const ignoreEos = request.ignore_eos === true;
+	const ownStops = request.ignore_eos === true ? [] : stopTokenIds(request);
 	return {
 		max_tokens: maxTokens,
 		stop: stopStrings(request),
-		stop_token_ids: ignoreEos || !request.stop_token_ids?.length ? null : [...request.stop_token_ids],
+		stop_token_ids: ownStops.length === 0 ? null : ownStops,
 		stop_token_ids_visible: null,
 		stop_token_ids_hidden: eosTokenIds.length === 0 ? null : eosTokenIds,
 		min_tokens: request.min_tokens ?? null,
 		ignore_eos: request.ignore_eos ?? null,
-		max_thinking_tokens: request.nvext?.max_thinking_tokens ?? null,
+		max_thinking_tokens: request.nvext?.max_thinking_tokens ?? thinkingBudget(request),
 	};
+}
+
+function thinkingBudget(request: CommonRequest): number | null {
+	return "thinking_token_budget" in request ? (request.thinking_token_budget ?? null) : null;
 }
 
 function samplingOptions(request: CommonRequest): SamplingOptions {
@@ -267,24 +312,29 @@ function guidedDecoding(request: CommonRequest): GuidedDecoding | null {
 }
 
 /** Members in the order that Dynamo writes them; absent when unset. */
-function routingHints(nvext: NvExt | undefined, set: WorkerSet): RoutingHints {
+function routingHints(request: CommonRequest, set: WorkerSet): RoutingHints {
+	const { nvext } = request;
 	const hints: RoutingHints = {};
 	const agent = nvext?.agent_hints ?? undefined;
 	const put = <K extends keyof RoutingHints>(key: K, value: RoutingHints[K] | null | undefined): void => {
 		if (value !== null && value !== undefined) hints[key] = value;
 	};
-	put("backend_instance_id", nvext?.backend_instance_id);
-	put("prefill_worker_id", nvext?.prefill_worker_id);
-	put("decode_worker_id", nvext?.decode_worker_id);
+	put("backend_instance_id", workerId(nvext?.backend_instance_id));
+	put("prefill_worker_id", workerId(nvext?.prefill_worker_id));
+	put("decode_worker_id", workerId(nvext?.decode_worker_id));
 	put("dp_rank", nvext?.dp_rank);
 	put("prefill_dp_rank", nvext?.prefill_dp_rank);
 	put("expected_output_tokens", agent?.osl);
 	put("lora_name", set.card.lora?.name);
-	put("cache_salt", nvext?.cache_salt);
+	put("cache_salt", nvext?.cache_salt ?? request.cache_salt);
 	put("priority_jump", agent?.priority);
 	put("priority", agent?.priority);
 	put("routing_constraints", nvext?.routing_constraints);
 	return hints;
+}
+
+function workerId(id: number | bigint | null | undefined): bigint | undefined {
+	return id === null || id === undefined ? undefined : normaliseId(id);
 }
 
 function extraArgsOf(nvext: NvExt | undefined): Record<string, unknown> | undefined {

@@ -87,7 +87,6 @@ export async function startFrontend(
 function buildApp(state: FrontendState): FastifyInstance {
 	const app = Fastify({
 		logger: false,
-		disableRequestLogging: true,
 		forceCloseConnections: true,
 		// Time to receive a whole request; bodies may be large and lines slow.
 		requestTimeout: 300_000,

@@ -53,6 +53,8 @@ export class SseWriter {
 	end(): void {
 		if (this.ended) return;
 		this.pending += SSE_DONE;
+		// From here on a client that is slow holds up nobody: all that there is has been written.
+		this.ended = true;
 		this.write();
 		this.stop();
 		// An empty chunk ends the body; node would write it itself if it did the framing.
@@ -77,7 +79,7 @@ export class SseWriter {
 		if (!this.started) this.start();
 		const room = this.response.write(`${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n`);
 		this.keepAlive?.refresh();
-		if (!room && !this.blocked) {
+		if (!room && !this.blocked && !this.ended) {
 			this.blocked = true;
 			this.listener.onBlocked();
 			this.response.once("drain", () => {

@@ -25,7 +25,6 @@ export interface PassthroughPlan {
 
 /** Hands the worker's chunks on, or folds them into one answer. */
 export class TextPassthrough implements ResponseSink {
-	private readonly plan: PassthroughPlan;
 	private readonly response: ServerResponse;
 	private readonly tracker: RequestTracker;
 	private readonly host: GenerationHost;
@@ -35,7 +34,6 @@ export class TextPassthrough implements ResponseSink {
 	private over = false;
 
 	constructor(plan: PassthroughPlan, response: ServerResponse, tracker: RequestTracker, host: GenerationHost) {
-		this.plan = plan;
 		this.response = response;
 		this.tracker = tracker;
 		this.host = host;

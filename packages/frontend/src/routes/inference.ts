@@ -83,7 +83,7 @@ async function handle(
 		request = parse(state, api, body);
 	} catch (error) {
 		if (error instanceof ClientGoneError) return;
-		if (!(error instanceof HttpError) || error.unparsed || error.status === 413 || error.status === 415) {
+		if (!(error instanceof HttpError) || !isAboutFields(error)) {
 			const failure = state.failureOf(error);
 			state.countFailure(failure);
 			sendFailure(response, failure);
@@ -210,6 +210,11 @@ async function answer(
 		state,
 	);
 	generation.start();
+}
+
+/** False for a body that could not be read or does not have the types: such requests are not counted as requests. */
+function isAboutFields(error: HttpError): boolean {
+	return error.status !== 413 && error.status !== 415 && !error.message.startsWith("Failed to ");
 }
 
 function parse(state: FrontendState, api: Api, body: Buffer): Request {
