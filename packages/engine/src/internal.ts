@@ -11,5 +11,6 @@ export { OrtError, type OrtErrorCode } from "./ort/ort-error.js";
 export * from "./sampler.js";
 export * from "./scheduler.js";
 export type { GgufArray, GgufValue } from "./weights/gguf-header.js";
+export { GgufWeights } from "./weights/gguf-weights.js";
 export { ModelFileError } from "./weights/model-file-error.js";
 export type { WeightType } from "./weights/weight-source.js";

@@ -1,1 +1,10 @@
-export {};
+// SPDX-License-Identifier: Apache-2.0
+export * from "./child-process.js";
+export * from "./free-port.js";
+export * from "./hf-model.js";
+export * from "./own-processes.js";
+export * from "./prom-parse.js";
+export * from "./real-dynamo.js";
+export * from "./sse-client.js";
+export * from "./stream-load.js";
+export * from "./stream-validator.js";

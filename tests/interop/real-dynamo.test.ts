@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+	type Child,
+	fileDiscoveryEnv,
+	findRealDynamo,
+	freePort,
+	type HttpChild,
+	http,
+	listsModel,
+	openStream,
+	parsePrometheus,
+	runStreamLoad,
+	startDynamo,
+	startOwnHttp,
+	startRealFrontend,
+	startRealMocker,
+	testModel,
+	until,
+} from "@dynamo-ts/testing/internal";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+
+const peer = findRealDynamo();
+const gguf = testModel("gguf");
+const hf = testModel("hf");
+const missing = "missing" in peer ? peer.missing : "missing" in gguf ? gguf.missing : "missing" in hf ? hf.missing : "";
+const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+
+/** A gauge's value, summed over its label sets. */
+async function gauge(url: string, name: string): Promise<number> {
+	return parsePrometheus((await http(`${url}/metrics`)).body).sum(name);
+}
+
+describe.skipIf(missing)(title("real frontend before our worker"), () => {
+	const python = "python" in peer ? peer.python : "";
+	const folder = mkdtempSync(join(tmpdir(), "dynamo-interop-"));
+	let worker: Child;
+	let frontend: HttpChild;
+	let system: string;
+
+	beforeAll(async () => {
+		const env = fileDiscoveryEnv(folder);
+		const port = await freePort();
+		system = `http://127.0.0.1:${port}`;
+		const path = "path" in gguf ? gguf.path : "";
+		worker = startDynamo(["worker", "--model", path, "--model-name", "ours", "--max-num-seqs", "32"], {
+			env: { ...env, DYN_SYSTEM_PORT: String(port) },
+		});
+		frontend = await startRealFrontend(python, env, "ours");
+	}, 90_000);
+
+	afterAll(async () => {
+		await Promise.all([worker?.stop(), frontend?.child.stop()]);
+		rmSync(folder, { recursive: true, force: true });
+	});
+
+	test("answers a question", async () => {
+		const answer = await http(`${frontend.url}/v1/chat/completions`, {
+			body: {
+				model: "ours",
+				messages: [{ role: "user", content: "What is the capital of France?" }],
+				temperature: 0,
+				max_tokens: 16,
+			},
+		});
+		expect(answer.status).toBe(200);
+		expect(answer.json.choices[0].message.content).toContain("Paris");
+		expect(answer.json.choices[0].finish_reason).toBe("stop");
+	});
+
+	test("500 streams of 64 tokens, 32 at a time: none failed, none short", async () => {
+		const summaries = await runStreamLoad({
+			url: frontend.url,
+			model: "ours",
+			streams: 500,
+			concurrency: 32,
+			maxTokens: 64,
+			prompt: (stream) => `Name ${1 + (stream % 9)} fruits.`,
+		});
+		expect(summaries).toHaveLength(500);
+		for (const summary of summaries) expect(summary.choices[0]?.finishReason).toBe("length");
+	}, 600_000);
+
+	test("a client that leaves aborts the worker's sequence", async () => {
+		const stream = await openStream(
+			`${frontend.url}/v1/chat/completions`,
+			{
+				model: "ours",
+				messages: [{ role: "user", content: "Count to one thousand." }],
+				max_tokens: 4000,
+				ignore_eos: true,
+				stream: true,
+			},
+			{ kind: "chat", model: "ours" },
+		);
+		await stream.events(4);
+		expect(await gauge(system, "dynamo_component_inflight_requests")).toBe(1);
+		stream.abort();
+		await until(
+			"no request is in flight",
+			async () => (await gauge(system, "dynamo_component_inflight_requests")) === 0,
+		);
+	});
+
+	test("a worker that is told to end finishes its streams and leaves the folder", async () => {
+		const stream = await openStream(
+			`${frontend.url}/v1/chat/completions`,
+			{
+				model: "ours",
+				messages: [{ role: "user", content: "Tell me a story." }],
+				max_tokens: 200,
+				ignore_eos: true,
+				stream: true,
+				stream_options: { include_usage: true },
+			},
+			{ kind: "chat", model: "ours", includeUsage: true },
+		);
+		await stream.events(4);
+		worker.kill("SIGTERM");
+		const summary = await stream.finished();
+		expect(summary.usage?.["completion_tokens"]).toBe(200);
+		expect((await worker.exited).code).toBe(0);
+		await until("the model is gone", async () => !(await listsModel(frontend.url, "ours")));
+	});
+});
+
+describe.skipIf(missing)(title("our frontend before a real mocker"), () => {
+	const python = "python" in peer ? peer.python : "";
+	const folder = mkdtempSync(join(tmpdir(), "dynamo-interop-"));
+	let mocker: Child;
+	let frontend: HttpChild;
+	let system: string;
+
+	beforeAll(async () => {
+		const env = fileDiscoveryEnv(folder);
+		const port = await freePort();
+		system = `http://127.0.0.1:${port}`;
+		const path = "path" in hf ? hf.path : "";
+		mocker = startRealMocker(python, { ...env, DYN_SYSTEM_PORT: String(port) }, path, "real", [
+			"--speedup-ratio",
+			"10",
+		]);
+		frontend = await startOwnHttp("frontend", [], env, "real");
+	}, 90_000);
+
+	afterAll(async () => {
+		await Promise.all([mocker?.stop(), frontend?.child.stop()]);
+		rmSync(folder, { recursive: true, force: true });
+	});
+
+	test("500 streams of 64 tokens, 32 at a time: none failed, none short", async () => {
+		const summaries = await runStreamLoad({
+			url: frontend.url,
+			model: "real",
+			streams: 500,
+			concurrency: 32,
+			maxTokens: 64,
+			randomTokens: true,
+		});
+		expect(summaries).toHaveLength(500);
+		for (const summary of summaries) expect(summary.choices[0]?.finishReason).toBe("length");
+		expect(await gauge(frontend.url, "dynamo_frontend_inflight_requests")).toBe(0);
+	}, 300_000);
+
+	test("the worker's own error text reaches the client as a 400", async () => {
+		const answer = await http(`${frontend.url}/v1/chat/completions`, {
+			body: { model: "real", messages: [{ role: "user", content: "hi" }] },
+		});
+		expect(answer.status).toBe(400);
+		expect(answer.json.message).toContain("is required by the mocker worker");
+		expect(answer.json.error.message).toBe(answer.json.message);
+	});
+
+	test("a client that leaves aborts the worker's sequence", async () => {
+		const stream = await openStream(
+			`${frontend.url}/v1/chat/completions`,
+			{
+				model: "real",
+				messages: [{ role: "user", content: "Count to one thousand." }],
+				max_tokens: 20_000,
+				ignore_eos: true,
+				stream: true,
+			},
+			{ kind: "chat", model: "real", allowReplacementCharacter: true },
+		);
+		await stream.events(4);
+		expect(await gauge(system, "dynamo_component_inflight_requests")).toBe(1);
+		stream.abort();
+		await until(
+			"no request is in flight",
+			async () => (await gauge(system, "dynamo_component_inflight_requests")) === 0,
+		);
+	});
+
+	test("a mocker that is killed fails its stream in the stream, and the model goes", async () => {
+		const stream = await openStream(
+			`${frontend.url}/v1/chat/completions`,
+			{
+				model: "real",
+				messages: [{ role: "user", content: "Count to one thousand." }],
+				max_tokens: 20_000,
+				ignore_eos: true,
+				stream: true,
+			},
+			{ kind: "chat", model: "real", allowReplacementCharacter: true, expectError: true },
+		);
+		await stream.events(4);
+		mocker.kill("SIGKILL");
+		const summary = await stream.finished();
+		expect(summary.error?.code).toBe(503);
+		await until("the model is gone", async () => !(await listsModel(frontend.url, "real")), { timeoutMs: 30_000 });
+	}, 60_000);
+});
