@@ -35,6 +35,8 @@ export class OrtModelRunner implements ModelRunner {
 	/** Row numbers of wanted logits; decode wants 0..batch-1. */
 	#rows: Int32Array;
 	#logits: Float32Array;
+	/** Token ids in the cache, [slots * maxModelLen]; what was never written reads -1. */
+	readonly #history: Int32Array;
 	readonly #decodeBindings: (OrtBinding | undefined)[] = [];
 	readonly #prefillBindings: (OrtBinding | undefined)[] = [];
 
@@ -53,6 +55,7 @@ export class OrtModelRunner implements ModelRunner {
 		this.#sin = this.#floats(this.#rotary.sin, rotaryShape);
 		this.#totalTensor = this.#ints(this.#total, [1]);
 		this.#seqlens = new Int32Array(this.numSlots);
+		this.#history = new Int32Array(this.numSlots * this.maxModelLen).fill(-1);
 		this.#rows = Int32Array.from({ length: this.numSlots }, (_, i) => i);
 		this.#logits = new Float32Array(this.numSlots * this.config.vocabSize);
 	}
@@ -113,6 +116,12 @@ export class OrtModelRunner implements ModelRunner {
 		return binding;
 	}
 
+	#checkToken(id: number): void {
+		if (!(id >= 0 && id < this.config.vocabSize)) {
+			throw new RangeError(`token ${id} is not in the vocabulary of ${this.config.vocabSize}`);
+		}
+	}
+
 	/** Runs one chunk with the logits of its last `wanted` tokens. */
 	#prefill(slot: number, tokenIds: Int32Array, start: number, wanted: number): void {
 		const count = tokenIds.length;
@@ -120,16 +129,24 @@ export class OrtModelRunner implements ModelRunner {
 		if (count === 0 || start < 0 || start + count > this.maxModelLen) {
 			throw new RangeError(`${count} tokens at position ${start} do not fit a slot of ${this.maxModelLen}`);
 		}
-		this.#reserve(count, wanted);
-		this.#ids.set(tokenIds);
-		this.#seqlens[0] = start + count - 1;
-		this.#total[0] = start + count;
+		for (const id of tokenIds) this.#checkToken(id);
+		// ORT computes the attention of a lone token in another order than that of a chunk, so the bits of a prompt
+		// would depend on how it was cut: a lone token runs together with the one before it.
+		const end = start + count;
+		const history = this.#history.subarray(slot * this.maxModelLen, (slot + 1) * this.maxModelLen);
+		const first = count === 1 && start > 0 && history[start - 1]! >= 0 ? start - 1 : start;
+		history.set(tokenIds, start);
+		const sequence = end - first;
+		this.#reserve(sequence, wanted);
+		this.#ids.set(history.subarray(first, end));
+		this.#seqlens[0] = end - 1;
+		this.#total[0] = end;
 		let binding = this.#prefillBindings[slot];
 		if (!binding) {
 			binding = this.#createBinding(slot, 1);
 			this.#prefillBindings[slot] = binding;
 		}
-		this.#bindTokens(binding, 1, count, count - wanted, wanted);
+		this.#bindTokens(binding, 1, sequence, sequence - wanted, wanted);
 		this.#session.run(binding);
 	}
 
@@ -164,7 +181,9 @@ export class OrtModelRunner implements ModelRunner {
 			if (!(length >= 0 && length < this.maxModelLen)) {
 				throw new RangeError(`slot ${i} has ${length} tokens: no room for one more in ${this.maxModelLen}`);
 			}
+			this.#checkToken(tokenIds[i]!);
 			this.#ids[i] = tokenIds[i]!;
+			this.#history[i * this.maxModelLen + length] = tokenIds[i]!;
 			this.#seqlens[i] = length;
 			if (length > longest) longest = length;
 		}
@@ -175,6 +194,8 @@ export class OrtModelRunner implements ModelRunner {
 
 	copySlot(from: number, to: number, length: number): void {
 		this.#kv.copySlot(from, to, length);
+		const base = from * this.maxModelLen;
+		this.#history.copyWithin(to * this.maxModelLen, base, base + length);
 	}
 
 	close(): void {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weights in the form that the operators MatMulNBits and GatherBlockQuantized read: unsigned integers of 8 or 4
-// bits in blocks along a row, one fp32 scale per block, zero point 128 or 8. Weight = scale * (q - zero point).
+// bits in blocks along a row, one fp32 scale per block. Weight = scale * (q - zero point); without zero points
+// that is 128 or 8.
 
 import { halfToFloatTable } from "../weights/float-formats.js";
 
@@ -10,6 +11,8 @@ export interface QuantizedRows {
 	readonly packed: Uint8Array;
 	/** [rows, blocks] */
 	readonly scales: Float32Array;
+	/** [rows, blocks / 2 rounded up]: 4-bit zero points, the earlier block's in the low half; 8 where absent. */
+	readonly zeroPoints?: Uint8Array;
 	/** [rows, blocks]: what is added to every weight of a block, for formats that have it. */
 	readonly offsets?: Float32Array;
 }
@@ -49,55 +52,72 @@ export function quantize8(values: Float32Array, columns: number, blockSize: numb
 	return { packed, scales };
 }
 
-/** Scales of a 4-bit block that are tried, as what the weight of largest magnitude becomes. */
-const LEVELS_4 = [-8, -7.6, -7.2, -6.8, 7, 7.4] as const;
+/** Shares of a block's range that are tried: cutting the extremes off a little may fit the other weights better. */
+const RANGE_SHARES_4 = [1, 0.94, 0.88, 0.82] as const;
+
+/** Squared error of a block under one scale and zero point. */
+function blockError4(values: Float32Array, from: number, count: number, scale: number, zero: number): number {
+	const inverse = 1 / scale;
+	let error = 0;
+	for (let i = from; i < from + count; i++) {
+		const value = values[i]!;
+		// Truncation of a sum that is kept positive rounds to the nearest.
+		const q = Math.max(0, Math.min(15, ((value * inverse + zero + 16.5) | 0) - 16));
+		const difference = value - (q - zero) * scale;
+		error += difference * difference;
+	}
+	return error;
+}
 
 /**
- * Quantizes to 4 bits. Of several scales the one with the smallest squared error is taken.
+ * Quantizes to 4 bits with a zero point per block, so that lopsided blocks use all 16 levels. Of several ranges
+ * the one with the smallest squared error is taken.
  * @param values [rows * columns]
  */
 export function quantize4(values: Float32Array, columns: number, blockSize: number): QuantizedRows {
 	const rows = values.length / columns;
 	const blocks = blocksPerRow(columns, blockSize);
-	const packed = new Uint8Array((rows * blocks * blockSize) / 2).fill(0x88);
+	const zeroBytes = Math.ceil(blocks / 2);
+	const packed = new Uint8Array((rows * blocks * blockSize) / 2);
 	const scales = new Float32Array(rows * blocks);
+	const zeroPoints = new Uint8Array(rows * zeroBytes);
 	for (let row = 0; row < rows; row++) {
 		for (let block = 0; block < blocks; block++) {
 			const from = row * columns + block * blockSize;
 			const count = Math.min(blockSize, columns - block * blockSize);
-			let extreme = 0;
-			for (let i = 0; i < count; i++) {
-				if (Math.abs(values[from + i]!) > Math.abs(extreme)) extreme = values[from + i]!;
+			// Zero must have a level of its own, so the range always holds it.
+			let low = 0;
+			let high = 0;
+			for (let i = from; i < from + count; i++) {
+				const value = values[i]!;
+				if (value < low) low = value;
+				else if (value > high) high = value;
 			}
-			if (extreme === 0) continue;
+			if (low === high) continue;
 			let best = Number.POSITIVE_INFINITY;
 			let scale = 0;
-			for (const level of LEVELS_4) {
-				const tried = Math.fround(extreme / level);
-				const inverse = 1 / tried;
-				let error = 0;
-				for (let i = 0; i < count; i++) {
-					const value = values[from + i]!;
-					const q = Math.max(-8, Math.min(7, Math.round(value * inverse)));
-					const difference = value - q * tried;
-					error += difference * difference;
-				}
-				if (error < best) {
-					best = error;
-					scale = tried;
-				}
+			let zero = 0;
+			for (const share of RANGE_SHARES_4) {
+				const triedScale = Math.fround(((high - low) * share) / 15);
+				const triedZero = Math.max(0, Math.min(15, Math.round((-low * share) / triedScale)));
+				const error = blockError4(values, from, count, triedScale, triedZero);
+				if (error >= best) continue;
+				best = error;
+				scale = triedScale;
+				zero = triedZero;
 			}
 			scales[row * blocks + block] = scale;
+			zeroPoints[row * zeroBytes + (block >> 1)]! |= zero << ((block & 1) * 4);
 			const inverse = 1 / scale;
 			const to = ((row * blocks + block) * blockSize) / 2;
-			for (let i = 0; i < count; i++) {
-				const q = Math.max(0, Math.min(15, Math.round(values[from + i]! * inverse) + 8));
-				const shift = (i & 1) * 4;
-				packed[to + (i >> 1)] = (packed[to + (i >> 1)]! & (0xf0 >> shift)) | (q << shift);
+			for (let i = 0; i < blockSize; i++) {
+				const value = i < count ? values[from + i]! : 0;
+				const q = Math.max(0, Math.min(15, ((value * inverse + zero + 16.5) | 0) - 16));
+				packed[to + (i >> 1)]! |= q << ((i & 1) * 4);
 			}
 		}
 	}
-	return { packed, scales };
+	return { packed, scales, zeroPoints };
 }
 
 /** GGUF's Q8_0 as it is: int8 becomes uint8 with zero point 128, the half scale becomes fp32. Both are exact. */

@@ -74,6 +74,8 @@ export interface StoredMatrix {
 	readonly data: ExternalLocation;
 	/** [rows, blocks] of a block format. */
 	readonly scales?: ExternalLocation;
+	/** [rows, blocks / 2 rounded up] of 4-bit blocks that have zero points. */
+	readonly zeroPoints?: ExternalLocation;
 	/** [rows, blocks] of a block format with offsets. */
 	readonly offsets?: ExternalLocation;
 }
@@ -111,6 +113,7 @@ export function writeMatrix(
 	const rows = tensors.reduce((sum, tensor) => sum + tensor.rows, 0);
 	const chunkRows = Math.max(1, Math.floor(CHUNK_WEIGHTS / columns));
 	const scales: Float32Array[] = [];
+	const zeroPoints: Uint8Array[] = [];
 	const offsets: Float32Array[] = [];
 	writer.begin();
 	for (const tensor of tensors) {
@@ -123,11 +126,12 @@ export function writeMatrix(
 			const quantized = quantizedRows(source, tensor, format, first, count);
 			writer.write(quantized.packed);
 			scales.push(quantized.scales);
+			if (quantized.zeroPoints) zeroPoints.push(quantized.zeroPoints);
 			if (quantized.offsets) offsets.push(quantized.offsets);
 		}
 	}
 	const data = writer.end();
-	const writeParts = (parts: readonly Float32Array[]): ExternalLocation => {
+	const writeParts = (parts: readonly ArrayBufferView[]): ExternalLocation => {
 		writer.begin();
 		for (const part of parts) writer.write(part);
 		return writer.end();
@@ -138,26 +142,23 @@ export function writeMatrix(
 		columns,
 		data,
 		...(scales.length > 0 && { scales: writeParts(scales) }),
+		...(zeroPoints.length > 0 && { zeroPoints: writeParts(zeroPoints) }),
 		...(offsets.length > 0 && { offsets: writeParts(offsets) }),
 	};
 }
 
-/** Declares the packed integers in the three dimensions that MatMulNBits wants. */
-export function declareBlocks(
-	model: OnnxModel,
-	name: string,
-	matrix: StoredMatrix,
-): { packed: string; scales: string } {
-	const { format, rows, columns } = matrix;
+/** Declares packed integers, scales and zero points in the shapes and order that MatMulNBits takes them. */
+export function declareBlocks(model: OnnxModel, name: string, matrix: StoredMatrix): string[] {
+	const { format, rows, columns, data, scales, zeroPoints } = matrix;
 	if (format.kind === "float") throw new TypeError("a float matrix has no blocks");
 	const blocks = blocksPerRow(columns, format.blockSize);
-	return {
-		packed: model.initializer(
-			`${name}.q`,
-			OnnxType.UINT8,
-			[rows, blocks, (format.blockSize * format.bits) / 8],
-			matrix.data,
-		),
-		scales: model.initializer(`${name}.scale`, OnnxType.FLOAT, [rows, blocks], matrix.scales!),
-	};
+	const blockBytes = (format.blockSize * format.bits) / 8;
+	const inputs = [
+		model.initializer(`${name}.q`, OnnxType.UINT8, [rows, blocks, blockBytes], data),
+		model.initializer(`${name}.scale`, OnnxType.FLOAT, [rows, blocks], scales!),
+	];
+	if (zeroPoints) {
+		inputs.push(model.initializer(`${name}.zero`, OnnxType.UINT8, [rows, Math.ceil(blocks / 2)], zeroPoints));
+	}
+	return inputs;
 }

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// SmolLM2-135M-Instruct against texts of an independent fp32 implementation. DYNAMO_TEST_MODEL_GGUF names its
+// Q4_1 file, DYNAMO_TEST_MODEL_HF its folder.
+
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { loadModelRunner } from "./load-model-runner.js";
+import type { ModelRunner, Quantization } from "./model-runner.js";
+
+interface Fixture {
+	readonly name: string;
+	readonly prompt_ids: readonly number[];
+	readonly greedy_ids: readonly number[];
+	/** [token id, log probability] of the best five, for the first steps. */
+	readonly top5_logprobs: readonly (readonly (readonly [number, number])[])[];
+}
+
+const { fixtures } = JSON.parse(readFileSync(new URL("../../fixtures/greedy.json", import.meta.url), "utf8")) as {
+	fixtures: Fixture[];
+};
+const gguf = process.env.DYNAMO_TEST_MODEL_GGUF;
+const folder = process.env.DYNAMO_TEST_MODEL_HF;
+const cacheDir = mkdtempSync(join(tmpdir(), "real-model-"));
+afterAll(() => rmSync(cacheDir, { recursive: true }));
+
+async function withModel(model: string, quantization: Quantization, use: (runner: ModelRunner) => void): Promise<void> {
+	const runner = await loadModelRunner({ model, numSlots: 8, maxModelLen: 256, quantization, cacheDir });
+	try {
+		use(runner);
+	} finally {
+		runner.close();
+	}
+}
+
+function argmax(logits: Float32Array): number {
+	let best = 0;
+	for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i;
+	return best;
+}
+
+function logprobs(logits: Float32Array, ids: readonly number[]): number[] {
+	const top = logits[argmax(logits)]!;
+	let sum = 0;
+	for (const logit of logits) sum += Math.exp(logit - top);
+	return ids.map((id) => logits[id]! - top - Math.log(sum));
+}
+
+/** Of the reference's tokens, the share that is the best one after the reference's text before it. */
+function agreement(runner: ModelRunner): number {
+	const V = runner.config.vocabSize;
+	let same = 0;
+	let all = 0;
+	for (const { prompt_ids, greedy_ids } of fixtures) {
+		const logits = runner.prefillAllLogits(0, Int32Array.from([...prompt_ids, ...greedy_ids]), 0);
+		for (const [i, id] of greedy_ids.entries()) {
+			const row = prompt_ids.length - 1 + i;
+			if (argmax(logits.subarray(row * V, (row + 1) * V)) === id) same++;
+			all++;
+		}
+	}
+	return same / all;
+}
+
+/** Greedy continuations of all fixtures, decoded together in one batch. */
+function greedyTogether(runner: ModelRunner, order: readonly Fixture[]): number[][] {
+	const V = runner.config.vocabSize;
+	const texts = order.map(({ prompt_ids }, slot) => [
+		argmax(runner.prefill(slot, Int32Array.from(prompt_ids), 0, true)!),
+	]);
+	const lengths = Int32Array.from(order, ({ prompt_ids }) => prompt_ids.length);
+	for (let step = 1; step < 64; step++) {
+		const logits = runner.decode(
+			order.length,
+			Int32Array.from(texts, (text) => text.at(-1)!),
+			lengths,
+		);
+		for (const [slot, text] of texts.entries()) {
+			text.push(argmax(logits.subarray(slot * V, (slot + 1) * V)));
+			lengths[slot]!++;
+		}
+	}
+	return texts;
+}
+
+function expectReferenceTexts(runner: ModelRunner): void {
+	for (const fixture of fixtures) {
+		expect(greedyTogether(runner, [fixture])[0]).toEqual(fixture.greedy_ids);
+		let start = fixture.prompt_ids.length;
+		let logits = runner.prefill(0, Int32Array.from(fixture.prompt_ids), 0, true)!;
+		for (const [step, best] of fixture.top5_logprobs.entries()) {
+			const found = logprobs(
+				logits,
+				best.map(([id]) => id),
+			);
+			for (const [i, [, expected]] of best.entries()) expect(Math.abs(found[i]! - expected)).toBeLessThan(1e-3);
+			logits = runner.decode(1, Int32Array.of(fixture.greedy_ids[step]!), Int32Array.of(start++));
+		}
+	}
+	const all = [...fixtures, ...[...fixtures].reverse(), ...fixtures];
+	expect(greedyTogether(runner, all)).toEqual(all.map(({ greedy_ids }) => greedy_ids));
+}
+
+describe.skipIf(!gguf)("SmolLM2 from GGUF (skipped without DYNAMO_TEST_MODEL_GGUF)", () => {
+	it("fp32 gives the reference's texts and log probabilities, alone and together", async () => {
+		await withModel(gguf!, "none", expectReferenceTexts);
+	}, 180_000);
+
+	it("as stored, agrees with the reference on 98 % of its tokens, whatever the batch", async () => {
+		await withModel(gguf!, "auto", (runner) => {
+			expect(agreement(runner)).toBeGreaterThanOrEqual(0.98);
+			const alone = fixtures.map((fixture) => greedyTogether(runner, [fixture])[0]);
+			expect(greedyTogether(runner, [...fixtures, ...fixtures])).toEqual([...alone, ...alone]);
+		});
+	}, 180_000);
+});
+
+describe.skipIf(!folder)("SmolLM2 from safetensors (skipped without DYNAMO_TEST_MODEL_HF)", () => {
+	it("fp32 gives the reference's texts", async () => {
+		await withModel(folder!, "none", expectReferenceTexts);
+	}, 180_000);
+
+	it("int8, the default, agrees with the reference on 98 % of its tokens", async () => {
+		await withModel(folder!, "auto", (runner) => expect(agreement(runner)).toBeGreaterThanOrEqual(0.98));
+	}, 180_000);
+});
