@@ -7,6 +7,8 @@ export { type FakeModelOptions, FakeModelRunner } from "./mock/fake-model-runner
 export { loadModelRunner } from "./model/load-model-runner.js";
 export * from "./model/model-runner.js";
 export { describeModel, type ModelDescription } from "./model/open-model.js";
+export * from "./model/testing/llama-reference.js";
+export * from "./model/testing/tiny-llama.js";
 export { OrtError, type OrtErrorCode } from "./ort/ort-error.js";
 export * from "./sampler.js";
 export * from "./scheduler.js";
