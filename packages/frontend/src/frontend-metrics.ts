@@ -14,6 +14,7 @@ import {
 	type Histogram,
 	type MetricsRegistry,
 	type MetricVec,
+	sanitizeMetricName,
 } from "@dynamo-ts/runtime/internal";
 import { histogramBuckets } from "./buckets.js";
 import type { BucketRanges } from "./config.js";
@@ -23,6 +24,21 @@ import type { WorkerSet } from "./worker-set.js";
 /** How often the event loop's delay is sampled, milliseconds; a later tick by more than the stall limit is a stall. */
 const LOOP_SAMPLE_MS = 10;
 const LOOP_STALL_MS = 5;
+
+/**
+ * The prefix in the form that metric names allow; Dynamo's own when nothing is left of it.
+ * @param warn told when it had to be changed.
+ */
+export function metricsPrefix(wanted: string, warn: (message: string) => void): string {
+	let prefix: string = METRIC_PREFIXES.frontend;
+	try {
+		prefix = sanitizeMetricName(wanted);
+	} catch {
+		// Nothing usable in it.
+	}
+	if (prefix !== wanted) warn(`metrics prefix "${wanted}" is not a metric name: "${prefix}" is used instead`);
+	return prefix;
+}
 
 /** Series of one model that are used per token; looked up once per request. */
 export interface ModelSeries {

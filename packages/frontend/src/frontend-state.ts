@@ -31,13 +31,14 @@ export class FrontendState implements GenerationHost {
 		metrics: FrontendMetrics,
 		manager: ModelManager,
 		watcher: ModelWatcher,
+		log: Logger,
 	) {
 		this.runtime = runtime;
 		this.config = config;
 		this.metrics = metrics;
 		this.manager = manager;
 		this.watcher = watcher;
-		this.log = runtime.log.child("dynamo_llm::http::service");
+		this.log = log;
 	}
 
 	/** Inference requests whose answer is not complete. */

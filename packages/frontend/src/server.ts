@@ -5,7 +5,7 @@ import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { sendEmpty, sendFailure } from "./answers.js";
 import { type FrontendConfig, frontendConfigFromEnv } from "./config.js";
-import { FrontendMetrics } from "./frontend-metrics.js";
+import { FrontendMetrics, metricsPrefix } from "./frontend-metrics.js";
 import { FrontendState } from "./frontend-state.js";
 import { ModelFiles } from "./model-files.js";
 import { ModelManager } from "./model-manager.js";
@@ -57,7 +57,9 @@ export async function startFrontend(
 	config: Partial<FrontendConfig> = {},
 ): Promise<Frontend> {
 	const full: FrontendConfig = Object.freeze({ ...frontendConfigFromEnv(), ...config });
-	const metrics = new FrontendMetrics(full.metricsPrefix, full.buckets);
+	const log = runtime.log.child("dynamo_llm::http::service");
+	const prefix = metricsPrefix(full.metricsPrefix, (message) => log.warn(message));
+	const metrics = new FrontendMetrics(prefix, full.buckets);
 	const manager = new ModelManager(metrics);
 	const files = new ModelFiles({
 		cacheDir: full.modelCacheDir,
@@ -70,7 +72,7 @@ export async function startFrontend(
 		routerMode: full.routerMode,
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});
-	const state = new FrontendState(runtime, full, metrics, manager, watcher);
+	const state = new FrontendState(runtime, full, metrics, manager, watcher, log);
 	const app = buildApp(state);
 	try {
 		await listen(app, full);

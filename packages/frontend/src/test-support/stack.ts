@@ -83,7 +83,7 @@ export async function startStack(
 		},
 		close: async () => {
 			try {
-				if (frontend.inflight > 0) await expect.poll(() => frontend.inflight).toBe(0);
+				await settle(() => frontend.inflight);
 				if (await alive(url)) {
 					const page = await metrics();
 					for (const name of GAUGES) {
@@ -94,7 +94,7 @@ export async function startStack(
 					const started = page.sum("dynamo_frontend_requests_started_total");
 					expect(page.sum("dynamo_frontend_requests_total")).toBe(started);
 				}
-				for (const worker of workers) await expect.poll(() => worker.served.inflight).toBe(0);
+				for (const worker of workers) await settle(() => worker.served.inflight);
 			} finally {
 				await frontend.close();
 				for (const each of runtimes.reverse()) await each.shutdown();
@@ -102,6 +102,13 @@ export async function startStack(
 			}
 		},
 	};
+}
+
+/** Waits until a count is 0. Works in hooks too, where expect.poll does not. */
+async function settle(count: () => number): Promise<void> {
+	const until = Date.now() + 5000;
+	while (count() > 0 && Date.now() < until) await new Promise((resolve) => setTimeout(resolve, 5));
+	expect(count()).toBe(0);
 }
 
 async function alive(url: string): Promise<boolean> {

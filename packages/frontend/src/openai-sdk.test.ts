@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+import { DynamoError } from "@dynamo-ts/protocols/internal";
+import OpenAI, {
+	APIError,
+	BadRequestError,
+	InternalServerError,
+	NotFoundError,
+	UnprocessableEntityError,
+} from "openai";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { refuse, type Script, sendAll } from "./scripted-worker.js";
+import { MODEL, type Stack, startStack } from "./test-support/stack.js";
+
+let stack: Stack;
+let client: OpenAI;
+let script: Script;
+
+beforeEach(async () => {
+	stack = await startStack({ sseKeepAliveIntervalMs: 5 });
+	client = new OpenAI({ baseURL: `${stack.url}/v1`, apiKey: "none", maxRetries: 0 });
+	await stack.worker({ script: (call) => script(call) });
+});
+afterEach(() => stack.close());
+
+const request = { model: MODEL, messages: [{ role: "user" as const, content: "Hi" }] };
+const stream = { ...request, stream: true as const, stream_options: { include_usage: true } };
+
+describe("the OpenAI SDK", () => {
+	it("streams, and skips keep-alive comments", async () => {
+		script = (call) => setTimeout(() => sendAll([70, 71])(call), 30);
+		let text = "";
+		let finish: string | null = null;
+		let tokens = 0;
+		for await (const chunk of await client.chat.completions.create(stream)) {
+			text += chunk.choices[0]?.delta.content ?? "";
+			finish = chunk.choices[0]?.finish_reason ?? finish;
+			tokens = chunk.usage?.completion_tokens ?? tokens;
+		}
+		expect({ text: text.length > 0, finish, tokens }).toEqual({ text: true, finish: "length", tokens: 2 });
+	});
+
+	it("puts the same answer together from a stream as it gets in one piece", async () => {
+		script = sendAll([70, 71, 72], "stop");
+		const whole = await client.chat.completions.create(request);
+		const folded = await client.chat.completions.stream(stream).finalChatCompletion();
+		expect(folded.choices[0]?.message.content).toBe(whole.choices[0]?.message.content);
+		expect(folded.usage).toEqual(whole.usage);
+		const completion = await client.completions.create({ model: MODEL, prompt: " the" });
+		expect(completion.choices[0]?.text).toBe(whole.choices[0]?.message.content);
+	});
+
+	it("lists models", async () => {
+		const ids: string[] = [];
+		for await (const model of client.models.list()) ids.push(model.id);
+		expect(ids).toEqual([MODEL]);
+		expect((await client.models.retrieve(MODEL)).owned_by).toBe("nvidia");
+	});
+
+	it.each([
+		["a bad value", { ...request, temperature: 3 }, BadRequestError, 400],
+		["a model that is not there", { ...request, model: "nope" }, NotFoundError, 404],
+	] as const)("raises the right class for %s", async (_name, body, errorClass, status) => {
+		script = sendAll([70]);
+		const error = await client.chat.completions.create(body).catch((thrown: unknown) => thrown);
+		expect(error).toBeInstanceOf(errorClass);
+		expect(error).not.toBeInstanceOf(UnprocessableEntityError);
+		expect((error as APIError).status).toBe(status);
+	});
+
+	it("reads code, param and message of a refusal", async () => {
+		script = sendAll([70]);
+		const long = { ...request, messages: [{ role: "user" as const, content: "é".repeat(300) }] };
+		const error = (await client.chat.completions.create(long).catch((thrown: unknown) => thrown)) as APIError;
+		expect(error).toBeInstanceOf(BadRequestError);
+		expect(error).toMatchObject({ code: "context_length_exceeded", param: "messages", type: "invalid_request_error" });
+		expect(error.message).toContain("maximum context length is 256 tokens");
+	});
+
+	it.each([
+		[new DynamoError("Internal", "x"), 500],
+		[new DynamoError("Disconnected", "x"), 503],
+		[new DynamoError("WorkerOverloaded", "x"), 529],
+	])("raises InternalServerError for %s", async (error, status) => {
+		script = refuse(() => error);
+		const thrown = await client.chat.completions.create(stream).catch((e: unknown) => e);
+		expect(thrown).toBeInstanceOf(InternalServerError);
+		expect((thrown as APIError).status).toBe(status);
+	});
+
+	it("raises when a stream breaks in the middle, and keeps what came before", async () => {
+		script = (call) => {
+			call.tokens([70, 71, 72]);
+			setTimeout(() => call.fail(new DynamoError("Disconnected", "gone")), 20);
+		};
+		let chunks = 0;
+		const reading = (async () => {
+			for await (const chunk of await client.chat.completions.create(stream)) chunks += chunk.choices.length;
+		})();
+		await expect(reading).rejects.toThrow(APIError);
+		expect(chunks).toBe(3);
+	});
+
+	it("leaving a stream cancels the worker", async () => {
+		let cancelled: Promise<string> | undefined;
+		script = (call) => {
+			cancelled = call.cancelled;
+			call.tokens([70, 71, 72]);
+		};
+		for await (const _chunk of await client.chat.completions.create(stream)) break;
+		expect(await cancelled).toBe("kill");
+	});
+});
