@@ -18,14 +18,9 @@ import { EndpointServer } from "./endpoint-server.js";
 import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
-import { logRequests } from "./observability/request-log.js";
 import { type SystemServer, startSystemServer } from "./observability/system-server.js";
-import {
-	createEndpointObserver,
-	createProcessWorkMetrics,
-	type ProcessWorkMetrics,
-} from "./observability/work-handler-metrics.js";
-import { InProcessClient, InProcessServer } from "./request-plane/in-process.js";
+import { InProcessClient, InProcessServer, inProcessRegistryOf } from "./request-plane/in-process.js";
+import { logRequests } from "./request-plane/request-log.js";
 import type {
 	EndpointHandler,
 	EndpointObserver,
@@ -34,6 +29,11 @@ import type {
 } from "./request-plane/request-plane.js";
 import { TcpRequestPlaneClient } from "./request-plane/tcp-client.js";
 import { TcpRequestPlaneServer } from "./request-plane/tcp-server.js";
+import {
+	createEndpointObserver,
+	createProcessWorkMetrics,
+	type ProcessWorkMetrics,
+} from "./request-plane/work-handler-metrics.js";
 
 /** An item of the in-process plane counts as this many bytes against the limit of what may wait. */
 const IN_PROCESS_ITEM_BYTES = 256;
@@ -249,7 +249,7 @@ export class DistributedRuntime {
 			const { config } = this;
 			this.#server =
 				this.#memStore !== undefined
-					? Promise.resolve(new InProcessServer(this.#memStore.inProcess))
+					? Promise.resolve(new InProcessServer(inProcessRegistryOf(this.#memStore)))
 					: TcpRequestPlaneServer.listen({
 							host: config.tcpRpcHost,
 							port: config.tcpRpcPort,
@@ -274,7 +274,7 @@ export class DistributedRuntime {
 			this.#client =
 				this.#memStore !== undefined
 					? Promise.resolve(
-							new InProcessClient(this.#memStore.inProcess, {
+							new InProcessClient(inProcessRegistryOf(this.#memStore), {
 								firstResponseTimeoutMs,
 								idleTimeoutMs,
 								maxWaitingItems: Math.ceil(config.maxBufferedResponseBytes / IN_PROCESS_ITEM_BYTES),

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomBytes } from "node:crypto";
 import { type Bucket, bucketOfKey, type DiscoveryRecord, recordKey } from "@dynamo-ts/protocols/internal";
-import type { InProcessRegistry } from "../request-plane/in-process.js";
 import type { Discovery, DiscoveryEvent, Watch } from "./discovery.js";
 
-/** What the runtimes of one process share with the mem backend: the records, and the endpoints that they serve. */
+/** What the runtimes of one process share with the mem backend. */
 export interface MemStore {
 	readonly records: Map<string, DiscoveryRecord>;
 	readonly watches: Set<MemWatch>;
-	/** Endpoints that can be called without a socket, by path. */
-	readonly inProcess: InProcessRegistry;
 }
 
 interface MemWatch {
@@ -19,7 +16,7 @@ interface MemWatch {
 
 /** A store of its own, for runtimes that should see each other and nobody else. */
 export function createMemStore(): MemStore {
-	return { records: new Map(), watches: new Set(), inProcess: new Map() };
+	return { records: new Map(), watches: new Set() };
 }
 
 let shared: MemStore | undefined;

@@ -2,6 +2,7 @@
 import { writeSync } from "node:fs";
 import type { LogConfig } from "../config.js";
 import { LEVEL_NUMBER, parseLogFilter } from "./log-filter.js";
+import { wallClockMs } from "./wall-clock.js";
 
 /** Severity, most severe first. */
 export type LogLevel = "error" | "warn" | "info" | "debug" | "trace";
@@ -146,25 +147,16 @@ function jsonValue(value: unknown): string | undefined {
 	}
 }
 
-/**
- * RFC 3339 with microseconds. The clock of `Date` has milliseconds only, so the start of the process' monotonic clock
- * is added to it; `timeOrigin` is off by what the system clock was set since, so it is taken anew every second.
- */
+/** RFC 3339 with microseconds. The text of a second is made once. */
 function timestamper(local: boolean): () => string {
 	let secondText = "";
-	let second = -1;
+	let second = Number.NaN;
 	let suffix = "Z";
-	let origin = Date.now() - performance.now();
 	return () => {
-		let now = origin + performance.now();
+		const now = wallClockMs();
 		const whole = Math.floor(now / 1000);
 		if (whole !== second) {
-			const clock = Date.now();
-			if (Math.abs(clock - now) > 2) {
-				origin = clock - performance.now();
-				now = clock;
-			}
-			second = Math.floor(now / 1000);
+			second = whole;
 			const date = new Date(second * 1000);
 			if (local) {
 				const minutes = -date.getTimezoneOffset();
@@ -175,7 +167,7 @@ function timestamper(local: boolean): () => string {
 				secondText = date.toISOString().slice(0, 19);
 			}
 		}
-		const micros = Math.min(999_999, Math.max(0, Math.floor((now - second * 1000) * 1000)));
+		const micros = Math.floor((now - second * 1000) * 1000);
 		return `${secondText}.${String(micros).padStart(6, "0")}${suffix}`;
 	};
 }

@@ -2,7 +2,7 @@
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { advertisedHost, formatHostPort, listenTcp } from "../request-plane/listen.js";
+import { advertisedHost, formatHostPort, listenTcp } from "../net/listen.js";
 import type { Health } from "./health.js";
 import type { Logger } from "./logging.js";
 import { METRICS_CONTENT_TYPE, type MetricsRegistry } from "./metrics.js";

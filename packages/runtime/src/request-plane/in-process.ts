@@ -11,6 +11,7 @@ import type { Logger } from "../observability/logging.js";
 import { type DeadlineHolder, Deadlines, deadlineAfter } from "./deadlines.js";
 import { type ActiveResponse, EndpointEntry } from "./endpoint-entry.js";
 import { CancellableRequest } from "./ingress-request.js";
+import { headersToSend } from "./request-headers.js";
 import type {
 	CancelKind,
 	EndpointHandler,
@@ -28,6 +29,18 @@ import { flushAfterTurn } from "./turn-flush.js";
 
 /** Endpoints of one process by path; what a network is to the other planes. */
 export type InProcessRegistry = Map<string, EndpointEntry>;
+
+const registries = new WeakMap<object, InProcessRegistry>();
+
+/** The endpoints of all who share `world`. */
+export function inProcessRegistryOf(world: object): InProcessRegistry {
+	let registry = registries.get(world);
+	if (registry === undefined) {
+		registry = new Map();
+		registries.set(world, registry);
+	}
+	return registry;
+}
 
 export interface InProcessOptions {
 	readonly firstResponseTimeoutMs: number;
@@ -169,7 +182,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 			return;
 		}
 		const { log } = this.#options;
-		const headers = { ...this.#outgoing.headers, "request-id": this.id, "x-endpoint-path": entry.path };
+		const headers = headersToSend(this.#outgoing, entry.path);
 		this.#request = new CancellableRequest(
 			{ id: this.id, headers, payload: this.#outgoing.payload, codec: "msgpack", receivedAt: performance.now() },
 			(error) => log.error("a cancellation callback failed", { request_id: this.id, error }),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { connect, type Socket } from "node:net";
 import { AckDecoder, DynamoError } from "@dynamo-ts/protocols/internal";
-import { formatHostPort } from "./listen.js";
+import { formatHostPort } from "../net/listen.js";
 
 /** Waits for the acknowledgement of one request frame. Exactly one of the two is called. */
 export interface AckWaiter {

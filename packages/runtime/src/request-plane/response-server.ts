@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createServer, type Server, type Socket } from "node:net";
 import { KILL_FRAME, parseHandshake, TwoPartDecoder } from "@dynamo-ts/protocols/internal";
+import { advertisedHost, formatHostPort, listenTcp } from "../net/listen.js";
 import type { Logger } from "../observability/logging.js";
-import { advertisedHost, formatHostPort, listenTcp } from "./listen.js";
 
 /** Waits for a worker to call home. */
 export interface ResponseStreamOwner {

@@ -175,7 +175,7 @@ export class TcpActiveRequest
 	onFrame(header: Buffer, body: Buffer): void {
 		if (this.#finished) {
 			// A worker that goes on after a kill does not keep the connection for ever.
-			if (this.#options.deadlines.now > this.#finishedAt + LINGER_MS) this.#socket?.destroy();
+			if (performance.now() > this.#finishedAt + LINGER_MS) this.#socket?.destroy();
 			return;
 		}
 		if (this.#paused) this.#held.push({ header, body });
@@ -312,7 +312,7 @@ export class TcpActiveRequest
 
 	#release(): void {
 		this.#finished = true;
-		this.#finishedAt = this.#options.deadlines.now;
+		this.#finishedAt = performance.now();
 		this.#held = [];
 		this.#options.deadlines.remove(this);
 		this.#options.onFinished();

@@ -14,6 +14,7 @@ import {
 import type { Logger } from "../observability/logging.js";
 import { Deadlines } from "./deadlines.js";
 import { ConnectionPool } from "./request-connection.js";
+import { headersToSend } from "./request-headers.js";
 import type {
 	OutgoingRequest,
 	PlaneRequest,
@@ -137,8 +138,7 @@ export class TcpRequestPlaneClient implements RequestPlaneClient {
 	#encode(request: OutgoingRequest, codec: "json" | "msgpack", path: string, subject: string): Buffer {
 		const control = encodeControl({ id: request.id, codec, address: this.#responses.address, subject });
 		const payload = encodeTwoPart(control, encodeBody(request.payload, codec));
-		const headers: Record<string, string> = { ...request.headers, "request-id": request.id, "x-endpoint-path": path };
-		headers["x-frontend-send-ts-ns"] ??= `${BigInt(Date.now()) * 1_000_000n}`;
+		const headers = headersToSend(request, path);
 		return encodeRequestFrame({ path, headers, payload }, this.#options.maxMessageBytes);
 	}
 }

@@ -13,10 +13,10 @@ import {
 	RequestFrameDecoder,
 	splitTwoPart,
 } from "@dynamo-ts/protocols/internal";
+import { advertisedHost, formatHostPort, listenTcp, parseHostPort } from "../net/listen.js";
 import type { Logger } from "../observability/logging.js";
 import { EndpointEntry } from "./endpoint-entry.js";
 import { CancellableRequest } from "./ingress-request.js";
-import { advertisedHost, formatHostPort, listenTcp, parseHostPort } from "./listen.js";
 import type { EndpointHandler, EndpointObserver, EndpointRegistration, RequestPlaneServer } from "./request-plane.js";
 import { type CallHome, TcpResponseWriter } from "./tcp-response-writer.js";
 

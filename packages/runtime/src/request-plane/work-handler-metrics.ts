@@ -6,8 +6,10 @@ import {
 	RUNTIME_BUCKETS,
 	WORK_HANDLER_METRICS,
 } from "@dynamo-ts/protocols/internal";
-import type { EndpointObserver, RequestObserver } from "../request-plane/request-plane.js";
-import type { Gauge, Histogram, MetricsRegistry } from "./metrics.js";
+import type { Gauge, Histogram, MetricsRegistry } from "../observability/metrics.js";
+import { wallClockMs } from "../observability/wall-clock.js";
+import { REQUEST_HEADERS } from "./request-headers.js";
+import type { EndpointObserver, RequestObserver } from "./request-plane.js";
 
 /** Request handling of the process as a whole; families without labels. */
 export interface ProcessWorkMetrics {
@@ -109,9 +111,9 @@ export function createEndpointObserver(metrics: MetricsRegistry, process: Proces
 			requestBytes.inc(bytes);
 			active++;
 			process.activeTasks.inc();
-			const sentAt = Number(headers["x-frontend-send-ts-ns"]);
+			const sentAt = Number(headers[REQUEST_HEADERS.sentAtNs]);
 			// Clocks of two machines may disagree; a negative time says nothing.
-			if (sentAt > 0) process.networkTransit.observe(Math.max(0, (Date.now() - sentAt / 1e6) / 1000));
+			if (sentAt > 0) process.networkTransit.observe(Math.max(0, (wallClockMs() - sentAt / 1e6) / 1000));
 			return new Observer();
 		},
 		onInvalid(kind) {

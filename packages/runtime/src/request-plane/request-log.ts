@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { EndpointId } from "@dynamo-ts/protocols/internal";
-import type { CancelKind, EndpointObserver, RequestObserver } from "../request-plane/request-plane.js";
-import type { LogFields, Logger } from "./logging.js";
+import type { LogFields, Logger } from "../observability/logging.js";
+import { REQUEST_HEADERS } from "./request-headers.js";
+import type { CancelKind, EndpointObserver, RequestObserver } from "./request-plane.js";
 
 /** How Dynamo names what ended a request early. */
 const CANCEL_SIGNALS: Record<CancelKind, string> = { stop: "stop", kill: "kill", disconnect: "stream_drop" };
@@ -24,7 +25,7 @@ export function logRequests(
 		onInvalid: (kind) => next.onInvalid(kind),
 		onRequest(bytes, headers) {
 			const observer = next.onRequest(bytes, headers);
-			const fields = { ...common, request_id: headers["request-id"], ...traceFields(headers) };
+			const fields = { ...common, request_id: headers[REQUEST_HEADERS.requestId], ...traceFields(headers) };
 			log.info("request received", fields);
 			return new LoggedRequest(observer, log, fields);
 		},
@@ -66,9 +67,10 @@ class LoggedRequest implements RequestObserver {
 
 /** The trace that the caller is in, for finding all lines of one request; nothing for a header that is not W3C's. */
 function traceFields(headers: Readonly<Record<string, string>>): LogFields {
-	const match = /^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/.exec(headers.traceparent ?? "");
+	const match = /^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/.exec(headers[REQUEST_HEADERS.traceparent] ?? "");
 	const fields: LogFields = {};
 	if (match !== null) [, fields.trace_id, fields.parent_id, fields.trace_flags] = match;
-	if (headers["x-request-id"] !== undefined) fields.x_request_id = headers["x-request-id"];
+	const clientId = headers[REQUEST_HEADERS.clientRequestId];
+	if (clientId !== undefined) fields.x_request_id = clientId;
 	return fields;
 }
