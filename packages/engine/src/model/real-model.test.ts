@@ -84,7 +84,7 @@ function greedyTogether(runner: ModelRunner, order: readonly Fixture[]): number[
 	return texts;
 }
 
-function expectReferenceTexts(runner: ModelRunner): void {
+function expectReferenceTexts(runner: ModelRunner, tolerance: number): void {
 	for (const fixture of fixtures) {
 		expect(greedyTogether(runner, [fixture])[0]).toEqual(fixture.greedy_ids);
 		let start = fixture.prompt_ids.length;
@@ -94,7 +94,7 @@ function expectReferenceTexts(runner: ModelRunner): void {
 				logits,
 				best.map(([id]) => id),
 			);
-			for (const [i, [, expected]] of best.entries()) expect(Math.abs(found[i]! - expected)).toBeLessThan(1e-3);
+			for (const [i, [, expected]] of best.entries()) expect(Math.abs(found[i]! - expected)).toBeLessThan(tolerance);
 			logits = runner.decode(1, Int32Array.of(fixture.greedy_ids[step]!), Int32Array.of(start++));
 		}
 	}
@@ -104,7 +104,8 @@ function expectReferenceTexts(runner: ModelRunner): void {
 
 describe.skipIf(!gguf)("SmolLM2 from GGUF (skipped without DYNAMO_TEST_MODEL_GGUF)", () => {
 	it("fp32 gives the reference's texts and log probabilities, alone and together", async () => {
-		await withModel(gguf!, "none", expectReferenceTexts);
+		// The reference was computed from the weights rounded to half precision.
+		await withModel(gguf!, "none", (runner) => expectReferenceTexts(runner, 0.02));
 	}, 180_000);
 
 	it("as stored, agrees with the reference on 98 % of its tokens, whatever the batch", async () => {
@@ -118,7 +119,7 @@ describe.skipIf(!gguf)("SmolLM2 from GGUF (skipped without DYNAMO_TEST_MODEL_GGU
 
 describe.skipIf(!folder)("SmolLM2 from safetensors (skipped without DYNAMO_TEST_MODEL_HF)", () => {
 	it("fp32 gives the reference's texts", async () => {
-		await withModel(folder!, "none", expectReferenceTexts);
+		await withModel(folder!, "none", (runner) => expectReferenceTexts(runner, 1e-4));
 	}, 180_000);
 
 	it("int8, the default, agrees with the reference on 98 % of its tokens", async () => {
