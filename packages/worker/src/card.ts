@@ -24,8 +24,11 @@ export interface CardOptions {
 	readonly contextLength: number;
 	readonly toolCallParser?: string | undefined;
 	readonly reasoningParser?: string | undefined;
-	/** Gives the path that a file is listed under: a URL, or its own path. */
-	pathOf(file: string): string;
+	/**
+	 * Gives the URL that a file is served at. Absent: files are listed under their own paths, and, as Dynamo's worker
+	 * has it, without the extra ones (which count in the checksum that all workers of a model must agree on).
+	 */
+	readonly urlOf?: ((file: string) => string) | undefined;
 }
 
 /**
@@ -35,14 +38,16 @@ export interface CardOptions {
  */
 export async function buildCard(options: CardOptions): Promise<ModelDeploymentCard> {
 	const { files, info } = options;
-	const checked = async (file: string): Promise<CheckedFile> => checkedFile(options.pathOf(file), await readFile(file));
+	const { urlOf } = options;
+	const checked = async (file: string): Promise<CheckedFile> =>
+		checkedFile(urlOf?.(file) ?? file, await readFile(file));
 	const [config, tokenizer, tokenizerConfig, generationConfig, chatTemplate, ...extra] = await Promise.all([
 		checked(files.config),
 		checked(files.tokenizer),
 		files.tokenizerConfig === undefined ? undefined : checked(files.tokenizerConfig),
 		files.generationConfig === undefined ? undefined : checked(files.generationConfig),
 		files.chatTemplate === undefined ? undefined : checked(files.chatTemplate.path),
-		...files.extra.map(checked),
+		...(urlOf === undefined ? [] : files.extra.map(checked)),
 	]);
 	return {
 		display_name: options.displayName,
@@ -82,7 +87,7 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 		},
 		media_decoder: null,
 		media_fetcher: null,
-		extra_files: extra.filter((file) => file !== undefined),
+		...(urlOf === undefined ? {} : { extra_files: extra }),
 	};
 }
 
@@ -105,10 +110,10 @@ export function hostModelFiles(
 	server: SystemServer,
 	id: EndpointId,
 	displayName: string,
-): { pathOf(file: string): string; remove(): void } {
+): { urlOf(file: string): string; remove(): void } {
 	const paths: string[] = [];
 	return {
-		pathOf(file) {
+		urlOf(file) {
 			const path = [id.namespace, id.component, id.name, slugify(displayName), "_base", basename(file)].join("/");
 			paths.push(path);
 			return server.addMetadataFile(path, file);

@@ -3,7 +3,7 @@
 // metadata; it is written out once as the files that Hugging Face models have, so that any frontend can use it.
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
-import { mkdir, open, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { blake3Hex, DynamoError } from "@dynamo-ts/protocols/internal";
 import type { SamplingDefaults } from "./generate-request.js";
@@ -20,7 +20,7 @@ export interface ModelFiles {
 	readonly generationConfig: string | undefined;
 	/** chat_template.jinja or chat_template.json */
 	readonly chatTemplate: { readonly kind: "jinja" | "json"; readonly path: string } | undefined;
-	/** special_tokens_map.json */
+	/** What else lies beside them, apart from weights: special_tokens_map.json, added_tokens.json, vocab.json ... */
 	readonly extra: readonly string[];
 }
 
@@ -42,7 +42,24 @@ export async function findModelFiles(
 	return filesInFolder(model.kind === "folder" ? model.path : await convertGguf(model.path, cacheDir));
 }
 
-function filesInFolder(folder: string): ModelFiles {
+/** As Dynamo's worker has it: weights, documentation and pictures are no use to a frontend. */
+const NOT_FOR_FRONTENDS =
+	/^\.|\.(md|bin|safetensors|gguf|pt|pth|h5|msgpack|ckpt|onnx|onnx_data|npz|png|jpe?g|gif|webp|svg)$/i;
+/** A larger file is a weight under another name. */
+const MAX_EXTRA_BYTES = 64 * 1024 * 1024;
+
+async function extraFiles(folder: string, taken: ReadonlySet<string | undefined>): Promise<string[]> {
+	const names = (await readdir(folder)).filter((name) => !NOT_FOR_FRONTENDS.test(name)).sort();
+	const extra: string[] = [];
+	for (const path of names.map((name) => join(folder, name))) {
+		if (taken.has(path)) continue;
+		const info = await stat(path).catch(() => undefined);
+		if (info?.isFile() && info.size <= MAX_EXTRA_BYTES) extra.push(path);
+	}
+	return extra;
+}
+
+async function filesInFolder(folder: string): Promise<ModelFiles> {
 	const optional = (name: string): string | undefined => {
 		const path = join(folder, name);
 		return existsSync(path) ? path : undefined;
@@ -55,8 +72,7 @@ function filesInFolder(folder: string): ModelFiles {
 	};
 	const jinja = optional("chat_template.jinja");
 	const json = optional("chat_template.json");
-	const specialTokensMap = optional("special_tokens_map.json");
-	return {
+	const files: Omit<ModelFiles, "extra"> = {
 		config: required("config.json"),
 		tokenizer: required("tokenizer.json"),
 		tokenizerConfig: optional("tokenizer_config.json"),
@@ -67,8 +83,15 @@ function filesInFolder(folder: string): ModelFiles {
 				: json !== undefined
 					? { kind: "json", path: json }
 					: undefined,
-		extra: specialTokensMap === undefined ? [] : [specialTokensMap],
 	};
+	const slots = [
+		files.config,
+		files.tokenizer,
+		files.tokenizerConfig,
+		files.generationConfig,
+		files.chatTemplate?.path,
+	];
+	return { ...files, extra: await extraFiles(folder, new Set(slots)) };
 }
 
 async function convertGguf(path: string, cacheDir: string): Promise<string> {

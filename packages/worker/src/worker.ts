@@ -99,7 +99,7 @@ async function serve(
 			contextLength: options.cardContextLength ?? info.maxModelLen,
 			toolCallParser: options.toolCallParser,
 			reasoningParser: options.reasoningParser,
-			pathOf: (file) => hosted?.pathOf(file) ?? file,
+			urlOf: hosted?.urlOf,
 		}),
 		readSamplingDefaults(files.generationConfig),
 	]);

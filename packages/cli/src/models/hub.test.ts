@@ -66,7 +66,11 @@ describe("pull", () => {
 		await start();
 		const snapshot = await pull();
 		expect(snapshot).toBe(join(folder, "models--org--name", "snapshots", hub.commit));
-		expect(hub.downloads.map(({ path }) => path).sort()).toEqual(["config.json", "model.safetensors", "tokenizer.json"]);
+		expect(hub.downloads.map(({ path }) => path).sort()).toEqual([
+			"config.json",
+			"model.safetensors",
+			"tokenizer.json",
+		]);
 		expect(readFileSync(join(snapshot, "model.safetensors"))).toEqual(WEIGHTS);
 		expect(lstatSync(join(snapshot, "model.safetensors")).isSymbolicLink()).toBe(true);
 		expect(readlinkSync(join(snapshot, "model.safetensors"))).toBe(`../../blobs/${sha256(WEIGHTS)}`);

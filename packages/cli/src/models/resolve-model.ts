@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From what a user calls a model to files on this machine.
-import { existsSync, statSync } from "node:fs";
+import { existsSync, realpathSync, statSync } from "node:fs";
 import { readdir, rm } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, join, resolve } from "node:path";
@@ -51,7 +51,8 @@ export interface ResolveOptions {
 export async function resolveModel(text: string | undefined, options: ResolveOptions): Promise<ResolvedModel> {
 	const wanted = text ?? DEFAULT_ALIAS;
 	const path = resolve(wanted.startsWith("~/") ? join(homedir(), wanted.slice(2)) : wanted);
-	if (existsSync(path)) return localModel(path, options.weights ?? true);
+	// Without symlinks, as Dynamo's worker names it: the name counts in the checksum that workers must agree on.
+	if (existsSync(path)) return localModel(realpathSync(path), options.weights ?? true);
 	const alias = ALIASES.find(({ name }) => name === wanted.toLowerCase());
 	if (alias !== undefined) return aliasModel(alias, options);
 	const hubModel = /^(\.{0,2}|~)\//.test(wanted) ? undefined : parseHubModel(wanted);
