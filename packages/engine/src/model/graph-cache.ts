@@ -8,6 +8,7 @@ import {
 	existsSync,
 	mkdirSync,
 	openSync,
+	readdirSync,
 	readFileSync,
 	readSync,
 	renameSync,
@@ -15,7 +16,7 @@ import {
 	statSync,
 	writeFileSync,
 } from "node:fs";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { buildLlamaGraph, GRAPH_VERSION } from "../onnx/llama-graph.js";
 import { WeightsWriter } from "../onnx/weights-writer.js";
 import { ModelFileError } from "../weights/model-file-error.js";
@@ -25,8 +26,11 @@ import type { OpenModel } from "./open-model.js";
 const MODEL_FILE = "model.onnx";
 const WEIGHTS_FILE = "weights.bin";
 const MANIFEST_FILE = "manifest.json";
-/** Bytes from the start of each weight file that go into its fingerprint: they hold the table of tensors. */
-const FINGERPRINT_BYTES = 1 << 16;
+/** Pieces of each file that go into its fingerprint, spread evenly; the first holds the table of tensors. */
+const FINGERPRINT_PIECES = 64;
+const FINGERPRINT_BYTES = 1 << 13;
+/** Unfinished folders of this age belong to processes that died. */
+const STALE_MS = 24 * 3600 * 1000;
 
 /** What a finished folder says about itself. */
 interface Manifest {
@@ -41,13 +45,16 @@ interface Manifest {
 export function graphKey(model: OpenModel, quantization: Quantization): string {
 	const hash = createHash("sha256");
 	hash.update(JSON.stringify([GRAPH_VERSION, quantization, model.description.config]));
-	const head = Buffer.alloc(FINGERPRINT_BYTES);
+	const piece = Buffer.alloc(FINGERPRINT_BYTES);
 	for (const path of model.description.files) {
 		const { size, mtimeMs } = statSync(path);
-		hash.update(JSON.stringify([resolve(path), size, mtimeMs]));
+		hash.update(JSON.stringify([size, mtimeMs]));
 		const fd = openSync(path, "r");
 		try {
-			hash.update(head.subarray(0, readSync(fd, head, 0, head.length, 0)));
+			for (let i = 0; i < FINGERPRINT_PIECES; i++) {
+				const read = readSync(fd, piece, 0, piece.length, Math.floor((size / FINGERPRINT_PIECES) * i));
+				hash.update(piece.subarray(0, read));
+			}
 		} finally {
 			closeSync(fd);
 		}
@@ -100,6 +107,16 @@ function discard(folder: string): void {
 	rmSync(grave, { recursive: true, force: true });
 }
 
+/** Removes what builds of processes that died have left. */
+function removeStale(cacheDir: string): void {
+	for (const name of readdirSync(cacheDir)) {
+		if (!/\.(building|broken)-[0-9a-f]{12}$/.test(name)) continue;
+		const path = join(cacheDir, name);
+		const stats = statSync(path, { throwIfNoEntry: false });
+		if (stats && Date.now() - stats.mtimeMs > STALE_MS) rmSync(path, { recursive: true, force: true });
+	}
+}
+
 /** A graph on disk. */
 export interface CachedGraph {
 	/** The .onnx file; its weights lie beside it. */
@@ -124,6 +141,7 @@ export function cachedGraph(
 	const temporary = `${folder}.building-${randomBytes(6).toString("hex")}`;
 	try {
 		mkdirSync(temporary, { recursive: true });
+		removeStale(cacheDir);
 		const writer = new WeightsWriter(join(temporary, WEIGHTS_FILE));
 		let graph: Uint8Array;
 		try {

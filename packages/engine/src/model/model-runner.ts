@@ -2,7 +2,7 @@
 // The seam between scheduling and computing: the engine thread decides which tokens to run, a
 // ModelRunner runs them. Calls are synchronous because the engine has a thread of its own.
 
-/** How the matrices are stored in the graph. See `resolveWeightFormat` for what "auto" picks. */
+/** How the matrices are stored in the graph. See `matrixFormat` for what each picks. */
 export type Quantization = "auto" | "none" | "int8" | "int4";
 
 /** Position scaling of rotary embeddings, as `rope_scaling` of a config.json says it. */

@@ -1,7 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, mkdtempSync, readdirSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
+import {
+	existsSync,
+	mkdirSync,
+	mkdtempSync,
+	readdirSync,
+	rmSync,
+	truncateSync,
+	utimesSync,
+	writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { Worker } from "node:worker_threads";
 import { afterAll, describe, expect, it } from "vitest";
 import { rotaryFrequencies } from "../onnx/rope-cache.js";
 import { dequantize } from "../weights/dequantize.js";
@@ -263,6 +275,44 @@ describe("loading", () => {
 		utimesSync(join(folder, "model.safetensors"), 1, 1);
 		expect((await stages(folder, { cacheDir: cache })).seen).toEqual(["build", "load"]);
 		expect(readdirSync(cache)).toHaveLength(2);
+	});
+
+	it("clears away what a dead process left, and nothing younger", async () => {
+		const cache = join(root, "cache-stale");
+		const stale = join(cache, "0123.building-0123456789ab");
+		const young = join(cache, "0123.building-ba9876543210");
+		for (const path of [stale, young]) mkdirSync(path, { recursive: true });
+		utimesSync(stale, 1, 1);
+		(await load(writeTinyFolder(newPath(), model), { cacheDir: cache })).close();
+		expect(existsSync(stale)).toBe(false);
+		expect(existsSync(young)).toBe(true);
+	});
+
+	it("gives the same graph to two threads that build it at once", async () => {
+		const cache = join(root, "cache-race");
+		const folder = writeTinyFolder(newPath(), model);
+		const script = fileURLToPath(new URL("../../dist/model/load-model-runner.js", import.meta.url));
+		const code = `import(${JSON.stringify(pathToFileURL(script).href)}).then(async ({ loadModelRunner }) => {
+			const runner = await loadModelRunner(require("node:worker_threads").workerData);
+			const logits = runner.prefill(0, Int32Array.of(1, 2, 3), 0, true).slice();
+			runner.close();
+			require("node:worker_threads").parentPort.postMessage(logits);
+		})`;
+		const workerData = { model: folder, numSlots: 1, maxModelLen: 64, quantization: "int8", cacheDir: cache };
+		const results = await Promise.all(
+			[1, 2, 3].map(async () => {
+				const worker = new Worker(code, { eval: true, workerData });
+				const exit = once(worker, "exit");
+				const [logits] = (await once(worker, "message")) as [Float32Array];
+				expect(await exit).toEqual([0]);
+				return logits;
+			}),
+		);
+		expect(readdirSync(cache)).toHaveLength(1);
+		const here = await withRunner(folder, { quantization: "int8", cacheDir: cache }, (runner) =>
+			runner.prefill(0, Int32Array.of(1, 2, 3), 0, true)!.slice(),
+		);
+		for (const logits of results) expect(logits).toEqual(here);
 	});
 
 	it("leaves nothing behind when a build fails", async () => {

@@ -15,6 +15,18 @@ export interface OrtModelRunnerOptions extends OrtSessionOptions {
 	readonly maxModelLen: number;
 }
 
+/** Integers whose address stays: small typed arrays may otherwise lie in the moving heap. */
+function fixedInts(length: number): Int32Array {
+	return new Int32Array(new ArrayBuffer(length * 4));
+}
+
+/** Row numbers 0..length-1. */
+function rowNumbers(length: number): Int32Array {
+	const rows = fixedInts(length);
+	for (let i = 0; i < length; i++) rows[i] = i;
+	return rows;
+}
+
 /** A ModelRunner on ONNX Runtime's CPU provider. */
 export class OrtModelRunner implements ModelRunner {
 	readonly config: ModelConfig;
@@ -28,9 +40,9 @@ export class OrtModelRunner implements ModelRunner {
 	/** Keeps the memory of the two tensors above. */
 	readonly #rotary: { cos: Float32Array; sin: Float32Array };
 	/** New token ids of a call; grows to the longest chunk. */
-	#ids = new Int32Array(64);
+	#ids = fixedInts(64);
 	readonly #seqlens: Int32Array;
-	readonly #total = new Int32Array(1);
+	readonly #total = fixedInts(1);
 	readonly #totalTensor: OrtTensor;
 	/** Row numbers of wanted logits; decode wants 0..batch-1. */
 	#rows: Int32Array;
@@ -54,9 +66,9 @@ export class OrtModelRunner implements ModelRunner {
 		this.#cos = this.#floats(this.#rotary.cos, rotaryShape);
 		this.#sin = this.#floats(this.#rotary.sin, rotaryShape);
 		this.#totalTensor = this.#ints(this.#total, [1]);
-		this.#seqlens = new Int32Array(this.numSlots);
+		this.#seqlens = fixedInts(this.numSlots);
 		this.#history = new Int32Array(this.numSlots * this.maxModelLen).fill(-1);
-		this.#rows = Int32Array.from({ length: this.numSlots }, (_, i) => i);
+		this.#rows = rowNumbers(this.numSlots);
 		this.#logits = new Float32Array(this.numSlots * this.config.vocabSize);
 	}
 
@@ -97,9 +109,9 @@ export class OrtModelRunner implements ModelRunner {
 		const ids = this.#ints(this.#ids.subarray(0, batch * sequence), [batch, sequence]);
 		binding.input("input_ids", ids);
 		ids.release();
-		const rowNumbers = this.#ints(this.#rows.subarray(firstRow, firstRow + rows), [rows]);
-		binding.input("rows", rowNumbers);
-		rowNumbers.release();
+		const wanted = this.#ints(this.#rows.subarray(firstRow, firstRow + rows), [rows]);
+		binding.input("rows", wanted);
+		wanted.release();
 		const { vocabSize } = this.config;
 		const logits = this.#floats(this.#logits.subarray(0, rows * vocabSize), [rows, vocabSize]);
 		binding.output("logits", logits);
@@ -157,8 +169,8 @@ export class OrtModelRunner implements ModelRunner {
 		for (const binding of this.#decodeBindings) binding?.release();
 		this.#decodeBindings.length = 0;
 		const length = Math.max(tokens, this.#ids.length, this.#rows.length);
-		this.#ids = new Int32Array(length);
-		this.#rows = Int32Array.from({ length }, (_, i) => i);
+		this.#ids = fixedInts(length);
+		this.#rows = rowNumbers(length);
 		if (rows * vocabSize > this.#logits.length) this.#logits = new Float32Array(rows * vocabSize);
 	}
 
