@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { RequestPlaneCodec } from "../discovery-records.js";
 import { isJsonObject, parseJson, stringifyJson } from "../json.js";
-import { MsgpackWriter, unpackMsgpack, uuidOfBytes } from "./msgpack.js";
+import { unpackMsgpack, uuidOfBytes } from "./msgpack-reader.js";
+import { MsgpackWriter } from "./msgpack-writer.js";
 
 const writer = new MsgpackWriter();
 

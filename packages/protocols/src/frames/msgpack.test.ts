@@ -146,3 +146,58 @@ describe("against msgpackr", () => {
 		}
 	});
 });
+
+describe("messages from a peer that is not trusted", () => {
+	const read = (text: string): unknown => decodeBody(Buffer.from(text, "hex"), "msgpack");
+
+	it.each([
+		["an array of 33 million", "dd02000000", "33554432 members are announced"],
+		["arrays in arrays, each of 16 million", "dd00ffffff".repeat(10), "members are announced"],
+		["a map of 4 billion", "dfffffffff", "members are announced"],
+		["a string of 4 GB", "dbffffffff", "in the middle of a value"],
+		["a bin of 4 GB", "c6ffffffff", "in the middle of a value"],
+		["a record definition", "d4724092a161a1620102", "type 0xd4"],
+		["a date", "d6ff5f5f5f5f", "type 0xd6"],
+		["the unused type", "c1", "type 0xc1"],
+		["a number as key", "810101", "the key of a map must be a string"],
+		["two values", "0102", "1 bytes behind the value"],
+		["nothing", "", "in the middle of a value"],
+		["a deep nest", "91".repeat(100_000), "nested deeper"],
+	])("%s is refused", (_, text, message) => {
+		expect(() => read(text)).toThrow(message);
+	});
+
+	it("__proto__ becomes an own member", () => {
+		const value = read("81a95f5f70726f746f5f5f81a16101") as Record<string, unknown>;
+		expect(Object.keys(value)).toEqual(["__proto__"]);
+		expect(Object.getPrototypeOf(value)).toBe(Object.prototype);
+		expect(value.a).toBeUndefined();
+	});
+
+	it("reads every form of a number", () => {
+		expect(
+			read(
+				"9bccffcdffffceffffffffcf001fffffffffffffcf0020000000000000d080d18000d280000000d3ffe0000000000001d3ffe0000000000000e0",
+			),
+		).toEqual([
+			255,
+			65_535,
+			2 ** 32 - 1,
+			2 ** 53 - 1,
+			2n ** 53n,
+			-128,
+			-32_768,
+			-(2 ** 31),
+			-(2 ** 53) + 1,
+			-(2n ** 53n),
+			-32,
+		]);
+		expect(read("92ca3f800000cb3fb999999999999a")).toEqual([1, 0.1]);
+	});
+
+	it("keys that share a place in the cache stay apart", () => {
+		const keys = Array.from({ length: 5000 }, (_, i) => `a${i}b`);
+		const object = Object.fromEntries(keys.map((key, i) => [key, i]));
+		for (let i = 0; i < 2; i++) expect(decodeBody(encodeBody(object, "msgpack"), "msgpack")).toEqual(object);
+	});
+});

@@ -3,7 +3,7 @@ import type { Annotated, ResponseFrame } from "../annotated.js";
 import type { RequestPlaneCodec } from "../discovery-records.js";
 import { isJsonObject, stringifyJson } from "../json.js";
 import { decodeBody, encodeBody } from "./body-codec.js";
-import { MsgpackWriter } from "./msgpack.js";
+import { MsgpackWriter } from "./msgpack-writer.js";
 import { encodeTwoPart } from "./two-part-frame.js";
 import { TWO_PART_PREFIX_BYTES } from "./wire-constants.js";
 

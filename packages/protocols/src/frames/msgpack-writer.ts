@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A writer of our own, because the bytes are prescribed: u64 exact whatever its size, members that are undefined left
 // out, and floats in the width that Dynamo's types have (msgpackr writes integers from 2^32 on as floats, and undefined
-// as an extension). Reading is msgpackr's.
-import { Unpackr } from "msgpackr";
+// as an extension).
 import { U64_MAX } from "../json.js";
 
 const SLAB_BYTES = 64 * 1024;
@@ -340,19 +339,4 @@ export class MsgpackWriter {
 		this.bin(Buffer.from(value.replaceAll("-", ""), "hex"));
 		return true;
 	};
-}
-
-// "auto" (bigint only beyond 2^53) is documented by msgpackr but absent from its types.
-const options: object = { useRecords: false, mapsAsObjects: true, int64AsType: "auto" };
-const unpackr = new Unpackr(options);
-
-/** Reads one msgpack value; u64 beyond 2^53 become bigint, bin becomes a Buffer. */
-export function unpackMsgpack(bytes: Buffer): unknown {
-	return unpackr.unpack(bytes);
-}
-
-/** UUID text of 16 raw bytes. */
-export function uuidOfBytes(bytes: Uint8Array): string {
-	const hex = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("hex");
-	return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
 }
