@@ -8,6 +8,7 @@ export default defineConfig({
 	ssr: { resolve: { conditions: ["ws-source"], externalConditions: ["ws-source"] } },
 	test: {
 		include: ["packages/*/src/**/*.test.ts", "tests/**/*.test.ts"],
+		globalSetup: ["tests/global-setup.ts"],
 		testTimeout: 30_000,
 		hookTimeout: 60_000,
 		maxWorkers: 2,

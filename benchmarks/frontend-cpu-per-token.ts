@@ -30,15 +30,15 @@ await withTempFolder(async (folder) => {
 		const figures: Record<string, { cpu: number[]; ttft: number[]; rate: number[] }> = {};
 		for (const [name, peer] of Object.entries({ ours, real })) {
 			figures[name] = { cpu: [], ttft: [], rate: [] };
-			runLoadgen(loadgen, peer.url, ["-n", "200", "-c", "64"], [peer.child]);
+			await runLoadgen(loadgen, peer.url, ["-n", "200", "-c", "64"], [peer.child]);
 		}
 		for (let round = 0; round < rounds; round++) {
 			for (const [name, peer] of Object.entries({ ours, real })) {
-				const load = runLoadgen(loadgen, peer.url, ["-n", "800", "-c", "64", "-osl", "64"], [peer.child]);
+				const load = await runLoadgen(loadgen, peer.url, ["-n", "800", "-c", "64", "-osl", "64"], [peer.child]);
 				if (load.fails > 0) throw new Error(`${name}: ${load.fails} streams failed`);
 				figures[name]!.cpu.push(((load.cpu_s[peer.child.pid] ?? 0) / load.tokens) * 1e6);
 				figures[name]!.rate.push(load.tok_s);
-				const alone = runLoadgen(loadgen, peer.url, ["-n", "40", "-c", "1", "-osl", "8"], [peer.child]);
+				const alone = await runLoadgen(loadgen, peer.url, ["-n", "40", "-c", "1", "-osl", "8"], [peer.child]);
 				figures[name]!.ttft.push(alone.ttft_ms_p50);
 			}
 		}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { execFileSync } from "node:child_process";
+import { execFile } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { type Child, findRealDynamo, startDynamo } from "@dynamo-ts/testing/internal";
 
 /** Prints a table row by row: figures are ratios within one run, never compared across machines. */
@@ -65,10 +66,11 @@ export interface LoadResult {
 }
 
 /** One run of the load generator; `watch` are the processes whose CPU time it reads. */
-export function runLoadgen(loadgen: string, url: string, args: string[], watch: Child[]): LoadResult {
+export async function runLoadgen(loadgen: string, url: string, args: string[], watch: Child[]): Promise<LoadResult> {
 	const pids = watch.map((child) => child.pid).join(",");
-	const text = execFileSync(loadgen, ["-url", url, ...args, "-pids", pids], { encoding: "utf8", timeout: 600_000 });
-	return JSON.parse(text.trim().split("\n").at(-1) ?? "") as LoadResult;
+	// Not the synchronous form: while it waits, nobody would read what the watched processes print, and they would stall.
+	const { stdout } = await promisify(execFile)(loadgen, ["-url", url, ...args, "-pids", pids], { timeout: 600_000 });
+	return JSON.parse(stdout.trim().split("\n").at(-1) ?? "") as LoadResult;
 }
 
 function stop(why: string): never {
