@@ -74,7 +74,7 @@ export function fromWireError(value: unknown): DynamoError {
 	if (wire.reason !== undefined || wire.class !== undefined) {
 		if (isErrorReason(wire.reason) && CLASS_OF_REASON[wire.reason] === wire.class) {
 			reason = wire.reason;
-			if (errorClass === "Unknown") errorClass = CLASS_OF_REASON[reason];
+			if (errorClass === "Unknown" && reason !== facts.reason) errorClass = CLASS_OF_REASON[reason];
 		} else if (wire.class !== "Conflict") {
 			errorClass = "Internal";
 			reason = "runtime.invalid_error";
