@@ -24,7 +24,7 @@ import { MICROSOFT, OnnxModel, OnnxType } from "./onnx-model.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
 /** Changes whenever the same model would give another graph: old cached graphs are then not used. */
-export const GRAPH_VERSION = 1;
+export const GRAPH_VERSION = 2;
 
 /** Names of a layer's tensors below `model.layers.N.`. */
 const LAYER = {
@@ -260,8 +260,12 @@ class LlamaGraphBuilder {
 			}
 			const projected = this.#linear(mixed, `${prefix}o`, [at(LAYER.o, hiddenSize, attentionWidth)]);
 			const middle = this.#addAndNormalize(projected, residual, prefix + LAYER.mlpNorm);
-			const gate = this.#linear(middle.normalized, `${prefix}gate`, [at(LAYER.gate, intermediateSize, hiddenSize)]);
-			const up = this.#linear(middle.normalized, `${prefix}up`, [at(LAYER.up, intermediateSize, hiddenSize)]);
+			const gateUp = this.#linear(middle.normalized, `${prefix}gate_up`, [
+				at(LAYER.gate, intermediateSize, hiddenSize),
+				at(LAYER.up, intermediateSize, hiddenSize),
+			]);
+			const [gate, up] = [`${prefix}gate`, `${prefix}up`] as const;
+			model.node("Split", [gateUp], { outputs: [gate, up], attributes: { axis: 1, num_outputs: 2 } });
 			const silu = model.node("QuickGelu", [gate], { domain: MICROSOFT, attributes: { alpha: { float: 1 } } });
 			const product = model.node("Mul", [silu, up]);
 			const down = this.#linear(product, `${prefix}down`, [at(LAYER.down, hiddenSize, intermediateSize)]);
