@@ -3,5 +3,8 @@ import { DynamoError } from "@dynamo-ts/protocols/internal";
 
 /** The engine is gone while the worker is not: another worker can serve the request. */
 export function engineShutdownError(message: string, cause?: unknown): DynamoError {
-	return new DynamoError("Disconnected", message, cause === undefined ? {} : { cause });
+	return new DynamoError("Unavailable", message, {
+		reason: "backend.engine_shutdown",
+		...(cause === undefined ? {} : { cause }),
+	});
 }

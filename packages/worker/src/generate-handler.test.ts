@@ -198,7 +198,7 @@ describe("errors", () => {
 		["context_length_exceeded", "InvalidArgument", "context_length_exceeded"],
 		["overloaded", "WorkerOverloaded", undefined],
 		["internal", "Internal", undefined],
-		["engine_failed", "Disconnected", undefined],
+		["engine_failed", "Unavailable", undefined],
 	] as const)("%s of the engine", (code, errorClass, openAiCode) => {
 		const { engine, start } = setUp();
 		const { response } = start();
@@ -228,9 +228,9 @@ describe("errors", () => {
 		const { engine, start } = setUp();
 		const { response } = start();
 		await engine.close();
-		expect(response.error?.errorClass).toBe("Disconnected");
+		expect(response.error?.reason).toBe("backend.engine_shutdown");
 		const late = start();
-		expect(late.response.error?.errorClass).toBe("Disconnected");
+		expect(late.response.error?.reason).toBe("backend.engine_shutdown");
 	});
 
 	test("a bad request is thrown for the runtime to answer", () => {

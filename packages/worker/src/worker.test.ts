@@ -132,7 +132,7 @@ test("close answers what is under way with an error that lets it go elsewhere", 
 	const answer = send(await clientOf(), { token_ids: [1] });
 	await until(() => engine.requests.length === 1);
 	await worker.close();
-	expect((await answer.done)?.errorClass).toBe("Disconnected");
+	expect((await answer.done)?.reason).toBe("backend.engine_shutdown");
 	expect(store.records.size).toBe(0);
 });
 

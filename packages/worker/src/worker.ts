@@ -59,6 +59,8 @@ export interface WorkerHandle {
 
 const DEFAULT_ENDPOINT: EndpointId = { namespace: "dynamo", component: "backend", name: "generate" };
 const TARGET = "dynamo_worker";
+/** Longest wait, at the end, for the last frames to go out. */
+const LAST_WORDS_MS = 1000;
 
 /**
  * Starts the engine (unless it is started), registers the model and serves its `generate` endpoint. When the promise
@@ -219,9 +221,10 @@ class Worker implements WorkerHandle {
 
 	async #close(): Promise<void> {
 		await this.#unregister();
-		// The engine answers what is under way with an error that lets frontends go on elsewhere; then the endpoint
-		// has nothing left to cut off.
+		// The engine answers what is under way with an error that lets frontends go on elsewhere; once that is out, the
+		// endpoint has nothing left to cut off.
 		await this.#engine.close();
+		await this.#served.drain(LAST_WORDS_MS);
 		await this.#served.stop();
 		this.#removeFiles();
 	}
