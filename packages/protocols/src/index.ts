@@ -97,6 +97,9 @@ export type {
 	WireFinishReason,
 } from "./llm-engine-output.js";
 export { LABELS } from "./metric-names.js";
+export { BUCKET_RANGES, type BucketRange, computedBuckets } from "./metrics/computed-buckets.js";
+export { fullMetricName, METRICS } from "./metrics/metric-catalogue.js";
+export type { MetricFamily } from "./metrics/metric-family.js";
 export type { CheckedFile, ModelDeploymentCard, ModelInput, ModelRuntimeConfig, WorkerType } from "./model-card.js";
 export { HttpError, type HttpErrorBody, type HttpErrorOptions, SSE_DONE, sseErrorEvent } from "./openai/http-error.js";
 export { type ParseOptions, parseChatCompletionRequest, parseCompletionRequest } from "./openai/parse-requests.js";
