@@ -158,6 +158,13 @@ test("the model's recommended values stand in for what is left out, and only for
 	});
 });
 
+test("a recommended temperature of 0 does not make several choices equal", () => {
+	const samplingDefaults = { temperature: 0 };
+	expect(read(PLAIN, { samplingDefaults }).sampling.temperature).toBe(0);
+	const sampling_options = { ...PLAIN.sampling_options, n: 2 };
+	expect(read({ ...PLAIN, sampling_options }, { samplingDefaults }).sampling.temperature).toBeUndefined();
+});
+
 test("max_tokens never passes the end of the context; none means its rest", () => {
 	const conditions = { ...PLAIN.stop_conditions, max_tokens: 5000 };
 	expect(read({ ...PLAIN, stop_conditions: conditions }).stop.maxTokens).toBe(97);

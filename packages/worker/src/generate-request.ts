@@ -141,6 +141,8 @@ function readSampling(request: Members, context: RequestContext): SamplingOption
 	if (bestOf !== undefined && bestOf !== n) {
 		throw invalid("best_of is not supported by this worker unless it equals n", { param: "best_of" });
 	}
+	// Several choices that are all the likeliest text would be one choice.
+	const temperature = n > 1 && defaults.temperature === 0 ? undefined : defaults.temperature;
 	const seed = options.seed;
 	if (seed !== undefined && seed !== null && typeof seed !== "number" && typeof seed !== "bigint") {
 		throw invalid("seed must be a whole number", { param: "seed" });
@@ -148,7 +150,7 @@ function readSampling(request: Members, context: RequestContext): SamplingOption
 	return {
 		n,
 		seed: seed ?? undefined,
-		temperature: optionalNumber(options, "temperature") ?? defaults.temperature,
+		temperature: optionalNumber(options, "temperature") ?? temperature,
 		topP: optionalNumber(options, "top_p") ?? defaults.topP,
 		topK: optionalNumber(options, "top_k") ?? defaults.topK,
 		minP: optionalNumber(options, "min_p") ?? defaults.minP,

