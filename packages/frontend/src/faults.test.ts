@@ -155,7 +155,7 @@ describe("answers that break the protocol", () => {
 		});
 		const answer = await http(stack.chat, { body: chatBody() });
 		expect(answer.status).toBe(500);
-		expect(answer.json.message).toBe("Internal server error");
+		expect(answer.json).toMatchObject({ message: "Internal server error", details: { backend_status: 500 } });
 	});
 
 	it("events without data are skipped", async () => {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { request as httpRequest } from "node:http";
-import { http } from "@dynamo-ts/testing/internal";
+import { connect } from "node:net";
+import { http, validateStream } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { sendAll } from "./scripted-worker.js";
 import { startFrontend } from "./server.js";
@@ -113,6 +114,46 @@ describe("bodies", () => {
 		const fits = await http(stack.completions, { body: { model: MODEL, prompt: prompt.slice(1) } });
 		expect(fits.status).toBe(200);
 		expect(worker.calls).toHaveLength(1);
+	});
+});
+
+describe("old and pipelined connections", () => {
+	/** Sends raw bytes and reads until the other side closes. */
+	function raw(bytes: string): Promise<string> {
+		return new Promise((resolve, reject) => {
+			const socket = connect(stack.frontend.port, "127.0.0.1", () => socket.write(bytes));
+			let text = "";
+			socket.setEncoding("utf8");
+			socket.on("data", (chunk) => {
+				text += chunk;
+			});
+			socket.on("close", () => resolve(text));
+			socket.on("error", reject);
+		});
+	}
+	const post = (version: string, more = ""): string => {
+		const body = JSON.stringify(chatBody({ stream: true }));
+		return `POST /v1/chat/completions HTTP/${version}\r\nhost: x\r\n${more}content-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
+	};
+
+	it("a stream over HTTP/1.0 has no chunk framing", async () => {
+		await stack.worker({ script: sendAll([70, 71]) });
+		const [head, body] = (await raw(post("1.0"))).split(/\r\n\r\n/, 2) as [string, string];
+		expect(head).not.toMatch(/transfer-encoding/i);
+		validateStream(body, { kind: "chat" });
+	});
+
+	it("two requests at once on one connection are answered one after the other", async () => {
+		const worker = await stack.worker({
+			// The first request's answer is the slower one.
+			script: (call) => (worker.calls.length === 1 ? setTimeout(() => sendAll([70])(call), 50) : sendAll([71])(call)),
+		});
+		const text = await raw(post("1.1") + post("1.1", "connection: close\r\n"));
+		const answers = text.split(/(?=HTTP\/1\.1 200)/);
+		expect(answers).toHaveLength(2);
+		const ids = answers.map((answer) => /chatcmpl-([0-9a-f-]+)/.exec(answer)?.[1]);
+		expect(ids).toEqual(worker.calls.map(({ request }) => request.id));
+		for (const answer of answers) expect(answer).toMatch(/data: \[DONE\]\n\n\r\n0\r\n\r\n$/);
 	});
 });
 

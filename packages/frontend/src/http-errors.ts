@@ -114,6 +114,8 @@ export function failureOf(thrown: unknown, overloadStatus = 529, detail?: string
 		...(overload ? { phrase: "Overloaded" } : {}),
 		...(error.code === undefined ? {} : { code: error.code }),
 		...(error.param === undefined ? {} : { param: error.param }),
+		// Dynamo marks failures of the engine so.
+		...(status === 500 && isDynamoError(thrown) ? { details: { backend_status: 500 } } : {}),
 	});
 	return { http, detail, errorType, errorClass, reason: errorReason(error), diagnostic: error.message };
 }

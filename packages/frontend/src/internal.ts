@@ -10,6 +10,7 @@ export * from "./model-manager.js";
 export * from "./model-materials.js";
 export * from "./model-watcher.js";
 export * from "./preprocessor.js";
+export * from "./scripted-worker.js";
 export * from "./server.js";
 export * from "./sse.js";
 export * from "./worker-set.js";

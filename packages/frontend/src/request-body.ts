@@ -45,7 +45,11 @@ export function readBody(request: IncomingMessage, limitBytes: number): Promise<
 			chunks.push(chunk);
 		});
 		request.on("end", () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks)));
-		request.on("error", () => reject(new ClientGoneError("the client left while sending its request")));
-		request.on("close", () => reject(new ClientGoneError("the client left while sending its request")));
+		const onGone = (): void => {
+			// Also called after a request that was read to its end.
+			if (!request.complete) reject(new ClientGoneError("the client left while sending its request"));
+		};
+		request.on("error", onGone);
+		request.on("close", onGone);
 	});
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { ServerResponse } from "node:http";
+import type { Socket } from "node:net";
 
 import { SSE_DONE } from "@dynamo-ts/protocols/internal";
 import { flushAfterTurn } from "./turn-flush.js";
 
 const KEEP_ALIVE_EVENT = ":\n\n";
+/** An empty chunk ends the body; node would write it if it did the framing. */
+const LAST_CHUNK = "0\r\n\r\n";
 
 /** Told about what happens to an event stream from the client's side. */
 export interface SseListener {
@@ -24,6 +27,9 @@ export class SseWriter {
 	private readonly listener: SseListener;
 	private readonly keepAliveMs: number;
 	private keepAlive: NodeJS.Timeout | undefined;
+	/** HTTP/1.0 has no chunks; there the end of the connection ends the body. */
+	private readonly framed: boolean;
+	private socket: Socket | null = null;
 	private pending = "";
 	private scheduled = false;
 	private blocked = false;
@@ -36,6 +42,7 @@ export class SseWriter {
 		this.response = response;
 		this.keepAliveMs = keepAliveMs;
 		this.listener = listener;
+		this.framed = response.req.httpVersionMajor > 1 || response.req.httpVersionMinor > 0;
 		if (keepAliveMs > 0) this.keepAlive = setTimeout(this.onSilence, keepAliveMs);
 		response.on("close", () => this.stop());
 	}
@@ -55,10 +62,9 @@ export class SseWriter {
 		this.pending += SSE_DONE;
 		// From here on a client that is slow holds up nobody: all that there is has been written.
 		this.ended = true;
-		this.write();
+		this.write(LAST_CHUNK);
 		this.stop();
-		// An empty chunk ends the body; node would write it itself if it did the framing.
-		this.response.end("0\r\n\r\n");
+		this.response.end();
 	}
 
 	/** Drops what is queued, so that something else can be answered; only before {@link started}. */
@@ -72,21 +78,38 @@ export class SseWriter {
 		if (!this.ended) this.write();
 	}
 
-	private write(): void {
+	/** @param after what follows the chunk in the same write. */
+	private write(after = ""): void {
 		if (this.pending === "") return;
 		const events = this.pending;
 		this.pending = "";
 		if (!this.started) this.start();
-		const room = this.response.write(`${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n`);
+		const bytes = Buffer.byteLength(events);
+		// Plain ASCII needs no conversion, and most text is.
+		const encoding = bytes === events.length ? "latin1" : "utf8";
+		const chunk = this.framed ? `${bytes.toString(16)}\r\n${events}\r\n${after}` : events;
+		const room = this.socket === null ? this.writeFirst(chunk, encoding) : this.socket.write(chunk, encoding);
 		this.keepAlive?.refresh();
 		if (!room && !this.blocked && !this.ended) {
 			this.blocked = true;
 			this.listener.onBlocked();
-			this.response.once("drain", () => {
-				this.blocked = false;
-				if (!this.ended) this.listener.onDrain();
-			});
+			(this.socket ?? this.response).once("drain", this.onDrain);
 		}
+	}
+
+	private readonly onDrain = (): void => {
+		this.blocked = false;
+		if (!this.ended) this.listener.onDrain();
+	};
+
+	/**
+	 * Once headers and first events are on their way, the socket takes the rest: what node's response adds per write
+	 * (framing, corking) is not needed. While an earlier response holds the connection there is no socket yet.
+	 */
+	private writeFirst(chunk: string, encoding: BufferEncoding): boolean {
+		const room = this.response.write(chunk, encoding);
+		this.socket = this.response.socket;
+		return room;
 	}
 
 	private start(): void {
@@ -95,9 +118,9 @@ export class SseWriter {
 			"content-type": "text/event-stream",
 			"cache-control": "no-cache",
 			"x-accel-buffering": "no",
-			"transfer-encoding": "chunked",
+			...(this.framed ? { "transfer-encoding": "chunked" } : {}),
 		});
-		this.response.chunkedEncoding = false;
+		if (this.framed) this.response.chunkedEncoding = false;
 	}
 
 	private readonly onSilence = (): void => {
