@@ -47,7 +47,7 @@ describe.each(Object.keys(ALLOWED))("%s", (name) => {
 	test("sources import only along the arrows, and other packages only by their two doors", () => {
 		const wrong: string[] = [];
 		for (const file of sourceFiles(join(folder, "src"))) {
-			const isTest = file.endsWith(".test.ts");
+			const isTest = file.endsWith(".test.ts") || /\/(testing|test-support)\//.test(file.slice(folder.length));
 			for (const specifier of importsOf(file)) {
 				const match = /^@dynamo-ts\/([a-z]+)(\/.*)?$/.exec(specifier);
 				if (match) {

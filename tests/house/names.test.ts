@@ -12,7 +12,7 @@ function* productSources(): Generator<[string, string]> {
 		if (name === "testing") continue;
 		const folder = join(PROJECT_ROOT, "packages", name, "src");
 		for (const file of readdirSync(folder, { recursive: true, encoding: "utf8" })) {
-			if (!file.endsWith(".ts") || file.endsWith(".test.ts")) continue;
+			if (!file.endsWith(".ts") || file.endsWith(".test.ts") || /(^|\/)(testing|test-support)\//.test(file)) continue;
 			const path = join(folder, file);
 			if (!HOMES.test(path)) yield [path, readFileSync(path, "utf8")];
 		}
