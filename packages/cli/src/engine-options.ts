@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { availableParallelism } from "node:os";
-import type { Engine } from "@dynamo-ts/engine";
-import { usageError } from "./cli-error.js";
+import type { Engine, EngineInfo } from "@dynamo-ts/engine";
+import { CliError, EXIT, usageError } from "./cli-error.js";
 import type { Console } from "./console.js";
 import type { ParsedFlags } from "./flags/parse-flags.js";
 import type { ResolvedModel } from "./models/resolve-model.js";
@@ -45,6 +45,29 @@ export async function createEngine(
 		intraOpThreads: flags.number("num-threads") ?? numThreads,
 		onProgress: buildNotice(console),
 	});
+}
+
+/** The engine's names for what the flags set. */
+const FLAG_OF_OPTION: Readonly<Record<string, string>> = {
+	maxModelLen: "--max-model-len",
+	maxNumSeqs: "--max-num-seqs",
+	chunkSize: "--max-num-batched-tokens",
+	blockSize: "--block-size",
+	intraOpThreads: "--num-threads",
+};
+
+/**
+ * Starts an engine.
+ * @throws CliError with the flags' names where the engine speaks of its options.
+ */
+export async function startEngine(engine: Engine): Promise<EngineInfo> {
+	try {
+		return await engine.start();
+	} catch (error) {
+		const message = error instanceof Error ? error.message : String(error);
+		const named = message.replaceAll(/\b[a-z]+[A-Z][A-Za-z]+\b/g, (word) => FLAG_OF_OPTION[word] ?? word);
+		throw new CliError(named, EXIT.failure, { cause: error });
+	}
 }
 
 /** A step holds one chunk of a prompt and a token of each running sequence: what is left for the chunk. */

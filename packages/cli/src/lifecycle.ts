@@ -12,6 +12,7 @@ export class Lifecycle {
 	readonly #console: Console;
 	readonly #abort = new AbortController();
 	readonly #steps: StopStep[] = [];
+	readonly #lastSteps: (() => void)[] = [];
 	#ready = false;
 	#stopping = false;
 	#exitCode: number | undefined;
@@ -39,7 +40,10 @@ export class Lifecycle {
 	listen(): void {
 		for (const name of ["SIGINT", "SIGTERM"] as const) {
 			process.on(name, () => {
-				if (this.#stopping) process.exit(EXIT.interrupted);
+				if (this.#stopping) {
+					for (const step of this.#lastSteps) step();
+					process.exit(EXIT.interrupted);
+				}
 				this.stop(this.#ready ? EXIT.ok : EXIT.interrupted, true);
 			});
 		}
@@ -49,6 +53,11 @@ export class Lifecycle {
 	onStop(step: StopStep): void {
 		if (this.#stopping) void this.#run([step]);
 		else this.#steps.push(step);
+	}
+
+	/** Adds what a second signal still does; it cannot wait for anything. */
+	onKill(step: () => void): void {
+		this.#lastSteps.push(step);
 	}
 
 	/** From now on a signal is the wanted end, exit code 0. */

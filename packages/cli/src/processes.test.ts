@@ -110,6 +110,34 @@ function tokenizerFolder(): string {
 	return folder;
 }
 
+const GGUF = process.env.DYNAMO_TEST_MODEL_GGUF;
+
+describe.skipIf(!BUILT || GGUF === undefined)("a real model (needs DYNAMO_TEST_MODEL_GGUF)", () => {
+	test("serve: a question, its answer, Ctrl-C; then chat", { timeout: 120_000 }, async () => {
+		const args = [GGUF!, "--quantization", "int8", "--model-name", "it's"];
+		const serve = run(["serve", ...args, "--http-port", "0"], { DYN_LOG: "error" });
+		const [, url] = await serve.says(/^it's is ready at (\S+) after/);
+		const [, line] = await serve.says(/\n {2}(curl .*)\n/);
+		expect(line).toContain(`${url}/v1/chat/completions`);
+		const body = JSON.parse(line!.slice(line!.indexOf("-d '") + 4, -1).replaceAll("'\\''", "'"));
+		const response = await fetch(`${url}/v1/chat/completions`, {
+			method: "POST",
+			headers: { "content-type": "application/json" },
+			body: JSON.stringify({ ...body, temperature: 0, max_tokens: 20 }),
+		});
+		const answer = (await response.json()) as { choices: { message: { content: string } }[] };
+		expect(answer.choices[0]?.message.content).toContain("Paris");
+
+		const chat = run(["chat", "--url", url!, "--temperature", "0"]);
+		chat.child.stdin!.end("What is the capital of France?\n/exit\n");
+		expect(await chat.ended).toBe(0);
+		expect(chat.stdout()).toContain("Paris");
+
+		serve.child.kill("SIGINT");
+		expect(await serve.ended).toBe(0);
+	});
+});
+
 describe.skipIf(!BUILT)("the command (needs npm run setup)", () => {
 	test.each(Object.keys(COMMANDS))("%s --help", async (name) => {
 		const { ended, stdout, stderr } = run([name, "--help"]);

@@ -84,7 +84,10 @@ function report(error: unknown, env: NodeJS.ProcessEnv, console: Console): numbe
 	if (/debug|trace/.test(env[ENV.DYN_LOG] ?? "") && error instanceof Error && error.stack !== undefined) {
 		console.note(error.stack);
 	}
-	return error instanceof CliError ? error.exitCode : EXIT.failure;
+	if (error instanceof CliError) return error.exitCode;
+	// A setting: its error names the variable.
+	const isSetting = isDynamoError(error) && error.errorClass === "InvalidArgument" && (error.param ?? "") in ENV;
+	return isSetting ? EXIT.usage : EXIT.failure;
 }
 
 function messageOf(error: unknown): string {

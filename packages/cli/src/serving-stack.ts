@@ -5,12 +5,15 @@ import type { EngineInfo } from "@dynamo-ts/engine";
 import { ENV } from "@dynamo-ts/protocols/internal";
 import { EXIT } from "./cli-error.js";
 import type { CommandContext } from "./command.js";
-import { createEngine, defaultNumThreads } from "./engine-options.js";
+import { createEngine, defaultNumThreads, startEngine } from "./engine-options.js";
 import { modelNames } from "./model-names.js";
 import { cacheDirs } from "./models/cache-dirs.js";
 import { resolveModel } from "./models/resolve-model.js";
 import { requireRouterMode } from "./router-mode.js";
 import { explainPort, startRuntime } from "./start-runtime.js";
+
+/** From a registered worker to a model that can be called: tokenizer and template are loaded in between. */
+const MODEL_TIMEOUT_MS = 60_000;
 
 /** A server that answers. */
 export interface ServingStack {
@@ -52,31 +55,31 @@ export async function startServingStack(context: CommandContext, options: Servin
 	for (let i = 0; i < numWorkers; i++) {
 		const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads(numWorkers));
 		lifecycle.onStop(() => engine.close());
-		const started = engine.start();
+		const started = startEngine(engine);
 		started.catch(() => {});
 		engines.push({ engine, started });
 		// The first one writes the graph that the others only read.
 		if (i === 0 && numWorkers > 1) await started;
 	}
 
-	const { findModelFiles, startWorker } = await import("@dynamo-ts/worker");
+	const { findModelFiles, preloadTokenizer, startWorker } = await import("@dynamo-ts/worker");
 	const names = await modelNames(flags, model);
 	const files = findModelFiles(model, caches.cards);
 	files.catch(() => {});
 	const { frontendConfigFromEnv, startFrontend } = await import("@dynamo-ts/frontend");
 	await requireRouterMode(flags);
-	const runtime = await startRuntime(env, { discoveryBackend: "mem" });
-	lifecycle.onStop(() => runtime.shutdown());
+	const runtime = await startRuntime(lifecycle, env, { discoveryBackend: "mem" });
 	// Every model of this process, whatever its namespace.
 	const config = { ...frontendConfigFromEnv(env), namespace: undefined };
 	const frontend = await startFrontend(runtime, config).catch((error: unknown) => {
 		throw explainPort(error, config.port, "--http-port", ENV.DYN_HTTP_PORT);
 	});
+	// While the engine's thread is still busy with the weights.
+	await preloadTokenizer(await files);
 	const workers = await Promise.all(
 		engines.map(async ({ engine, started }, i) => {
 			// Each worker is an instance of its own; the system port belongs to the first runtime.
-			const own = i === 0 ? runtime : await startRuntime(env, { discoveryBackend: "mem", systemPort: -1 });
-			if (i > 0) lifecycle.onStop(() => own.shutdown());
+			const own = i === 0 ? runtime : await startRuntime(lifecycle, env, { discoveryBackend: "mem", systemPort: -1 });
 			const worker = await startWorker(own, {
 				engine,
 				engineStart: started,
@@ -96,10 +99,11 @@ export async function startServingStack(context: CommandContext, options: Servin
 	);
 	// The frontend goes first: its streams need the workers to the end.
 	lifecycle.onStop(async () => {
-		await frontend.drain();
 		// It lets streams run on; the workers' time limit holds for them here too.
 		const limit = new Promise((resolve) => setTimeout(resolve, runtime.config.shutdownTimeoutMs).unref());
-		await Promise.race([frontend.close(), limit]);
+		await Promise.race([frontend.drain(), limit]);
+		await frontend.close();
 	});
+	await frontend.waitForModel(names.modelName, MODEL_TIMEOUT_MS);
 	return { address: frontend.address, modelName: names.modelName, info: workers[0]!.info };
 }

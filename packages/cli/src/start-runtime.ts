@@ -2,21 +2,29 @@
 import { ENV } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime, RuntimeConfig } from "@dynamo-ts/runtime";
 import { CliError } from "./cli-error.js";
+import type { Lifecycle } from "./lifecycle.js";
 import { version } from "./version.js";
 
 type Env = Readonly<Record<string, string | undefined>>;
 
 /**
- * Starts the runtime of a process with the settings of an environment.
+ * Starts the runtime of a process with the settings of an environment; its shutdown becomes a stop step.
  * @throws DynamoError for bad settings; CliError for a taken system port.
  */
-export async function startRuntime(env: Env, overrides: Partial<RuntimeConfig> = {}): Promise<DistributedRuntime> {
-	const { DistributedRuntime, runtimeConfigFromEnv } = await import("@dynamo-ts/runtime");
+export async function startRuntime(
+	lifecycle: Lifecycle,
+	env: Env,
+	overrides: Partial<RuntimeConfig> = {},
+): Promise<DistributedRuntime> {
+	const { DistributedRuntime, FileDiscovery, runtimeConfigFromEnv } = await import("@dynamo-ts/runtime/internal");
 	// The runtime looks at the process' environment as well; it must not see what the flags overrode.
 	for (const [name, value] of Object.entries(env)) if (value !== process.env[name]) process.env[name] = value;
 	const config = { ...runtimeConfigFromEnv(env), ...overrides };
 	try {
 		const runtime = await DistributedRuntime.create(config);
+		const { discovery } = runtime;
+		if (discovery instanceof FileDiscovery) lifecycle.onKill(() => discovery.removeOwnFilesNow());
+		lifecycle.onStop(() => runtime.shutdown());
 		runtime.log.child("dynamo").debug("runtime started", { version: version(), instance_id: runtime.instanceId });
 		return runtime;
 	} catch (error) {

@@ -26,9 +26,8 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	env[ENV.DYN_MODEL_CACHE_DIR] ??= cacheDirs(env).fetchedCards;
 	const [{ frontendConfigFromEnv, startFrontend }, runtime] = await Promise.all([
 		import("@dynamo-ts/frontend"),
-		startRuntime(env),
+		startRuntime(lifecycle, env),
 	]);
-	lifecycle.onStop(() => runtime.shutdown());
 	const config = frontendConfigFromEnv(env);
 	const frontend = await startFrontend(runtime, config).catch((error: unknown) => {
 		throw explainPort(error, config.port, "--http-port", ENV.DYN_HTTP_PORT);

@@ -27,8 +27,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	const numWorkers = flags.number("num-workers") ?? 1;
 	const startWorker = async (index: number): Promise<void> => {
 		// One system port cannot serve several runtimes: it belongs to the first.
-		const runtime = await startRuntime(env, index === 0 ? {} : { systemPort: -1 });
-		lifecycle.onStop(() => runtime.shutdown());
+		const runtime = await startRuntime(lifecycle, env, index === 0 ? {} : { systemPort: -1 });
 		const worker = await startMocker(runtime, {
 			files,
 			modelName: names.modelName,

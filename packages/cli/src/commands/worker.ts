@@ -3,7 +3,7 @@ import { mkdir } from "node:fs/promises";
 import { ENV } from "@dynamo-ts/protocols/internal";
 import { EXIT } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
-import { createEngine, defaultNumThreads } from "../engine-options.js";
+import { createEngine, defaultNumThreads, startEngine } from "../engine-options.js";
 import { WORKER_COMMAND } from "../flags/model-flags.js";
 import { checkPlanes } from "../flags/runtime-flags.js";
 import { modelNames } from "../model-names.js";
@@ -31,13 +31,12 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	await mkdir(caches.graphs, { recursive: true });
 	const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads());
 	lifecycle.onStop(() => engine.close());
-	const engineStart = engine.start();
+	const engineStart = startEngine(engine);
 	engineStart.catch(() => {});
 	const { findModelFiles, startWorker } = await import("@dynamo-ts/worker");
 	const files = findModelFiles(model, caches.cards);
 	files.catch(() => {});
-	const runtime = await startRuntime(env);
-	lifecycle.onStop(() => runtime.shutdown());
+	const runtime = await startRuntime(lifecycle, env);
 	const worker = await startWorker(runtime, {
 		engine,
 		engineStart,

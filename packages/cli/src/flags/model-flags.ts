@@ -8,7 +8,7 @@ import { RUNTIME_FLAGS } from "./runtime-flags.js";
 const MODEL_ARGUMENT = {
 	name: "MODEL",
 	required: false,
-	help: "A folder (config.json, safetensors, tokenizer.json), a .gguf file, a Hugging Face id (org/name, or org/name/file.gguf), or an alias (smollm2-135m, the default). The variable DYN_MODEL stands in for it.",
+	help: `A folder (config.json, safetensors, tokenizer.json), a .gguf file, a Hugging Face id (org/name, or org/name/file.gguf), or an alias (smollm2-135m, the default). The variable ${ENV.DYN_MODEL} stands in for it.`,
 } as const;
 
 /** How names and the place in the deployment are given; shared by everything that serves a model. */

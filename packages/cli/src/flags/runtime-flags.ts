@@ -15,7 +15,7 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		choices: ["kubernetes", "etcd", "file", "mem"],
 		default: "etcd",
 		group: GROUP,
-		help: "How processes find each other: file (a folder that all of them see, DYN_FILE_KV or $TMPDIR/dynamo_store_kv) or mem (within one process). This version has no kubernetes and no etcd yet.",
+		help: `How processes find each other: file (a folder that all of them see, ${ENV.DYN_FILE_KV} or $TMPDIR/dynamo_store_kv) or mem (within one process). This version has no kubernetes and no etcd yet.`,
 	},
 	{
 		flag: "request-plane",
