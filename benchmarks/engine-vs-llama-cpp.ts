@@ -8,7 +8,7 @@ import { pathToFileURL } from "node:url";
 import { createEngineThread } from "@dynamo-ts/engine";
 import { report, requireModel } from "./lib.js";
 
-const modulesFolder = process.env["LLAMA_CPP_MODULES"];
+const modulesFolder = process.env.LLAMA_CPP_MODULES;
 if (!modulesFolder) throw new Error("set LLAMA_CPP_MODULES to a node_modules folder that has node-llama-cpp");
 const model = await requireModel();
 const NEW_TOKENS = 64;
@@ -30,7 +30,7 @@ async function ours(): Promise<Subject> {
 		quantization: "auto",
 		maxNumSeqs: 8,
 		maxModelLen: 2048,
-		cacheDir: process.env["DYNAMO_BENCH_CACHE"] ?? join(tmpdir(), "dynamo-bench-graphs"),
+		cacheDir: process.env.DYNAMO_BENCH_CACHE ?? join(tmpdir(), "dynamo-bench-graphs"),
 	});
 	await engine.start();
 	let number = 0;
@@ -118,8 +118,8 @@ for (const [name, rates] of Object.entries(best))
 	rows.push({ engine: name, "1 stream (tok/s)": rates[1]!.toFixed(0), "8 streams (tok/s)": rates[8]!.toFixed(0) });
 rows.push({
 	engine: "ours / llama.cpp",
-	"1 stream (tok/s)": (best["ours"]![1]! / best["llama.cpp"]![1]!).toFixed(2),
-	"8 streams (tok/s)": (best["ours"]![8]! / best["llama.cpp"]![8]!).toFixed(2),
+	"1 stream (tok/s)": (best.ours![1]! / best["llama.cpp"]![1]!).toFixed(2),
+	"8 streams (tok/s)": (best.ours![8]! / best["llama.cpp"]![8]!).toFixed(2),
 });
 report("Engine: decode rate on the same GGUF (best of 3)", rows);
 process.exit(0);

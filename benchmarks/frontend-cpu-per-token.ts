@@ -13,7 +13,7 @@ import { report, requireLoadgen, requireRealDynamo, runLoadgen, withTempFolder }
 
 const python = requireRealDynamo();
 const loadgen = requireLoadgen();
-const modelPath = process.env["DYNAMO_TEST_MODEL_HF"];
+const modelPath = process.env.DYNAMO_TEST_MODEL_HF;
 if (!modelPath) throw new Error("set DYNAMO_TEST_MODEL_HF to a model folder in Hugging Face form");
 const rounds = Number(process.argv[2] ?? 3);
 
@@ -50,7 +50,7 @@ await withTempFolder(async (folder) => {
 				"first token at 1 stream (ms)": median(figure.ttft).toFixed(1),
 			});
 		}
-		const ratio = (key: "cpu" | "ttft") => (median(figures["ours"]![key]) / median(figures["real"]![key])).toFixed(2);
+		const ratio = (key: "cpu" | "ttft") => (median(figures.ours![key]) / median(figures.real![key])).toFixed(2);
 		rows.push({
 			frontend: "ours / real",
 			"CPU per token (µs)": ratio("cpu"),

@@ -40,14 +40,14 @@ export function requireRealDynamo(): string {
 
 /** The load generator's path from LOADGEN (see docs/benchmarks.md), or ends the process. */
 export function requireLoadgen(): string {
-	const path = process.env["LOADGEN"];
+	const path = process.env.LOADGEN;
 	if (path && existsSync(path)) return path;
 	return stop("set LOADGEN to the built load generator (go build in bench/loadgen)");
 }
 
 /** The default model's GGUF file, fetched if need be. */
 export async function requireModel(): Promise<string> {
-	if (process.env["DYNAMO_TEST_MODEL_GGUF"]) return process.env["DYNAMO_TEST_MODEL_GGUF"];
+	if (process.env.DYNAMO_TEST_MODEL_GGUF) return process.env.DYNAMO_TEST_MODEL_GGUF;
 	const pull = startDynamo(["pull", "smollm2-135m"]);
 	await pull.exited;
 	return pull.stdout.trim().split("\n").at(-1) ?? stop("dynamo pull printed no path");

@@ -12,16 +12,16 @@ export default async function setup(): Promise<void> {
 	if (!existsSync(join(PROJECT_ROOT, "packages", "cli", "dist", "main.js"))) {
 		throw new Error("the packages are not built; run `npm run setup` first");
 	}
-	if (!process.env["DYNAMO_TEST_MODEL_GGUF"]) {
+	if (!process.env.DYNAMO_TEST_MODEL_GGUF) {
 		const pull = startDynamo(["pull", "smollm2-135m"]);
 		const { code } = await pull.exited;
 		const path = pull.stdout.trim().split("\n").at(-1) ?? "";
-		if (code === 0 && existsSync(path)) process.env["DYNAMO_TEST_MODEL_GGUF"] = path;
+		if (code === 0 && existsSync(path)) process.env.DYNAMO_TEST_MODEL_GGUF = path;
 		else console.warn(`tests: no test model (dynamo pull: ${pull.stderr.trim().split("\n").at(-1)})`);
 	}
-	const gguf = process.env["DYNAMO_TEST_MODEL_GGUF"];
-	if (gguf && !process.env["DYNAMO_TEST_MODEL_HF"]) {
-		const folder = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "dynamo-ts", "test-models");
-		process.env["DYNAMO_TEST_MODEL_HF"] = await ensureHfModel(gguf, folder);
+	const gguf = process.env.DYNAMO_TEST_MODEL_GGUF;
+	if (gguf && !process.env.DYNAMO_TEST_MODEL_HF) {
+		const folder = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "dynamo-ts", "test-models");
+		process.env.DYNAMO_TEST_MODEL_HF = await ensureHfModel(gguf, folder);
 	}
 }

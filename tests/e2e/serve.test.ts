@@ -48,8 +48,8 @@ describe.skipIf(missing)(title("dynamo serve with the default model"), () => {
 		);
 		const summary = await stream.finished();
 		expect(summary.choices[0]?.text).toBe(text);
-		expect(summary.usage?.["prompt_tokens"]).toBe(unary.json.usage.prompt_tokens);
-		expect(summary.usage?.["completion_tokens"]).toBe(unary.json.usage.completion_tokens);
+		expect(summary.usage?.prompt_tokens).toBe(unary.json.usage.prompt_tokens);
+		expect(summary.usage?.completion_tokens).toBe(unary.json.usage.completion_tokens);
 	});
 
 	test("the same prompt gives the same text whatever its batch mates are", async () => {

@@ -123,7 +123,7 @@ describe.skipIf(missing)(title("real frontend before our worker"), () => {
 		await stream.events(4);
 		worker.kill("SIGTERM");
 		const summary = await stream.finished();
-		expect(summary.usage?.["completion_tokens"]).toBe(200);
+		expect(summary.usage?.completion_tokens).toBe(200);
 		expect((await worker.exited).code).toBe(0);
 		await until("the model is gone", async () => !(await listsModel(frontend.url, "ours")));
 	});

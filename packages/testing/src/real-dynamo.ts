@@ -7,7 +7,7 @@ import { freePort } from "./free-port.js";
 
 /** Path of the Python interpreter that has the real Dynamo 1.6.1, or why there is none. */
 export function findRealDynamo(): { python: string } | { missing: string } {
-	const venv = process.env["DYNAMO_PEER_VENV"] ?? join(homedir(), ".cache", "dynamo-peer");
+	const venv = process.env.DYNAMO_PEER_VENV ?? join(homedir(), ".cache", "dynamo-peer");
 	const python = join(venv, "bin", "python");
 	if (existsSync(python)) return { python };
 	return { missing: `no real Dynamo in ${venv}; install it there or set DYNAMO_PEER_VENV` };

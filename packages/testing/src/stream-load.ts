@@ -45,7 +45,7 @@ export async function runStreamLoad(load: StreamLoad): Promise<StreamSummary[]> 
 				},
 			);
 			const summary = await opened.finished();
-			const tokens = summary.usage?.["completion_tokens"];
+			const tokens = summary.usage?.completion_tokens;
 			if (tokens !== load.maxTokens) throw new Error(`stream ${stream}: ${tokens} of ${load.maxTokens} tokens`);
 			summaries[stream] = summary;
 		}

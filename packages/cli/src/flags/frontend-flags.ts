@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { ENV } from "@dynamo-ts/protocols/internal";
+import { ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { AIS_FLAGS, KV_ROUTER_FLAGS, OTHER_FRONTEND_FLAGS, TLS_FLAGS } from "./missing-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
@@ -75,7 +75,7 @@ export const FRONTEND_COMMAND: CommandSpec = {
 			flag: "metrics-prefix",
 			env: ENV.DYN_METRICS_PREFIX,
 			type: "string",
-			defaultText: "dynamo_frontend",
+			defaultText: METRIC_PREFIXES.frontend,
 			help: "Replaces dynamo_frontend in the names of the request metrics.",
 		},
 		{
