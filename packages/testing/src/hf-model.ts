@@ -42,7 +42,7 @@ function halfBits(value: number, scratch: { f: Float32Array; u: Uint32Array }): 
  */
 export async function ensureHfModel(gguf: string, parent: string): Promise<string> {
 	const key = createHash("sha256")
-		.update(`${basename(gguf)} ${statSync(gguf).size} 2`)
+		.update(`${basename(gguf)} ${statSync(gguf).size} 3`)
 		.digest("hex")
 		.slice(0, 12);
 	const folder = join(parent, `${basename(gguf, ".gguf").replace(/[^A-Za-z0-9-]/g, "-")}-${key}`);
@@ -52,11 +52,16 @@ export async function ensureHfModel(gguf: string, parent: string): Promise<strin
 	const weights = new GgufWeights(gguf);
 	try {
 		writeSafetensors(weights, join(draft, "model.safetensors"));
-		const files = convertGgufTokenizer(weights.header.metadata);
+		const { metadata } = weights.header;
+		const tieWordEmbeddings = !weights.tensors.has("lm_head.weight");
+		const files = convertGgufTokenizer(metadata, { tieWordEmbeddings });
+		// The one end token that the file names: the conversion knows more of them, other people's folders often do not.
+		const eos = { eos_token_id: Number(metadata.get("tokenizer.ggml.eos_token_id")) };
+		const withEos = (json: string | undefined) => JSON.stringify({ ...JSON.parse(json ?? "{}"), ...eos });
 		writeFileSync(join(draft, "tokenizer.json"), files.tokenizerJson);
 		writeFileSync(join(draft, "tokenizer_config.json"), files.tokenizerConfig);
-		writeFileSync(join(draft, "generation_config.json"), files.generationConfig);
-		writeFileSync(join(draft, "config.json"), files.config ?? "{}");
+		writeFileSync(join(draft, "generation_config.json"), withEos(files.generationConfig));
+		writeFileSync(join(draft, "config.json"), withEos(files.config));
 	} finally {
 		weights.close();
 	}
