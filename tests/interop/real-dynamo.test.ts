@@ -13,6 +13,8 @@ import {
 	openStream,
 	parsePrometheus,
 	runStreamLoad,
+	type SseStream,
+	type StreamExpectations,
 	startDynamo,
 	startOwnHttp,
 	startRealFrontend,
@@ -31,6 +33,31 @@ const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : tex
 /** A gauge's value, summed over its label sets. */
 async function gauge(url: string, name: string): Promise<number> {
 	return parsePrometheus((await http(`${url}/metrics`)).body).sum(name);
+}
+
+/** A chat stream that would go on for long; its client has read a few events. */
+async function openLongStream(url: string, model: string, more: Partial<StreamExpectations> = {}): Promise<SseStream> {
+	const stream = await openStream(
+		`${url}/v1/chat/completions`,
+		{
+			model,
+			messages: [{ role: "user", content: "Count to one thousand." }],
+			max_tokens: 4000,
+			ignore_eos: true,
+			stream: true,
+		},
+		{ kind: "chat", model, allowReplacementCharacter: true, ...more },
+	);
+	await stream.events(4);
+	return stream;
+}
+
+/** Leaves in the middle of a stream, and waits until the worker with that system server has nothing in flight. */
+async function leaveMidStream(url: string, model: string, system: string): Promise<void> {
+	const stream = await openLongStream(url, model);
+	expect(await gauge(system, "dynamo_component_inflight_requests")).toBe(1);
+	stream.abort();
+	await until("no request is in flight", async () => (await gauge(system, "dynamo_component_inflight_requests")) === 0);
 }
 
 describe.skipIf(missing)(title("real frontend before our worker"), () => {
@@ -87,24 +114,7 @@ describe.skipIf(missing)(title("real frontend before our worker"), () => {
 	}, 600_000);
 
 	test("a client that leaves aborts the worker's sequence", async () => {
-		const stream = await openStream(
-			`${frontend.url}/v1/chat/completions`,
-			{
-				model: "ours",
-				messages: [{ role: "user", content: "Count to one thousand." }],
-				max_tokens: 4000,
-				ignore_eos: true,
-				stream: true,
-			},
-			{ kind: "chat", model: "ours" },
-		);
-		await stream.events(4);
-		expect(await gauge(system, "dynamo_component_inflight_requests")).toBe(1);
-		stream.abort();
-		await until(
-			"no request is in flight",
-			async () => (await gauge(system, "dynamo_component_inflight_requests")) === 0,
-		);
+		await leaveMidStream(frontend.url, "ours", system);
 	});
 
 	test("a worker that is told to end finishes its streams and leaves the folder", async () => {
@@ -177,39 +187,11 @@ describe.skipIf(missing)(title("our frontend before a real mocker"), () => {
 	});
 
 	test("a client that leaves aborts the worker's sequence", async () => {
-		const stream = await openStream(
-			`${frontend.url}/v1/chat/completions`,
-			{
-				model: "real",
-				messages: [{ role: "user", content: "Count to one thousand." }],
-				max_tokens: 20_000,
-				ignore_eos: true,
-				stream: true,
-			},
-			{ kind: "chat", model: "real", allowReplacementCharacter: true },
-		);
-		await stream.events(4);
-		expect(await gauge(system, "dynamo_component_inflight_requests")).toBe(1);
-		stream.abort();
-		await until(
-			"no request is in flight",
-			async () => (await gauge(system, "dynamo_component_inflight_requests")) === 0,
-		);
+		await leaveMidStream(frontend.url, "real", system);
 	});
 
 	test("a mocker that is killed fails its stream in the stream, and the model goes", async () => {
-		const stream = await openStream(
-			`${frontend.url}/v1/chat/completions`,
-			{
-				model: "real",
-				messages: [{ role: "user", content: "Count to one thousand." }],
-				max_tokens: 20_000,
-				ignore_eos: true,
-				stream: true,
-			},
-			{ kind: "chat", model: "real", allowReplacementCharacter: true, expectError: true },
-		);
-		await stream.events(4);
+		const stream = await openLongStream(frontend.url, "real", { expectError: true });
 		mocker.kill("SIGKILL");
 		const summary = await stream.finished();
 		expect(summary.error?.code).toBe(503);
