@@ -47,6 +47,8 @@ interface Call {
 	dial(): Promise<Socket>;
 	/** Dials, says who it is, and that all is well. */
 	home(): Promise<Socket>;
+	/** Resolves when the client has seen some text. */
+	readonly shown: Promise<void>;
 }
 
 const item = (id: number, more: Record<string, unknown> = {}) =>
@@ -63,10 +65,24 @@ const lengths = (header: bigint, body: bigint) => {
 type Expected = { readonly status: number } | { readonly event: number } | { readonly ok: string };
 
 const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected])[] = [
-	["takes the request and says nothing", () => {}, { status: 503 }],
+	["takes the request and says nothing", () => {}, { status: 504 }],
 	["acknowledges and never calls home", (call) => call.ack(), { status: 504 }],
-	["calls home and says nothing", (call) => (call.ack(), call.dial()), { status: 504 }],
-	["says who it is and no more", (call) => (call.ack(), call.home()), { status: 504 }],
+	[
+		"calls home and says nothing",
+		(call) => {
+			call.ack();
+			return call.dial();
+		},
+		{ status: 504 },
+	],
+	[
+		"says who it is and no more",
+		(call) => {
+			call.ack();
+			return call.home();
+		},
+		{ status: 504 },
+	],
 	["closes the request connection", (call) => call.requests.destroy(), { status: 503 }],
 	["refuses", (call) => call.ack("Server unavailable: going"), { status: 503 }],
 	["is full", (call) => call.ack("Server overloaded: worker at capacity"), { status: 529 }],
@@ -139,7 +155,10 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 		"closes without saying that it is complete",
 		async (call) => {
 			call.ack();
-			(await call.home()).end(Buffer.concat([item(70), SENTINEL_FRAME]));
+			const socket = await call.home();
+			socket.write(item(70));
+			await call.shown;
+			socket.end(Buffer.concat([SENTINEL_FRAME]));
 		},
 		{ event: 503 },
 	],
@@ -147,7 +166,10 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 		"goes on after the end",
 		async (call) => {
 			call.ack();
-			(await call.home()).write(Buffer.concat([item(70), FINAL, item(71)]));
+			const socket = await call.home();
+			socket.write(item(70));
+			await call.shown;
+			socket.write(Buffer.concat([FINAL, item(71)]));
 		},
 		{ event: 500 },
 	],
@@ -155,7 +177,10 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 		"says twice that it is complete",
 		async (call) => {
 			call.ack();
-			(await call.home()).write(Buffer.concat([item(70), FINAL, FINAL]));
+			const socket = await call.home();
+			socket.write(item(70));
+			await call.shown;
+			socket.write(Buffer.concat([FINAL, FINAL]));
 		},
 		{ event: 500 },
 	],
@@ -201,6 +226,7 @@ describe.skipIf(missing)(title("a worker that"), () => {
 	let server: Server;
 	let discovery: FileDiscovery;
 	let play: (call: Call) => unknown = () => {};
+	let shown: Promise<void> = Promise.resolve();
 	let rssBefore = 0;
 
 	const keep = (socket: Socket): Socket => {
@@ -223,6 +249,7 @@ describe.skipIf(missing)(title("a worker that"), () => {
 				const { subject, address } = parseControl(splitTwoPart(payload).header);
 				void play({
 					subject,
+					shown,
 					requests: socket,
 					ack: (text) => void socket.write(encodeAck(text)),
 					dial: () => dial(address),
@@ -287,6 +314,10 @@ describe.skipIf(missing)(title("a worker that"), () => {
 
 	test.each(BEHAVIOURS)("%s", async (_name, behaviour, expected) => {
 		play = behaviour;
+		let show: () => void = () => {};
+		shown = new Promise((resolve) => {
+			show = resolve;
+		});
 		const neighbour = await ask(GOOD);
 		const stream = await ask(WICKED);
 		if ("status" in expected) {
@@ -295,6 +326,8 @@ describe.skipIf(missing)(title("a worker that"), () => {
 			expect(JSON.parse(stream.text())).toMatchObject({ code: expected.status, error: { type: expect.any(String) } });
 		} else {
 			expect(stream.status).toBe(200);
+			await stream.events(1);
+			show();
 			const summary = await stream.finished();
 			expect(summary.done).toBe(true);
 			if ("event" in expected) expect(summary.error?.code).toBe(expected.event);
@@ -344,7 +377,7 @@ describe.skipIf(missing)(title("a worker that"), () => {
 		stream.abort();
 	});
 
-	test("did any of this leaves no trace", async () => {
+	test("did any of this leaves no trace in the frontend", async () => {
 		await untilFrontendIdle(frontend);
 		await untilWorkerIdle(good);
 		expect(frontend.child.ended).toBeUndefined();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./child-process.js";
+export * from "./fleet.js";
 export * from "./free-port.js";
 export * from "./hf-model.js";
 export * from "./own-processes.js";
