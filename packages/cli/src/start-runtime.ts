@@ -17,9 +17,9 @@ export async function startRuntime(
 	overrides: Partial<RuntimeConfig> = {},
 ): Promise<DistributedRuntime> {
 	const { DistributedRuntime, FileDiscovery, runtimeConfigFromEnv } = await import("@dynamo-ts/runtime/internal");
-	// The runtime looks at the process' environment as well; it must not see what the flags overrode.
+	// What reads the process' environment later on must not see what the flags overrode.
 	for (const [name, value] of Object.entries(env)) if (value !== process.env[name]) process.env[name] = value;
-	const config = { ...runtimeConfigFromEnv(env), ...overrides };
+	const config = runtimeConfigFromEnv(env, overrides);
 	try {
 		const runtime = await DistributedRuntime.create(config);
 		const { discovery } = runtime;

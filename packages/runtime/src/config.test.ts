@@ -53,6 +53,33 @@ describe("runtime configuration", () => {
 		);
 	});
 
+	it("does not look at the variables of settings that are given", () => {
+		const read = new Set<string>();
+		const env = new Proxy<Record<string, string>>(
+			{ DYN_SYSTEM_PORT: "nonsense", DYN_LOGGING_JSONL: "maybe", DYN_TCP_POOL_SIZE: "7" },
+			{
+				get: (values, name: string) => {
+					read.add(name);
+					return values[name];
+				},
+			},
+		);
+		const log = { filter: "off", format: "readable", ansi: false, localTime: false } as const;
+		const config = runtimeConfigFromEnv(env, { systemPort: -1, firstResponseTimeoutMs: 0, startsReady: false, log });
+		expect(config).toMatchObject({
+			systemPort: -1,
+			firstResponseTimeoutMs: 0,
+			startsReady: false,
+			log,
+			tcpPoolSize: 7,
+		});
+		expect(read).not.toContain("DYN_SYSTEM_PORT");
+		expect(read).not.toContain("DYN_LOG");
+		read.clear();
+		expect(runtimeConfigFromEnv(env, config)).toEqual(config);
+		expect(read.size).toBe(0);
+	});
+
 	it.each([
 		["DYN_DISCOVERY_BACKEND", "etcd", "one of file, mem"],
 		["DYN_REQUEST_PLANE", "nats", "one of tcp"],

@@ -65,47 +65,63 @@ export interface RuntimeConfig {
 
 const MiB = 1024 * 1024;
 
-/**
- * Reads the runtime's settings from environment variables; an absent or empty one gives the default.
- * @throws DynamoError `InvalidArgument` that names the variable, its value and what is valid.
- */
-export function runtimeConfigFromEnv(env: Readonly<Record<string, string | undefined>> = process.env): RuntimeConfig {
-	const read = new EnvReader(env);
-	return {
-		discoveryBackend: read.choice(ENV.DYN_DISCOVERY_BACKEND, ["file", "mem"], "file"),
-		fileKvRoot: read.text(ENV.DYN_FILE_KV, join(tmpdir(), "dynamo_store_kv")),
-		requestPlane: read.choice(ENV.DYN_REQUEST_PLANE, ["tcp"], "tcp"),
-		requestPlaneCodec: read.choice(ENV.DYN_REQUEST_PLANE_CODEC, ["msgpack", "json"], "msgpack"),
-		tcpRpcHost: read.text(ENV.DYN_TCP_RPC_HOST, "127.0.0.1"),
-		tcpRpcPort: read.integer(ENV.DYN_TCP_RPC_PORT, 0, 0, 65535),
-		tcpResponseHost: read.text(ENV.DYN_TCP_RESPONSE_STREAM_HOST, "127.0.0.1"),
-		tcpResponsePort: read.integer(ENV.DYN_TCP_RESPONSE_STREAM_PORT, 0, 0, 65535),
-		tcpConnectTimeoutMs: read.seconds(ENV.DYN_TCP_CONNECT_TIMEOUT, 5),
-		tcpRequestTimeoutMs: read.seconds(ENV.DYN_TCP_REQUEST_TIMEOUT, 5),
-		tcpPoolSize: read.integer(ENV.DYN_TCP_POOL_SIZE, 100, 1, 65535),
-		tcpPoolIdleMs: read.seconds(ENV.DYN_TCP_POOL_IDLE_SECS, 300),
-		tcpMaxMessageBytes: read.integer(ENV.DYN_TCP_MAX_MESSAGE_SIZE, 32 * MiB, 1024, 0x7fff_ffff),
-		firstResponseTimeoutMs: read.seconds(ENV.DYN_REQUEST_FIRST_RESPONSE_TIMEOUT_SECS, 300),
-		idleTimeoutMs: read.seconds(ENV.DYN_REQUEST_IDLE_TIMEOUT_SECS, 120),
-		maxBufferedResponseBytes: read.integer(ENV.DYN_TCP_RESPONSE_BUFFER_SIZE, 16 * MiB, 1024, 0x7fff_ffff),
-		inhibitedDurationMs: read.seconds(ENV.DYN_RUNTIME_INHIBITED_DURATION_SECS, 5),
-		systemHost: read.text(ENV.DYN_SYSTEM_HOST, "0.0.0.0"),
-		systemPort: read.integer(ENV.DYN_SYSTEM_PORT, -1, -1, 65535),
-		systemHealthPath: read.text(ENV.DYN_SYSTEM_HEALTH_PATH, "/health"),
-		systemLivePath: read.text(ENV.DYN_SYSTEM_LIVE_PATH, "/live"),
-		startsReady: read.choice(ENV.DYN_SYSTEM_STARTING_HEALTH_STATUS, ["notready", "ready"], "notready") === "ready",
-		shutdownGraceMs: read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0.5),
-		shutdownTimeoutMs: read.seconds(
+/** How each setting is read; only those that are asked for are looked at. */
+const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader) => RuntimeConfig[K] } = {
+	discoveryBackend: (read) => read.choice(ENV.DYN_DISCOVERY_BACKEND, ["file", "mem"], "file"),
+	fileKvRoot: (read) => read.text(ENV.DYN_FILE_KV, join(tmpdir(), "dynamo_store_kv")),
+	// Not a matter of the environment.
+	memStore: () => undefined,
+	requestPlane: (read) => read.choice(ENV.DYN_REQUEST_PLANE, ["tcp"], "tcp"),
+	requestPlaneCodec: (read) => read.choice(ENV.DYN_REQUEST_PLANE_CODEC, ["msgpack", "json"], "msgpack"),
+	tcpRpcHost: (read) => read.text(ENV.DYN_TCP_RPC_HOST, "127.0.0.1"),
+	tcpRpcPort: (read) => read.integer(ENV.DYN_TCP_RPC_PORT, 0, 0, 65535),
+	tcpResponseHost: (read) => read.text(ENV.DYN_TCP_RESPONSE_STREAM_HOST, "127.0.0.1"),
+	tcpResponsePort: (read) => read.integer(ENV.DYN_TCP_RESPONSE_STREAM_PORT, 0, 0, 65535),
+	tcpConnectTimeoutMs: (read) => read.seconds(ENV.DYN_TCP_CONNECT_TIMEOUT, 5),
+	tcpRequestTimeoutMs: (read) => read.seconds(ENV.DYN_TCP_REQUEST_TIMEOUT, 5),
+	tcpPoolSize: (read) => read.integer(ENV.DYN_TCP_POOL_SIZE, 100, 1, 65535),
+	tcpPoolIdleMs: (read) => read.seconds(ENV.DYN_TCP_POOL_IDLE_SECS, 300),
+	tcpMaxMessageBytes: (read) => read.integer(ENV.DYN_TCP_MAX_MESSAGE_SIZE, 32 * MiB, 1024, 0x7fff_ffff),
+	firstResponseTimeoutMs: (read) => read.seconds(ENV.DYN_REQUEST_FIRST_RESPONSE_TIMEOUT_SECS, 300),
+	idleTimeoutMs: (read) => read.seconds(ENV.DYN_REQUEST_IDLE_TIMEOUT_SECS, 120),
+	maxBufferedResponseBytes: (read) => read.integer(ENV.DYN_TCP_RESPONSE_BUFFER_SIZE, 16 * MiB, 1024, 0x7fff_ffff),
+	inhibitedDurationMs: (read) => read.seconds(ENV.DYN_RUNTIME_INHIBITED_DURATION_SECS, 5),
+	systemHost: (read) => read.text(ENV.DYN_SYSTEM_HOST, "0.0.0.0"),
+	systemPort: (read) => read.integer(ENV.DYN_SYSTEM_PORT, -1, -1, 65535),
+	systemHealthPath: (read) => read.text(ENV.DYN_SYSTEM_HEALTH_PATH, "/health"),
+	systemLivePath: (read) => read.text(ENV.DYN_SYSTEM_LIVE_PATH, "/live"),
+	startsReady: (read) =>
+		read.choice(ENV.DYN_SYSTEM_STARTING_HEALTH_STATUS, ["notready", "ready"], "notready") === "ready",
+	shutdownGraceMs: (read) => read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0.5),
+	shutdownTimeoutMs: (read) =>
+		read.seconds(
 			ENV.DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT,
 			read.seconds(ENV.DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 30) / 1000,
 		),
-		log: {
-			filter: read.text(ENV.DYN_LOG, "info"),
-			format: logFormat(read),
-			ansi: process.stderr.isTTY === true && !read.flag(ENV.DYN_SDK_DISABLE_ANSI_LOGGING, false),
-			localTime: read.flag(ENV.DYN_LOG_USE_LOCAL_TZ, false),
-		},
-	};
+	log: (read) => ({
+		filter: read.text(ENV.DYN_LOG, "info"),
+		format: logFormat(read),
+		ansi: process.stderr.isTTY === true && !read.flag(ENV.DYN_SDK_DISABLE_ANSI_LOGGING, false),
+		localTime: read.flag(ENV.DYN_LOG_USE_LOCAL_TZ, false),
+	}),
+};
+
+/**
+ * Reads the runtime's settings from environment variables; an absent or empty one gives the default.
+ * @param given settings that are known already: their variables are not looked at.
+ * @throws DynamoError `InvalidArgument` that names the variable, its value and what is valid.
+ */
+export function runtimeConfigFromEnv(
+	env: Readonly<Record<string, string | undefined>> = process.env,
+	given: Partial<RuntimeConfig> = {},
+): RuntimeConfig {
+	const read = new EnvReader(env);
+	const config: Record<string, unknown> = {};
+	for (const name of Object.keys(READERS) as (keyof RuntimeConfig)[]) {
+		const value = given[name] ?? READERS[name](read);
+		if (value !== undefined) config[name] = value;
+	}
+	return config as unknown as RuntimeConfig;
 }
 
 function logFormat(read: EnvReader): "readable" | "jsonl" {

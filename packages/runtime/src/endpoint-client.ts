@@ -158,16 +158,17 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			if (until <= now) this.#inhibited.delete(id);
 			else next = Math.min(next, until);
 		}
-		this.#instances = [...this.#byId.values()];
-		this.#available =
-			this.#inhibited.size === 0
-				? this.#instances
-				: this.#instances.filter((record) => !this.#inhibited.has(record.instance_id));
 		clearTimeout(this.#timer);
 		if (next !== Number.POSITIVE_INFINITY) {
 			this.#timer = setTimeout(() => this.#rebuild(), next - now + 1);
 			this.#timer.unref();
 		}
+		const instances = [...this.#byId.values()];
+		const available = instances.filter((record) => !this.#inhibited.has(record.instance_id));
+		// A timer counts from the start of its turn, so after a long turn it fires too early and finds nothing to do.
+		if (isSameList(instances, this.#instances) && isSameList(available, this.#available)) return;
+		this.#instances = instances;
+		this.#available = available.length === instances.length ? instances : available;
 		for (const listener of [...this.#listeners]) {
 			try {
 				listener();
@@ -176,6 +177,10 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			}
 		}
 	}
+}
+
+function isSameList(a: readonly EndpointRecord[], b: readonly EndpointRecord[]): boolean {
+	return a.length === b.length && a.every((record, i) => record === b[i]);
 }
 
 /** Hears of the end before the sink does, so that a sink which retries sees the failed instance put aside. */

@@ -88,12 +88,12 @@ export class DistributedRuntime {
 	}
 
 	/**
-	 * @param config overrides what the environment says.
+	 * @param config what is not given is read from the environment.
 	 * @throws DynamoError `InvalidArgument` for bad settings, `Unavailable` when discovery or the system port cannot
 	 * be opened.
 	 */
 	static async create(config: Partial<RuntimeConfig> = {}): Promise<DistributedRuntime> {
-		const full: RuntimeConfig = Object.freeze({ ...runtimeConfigFromEnv(process.env), ...config });
+		const full: RuntimeConfig = Object.freeze(runtimeConfigFromEnv(process.env, config));
 		const log = createLogger(full.log, "dynamo_runtime");
 		const memStore = full.discoveryBackend === "mem" ? (full.memStore ?? sharedMemStore()) : undefined;
 		const discovery =
