@@ -5,6 +5,12 @@ import { DynamoError } from "@dynamo-ts/protocols/internal";
 import type { Logger } from "../observability/logging.js";
 
 /**
+ * Connections that may wait to be accepted; the kernel cuts it down to its own limit (net.core.somaxconn). Thousands of
+ * streams can begin in one turn of the event loop, and a dial that finds no room is tried again only after a second.
+ */
+const BACKLOG = 65_535;
+
+/**
  * Listens and returns the port.
  * @param purpose said in the error: what the port is for.
  * @throws DynamoError `Unavailable` with address, purpose and reason.
@@ -23,7 +29,7 @@ export async function listenTcp(
 			reject(new DynamoError("Unavailable", text, { publicMessage: text, cause: error }));
 		};
 		server.once("error", failed);
-		server.listen({ host, port, backlog: 1024 }, () => {
+		server.listen({ host, port, backlog: BACKLOG }, () => {
 			server.removeListener("error", failed);
 			resolve();
 		});
