@@ -61,7 +61,7 @@ const lengths = (header: bigint, body: bigint) => {
 	return prefix;
 };
 
-/** The answer of a request that shows nothing, or the error event of one that does. */
+/** The answer of a request that no worker took, or the error event of one that was taken. */
 type Expected = { readonly status: number } | { readonly event: number } | { readonly ok: string };
 
 const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected])[] = [
@@ -81,7 +81,7 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 			call.ack();
 			return call.home();
 		},
-		{ status: 504 },
+		{ event: 504 },
 	],
 	["closes the request connection", (call) => call.requests.destroy(), { status: 503 }],
 	["refuses", (call) => call.ack("Server unavailable: going"), { status: 503 }],
@@ -109,7 +109,7 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 			call.ack();
 			(await call.home()).write(lengths(0n, 0xffff_ffff_ffff_ffffn));
 		},
-		{ status: 503 },
+		{ event: 503 },
 	],
 	[
 		"announces a header of 31 MB and stops there",
@@ -117,7 +117,7 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 			call.ack();
 			(await call.home()).write(lengths(31_000_000n, 0n));
 		},
-		{ status: 504 },
+		{ event: 504 },
 	],
 	[
 		"sends an item that is no msgpack",
@@ -125,7 +125,7 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 			call.ack();
 			(await call.home()).write(encodeTwoPart(undefined, Buffer.from([0xc1, 0xc1])));
 		},
-		{ status: 500 },
+		{ event: 500 },
 	],
 	[
 		"ends without any item",
@@ -133,7 +133,7 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 			call.ack();
 			(await call.home()).write(Buffer.concat([FINAL, SENTINEL_FRAME]));
 		},
-		{ status: 500 },
+		{ event: 500 },
 	],
 	[
 		"falls silent after two tokens",

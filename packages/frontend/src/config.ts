@@ -45,6 +45,8 @@ export interface FrontendConfig {
 	readonly overloadStatusCode: number;
 	/** A comment event after this much silence of a stream; 0: none. */
 	readonly sseKeepAliveIntervalMs: number;
+	/** How long after a worker took a streamed request its errors can still be plain answers; 0: not at all. */
+	readonly preCommitErrorPeekMs: number;
 	/** Longest silence of a worker, before the first token too; undefined: the runtime's deadlines. */
 	readonly backendStreamTimeoutMs: number | undefined;
 	readonly paths: FrontendPaths;
@@ -87,6 +89,7 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		gracefulShutdownTimeoutMs: read.seconds(ENV.DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 5),
 		overloadStatusCode: read.integer(ENV.DYN_HTTP_OVERLOAD_STATUS_CODE, 529, 400, 599),
 		sseKeepAliveIntervalMs: read.integer(ENV.DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS, 0, 0, 0x7fff_ffff),
+		preCommitErrorPeekMs: read.integer(ENV.DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS, 0, 0, 0x7fff_ffff),
 		backendStreamTimeoutMs: read.seconds(ENV.DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS, 0) || undefined,
 		paths: {
 			chat: read.text(ENV.DYN_HTTP_SVC_CHAT_PATH, "/v1/chat/completions"),

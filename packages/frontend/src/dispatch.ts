@@ -78,6 +78,10 @@ export class Dispatch implements ResponseSink {
 		this.call?.resume();
 	}
 
+	onOpen(): void {
+		if (!this.over) this.sink.onOpen?.();
+	}
+
 	onItem(item: Annotated<unknown>): void {
 		if (this.over) return;
 		this.delivered = true;

@@ -254,13 +254,52 @@ describe("instances that fail", () => {
 		await stack.close();
 		stack = await startStack({ backendStreamTimeoutMs: 100 });
 		const silent = await stack.worker({ script: () => {} });
-		const answer = await http(stack.chat, { body: chatBody({ stream: true }) });
+		const answer = await http(stack.chat, { body: chatBody() });
 		expect(answer.status).toBe(504);
 		expect(answer.json).toMatchObject({ message: "Request deadline exceeded", code: 504 });
 		expect(silent.calls).toHaveLength(1);
 		await stack.worker({ script: sendAll(hello) });
 		for (let i = 0; i < 3; i++) expect((await http(stack.chat, { body: chatBody() })).status).toBe(200);
 		expect((await stack.metrics()).value(FAILURES, { reason: "backend.response_timeout" })).toBe(1);
+	});
+
+	it("a worker that took a stream and says nothing: an error event", async () => {
+		await stack.close();
+		stack = await startStack({ backendStreamTimeoutMs: 100 });
+		await stack.worker({ script: () => {} });
+		const stream = await openStream(stack.chat, chatBody({ stream: true }), { kind: "chat", expectError: true });
+		expect(stream.status).toBe(200);
+		const summary = await stream.finished();
+		expect(summary.error).toEqual({ message: "Request deadline exceeded", type: "timeout_error", code: 504 });
+		expect(summary.events).toBe(2);
+	});
+
+	it("headers do not wait for the first token", async () => {
+		const worker = await stack.worker({ script: () => {} });
+		const stream = await openStream(stack.chat, chatBody({ stream: true }), { kind: "chat" });
+		expect(stream.status).toBe(200);
+		(await worker.call(0)).tokens(hello).finish("stop").end();
+		expect((await stream.finished()).choices[0]?.contentChunks).toBe(hello.length);
+	});
+
+	it("while errors are waited for, an early one is a plain answer", async () => {
+		await stack.close();
+		stack = await startStack({ preCommitErrorPeekMs: 60_000 });
+		const error = { error_type: "Disconnected" as const, message: "inside" };
+		const worker = await stack.worker({
+			script: ({ response }) => setTimeout(() => response.send({ event: "error", error }), 20),
+		});
+		const answer = await http(stack.chat, { body: chatBody({ stream: true }) });
+		expect(answer.status).toBe(503);
+		expect(worker.calls).toHaveLength(1);
+	});
+
+	it("an error in the same packet as the first tokens does not take them back", async () => {
+		await stack.worker({ script: (call) => call.tokens(hello.slice(0, 2)).finish({ error: "inside" }).end() });
+		const stream = await openStream(stack.chat, chatBody({ stream: true }), { kind: "chat", expectError: true });
+		const summary = await stream.finished();
+		expect(summary.error).toEqual({ message: "Internal server error", type: "internal_server_error", code: 500 });
+		expect(summary.choices[0]?.contentChunks).toBe(2);
 	});
 
 	it("a worker that falls silent in the middle: an error event", async () => {

@@ -51,6 +51,8 @@ export interface GenerationPlan {
 	readonly headers: Readonly<Record<string, string>>;
 	readonly dispatch: DispatchOptions;
 	readonly keepAliveMs: number;
+	/** How long after a worker has taken the request an error can still become a plain answer, milliseconds. */
+	readonly errorPeekMs: number;
 }
 
 /** What {@link Generation} needs from the HTTP side. */
@@ -75,6 +77,7 @@ export class Generation {
 	private readonly legs: Leg[];
 	private unfinished: number;
 	private over = false;
+	private peek: NodeJS.Timeout | undefined;
 
 	constructor(plan: GenerationPlan, response: ServerResponse, tracker: RequestTracker, host: GenerationHost) {
 		this.plan = plan;
@@ -106,11 +109,20 @@ export class Generation {
 	private readonly onClose = (): void => {
 		if (this.over) return;
 		this.over = true;
+		clearTimeout(this.peek);
 		for (const leg of this.legs) leg.dispatch.kill();
 		this.tracker.finish({ kind: "disconnected" });
 	};
 
 	// -- called by legs
+
+	/** All prompts were taken by workers. */
+	onOpen(): void {
+		const { writer } = this;
+		if (writer === undefined || this.over || this.legs.some(({ opened }) => !opened)) return;
+		if (this.plan.errorPeekMs === 0) writer.commit();
+		else this.peek ??= setTimeout(() => writer.commit(), this.plan.errorPeekMs);
+	}
 
 	/** The first delta of any leg. */
 	onFirstDelta(): void {
@@ -176,7 +188,8 @@ export class Generation {
 		this.over = true;
 		for (const leg of this.legs) leg.dispatch.kill();
 		const failure = this.host.failureOf(error);
-		if (this.writer?.started) {
+		clearTimeout(this.peek);
+		if (this.writer?.committed) {
 			this.writer.queue(failure.http.toSseEvent());
 			this.writer.end();
 		} else {
@@ -233,6 +246,8 @@ export class Leg implements ResponseSink {
 	/** `performance.now()`; for the report of timings. */
 	sentAt = 0;
 	firstAt: number | undefined;
+	/** A worker has taken it. */
+	opened = false;
 	workerId: bigint | undefined;
 	readonly tracker: RequestTracker;
 	private readonly generation: Generation;
@@ -284,6 +299,11 @@ export class Leg implements ResponseSink {
 			completionTokens: this.completionTokens,
 			details: this.details,
 		};
+	}
+
+	onOpen(): void {
+		this.opened = true;
+		this.generation.onOpen();
 	}
 
 	onItem(item: Annotated<unknown>): void {

@@ -18,7 +18,8 @@ export interface SseListener {
 
 /**
  * Writes an event stream. What is queued in one turn of the event loop goes out in one write, whatever the number of
- * events; the headers go with the first. Not before that: until then the answer can still become a plain error.
+ * events. The headers go with the first, or when {@link commit} says so; until then the answer can still become a
+ * plain error.
  *
  * Chunks are framed here and not by node, which would hand each write to the socket in four pieces.
  */
@@ -34,8 +35,10 @@ export class SseWriter {
 	private scheduled = false;
 	private blocked = false;
 	private ended = false;
+	/** The status is decided: whatever happens from here on is told inside the stream. */
+	committed = false;
 	/** Something was written, so the status is out. */
-	started = false;
+	private started = false;
 
 	/** @param keepAliveMs silence after which a comment event is sent, milliseconds; 0: never. */
 	constructor(response: ServerResponse, keepAliveMs: number, listener: SseListener) {
@@ -47,9 +50,17 @@ export class SseWriter {
 		response.on("close", () => this.stop());
 	}
 
+	/** Sends the headers, at the end of the turn and with what is queued until then. */
+	commit(): void {
+		if (this.committed) return;
+		this.committed = true;
+		this.queue("");
+	}
+
 	/** Queues whole events; each ends in an empty line. */
 	queue(events: string): void {
 		if (this.ended) return;
+		this.committed = true;
 		this.pending += events;
 		if (this.scheduled) return;
 		this.scheduled = true;
@@ -67,7 +78,7 @@ export class SseWriter {
 		this.response.end();
 	}
 
-	/** Drops what is queued, so that something else can be answered; only before {@link started}. */
+	/** Nothing will be written, so that something else can be answered; only before {@link committed}. */
 	discard(): void {
 		this.stop();
 	}
@@ -80,7 +91,10 @@ export class SseWriter {
 
 	/** @param after what follows the chunk in the same write. */
 	private write(after = ""): void {
-		if (this.pending === "") return;
+		if (this.pending === "") {
+			this.sendHeaders();
+			return;
+		}
 		const events = this.pending;
 		this.pending = "";
 		if (!this.started) this.start();
@@ -110,6 +124,14 @@ export class SseWriter {
 		const room = this.response.write(chunk, encoding);
 		this.socket = this.response.socket;
 		return room;
+	}
+
+	/** Headers alone, while the first event is not there yet. */
+	private sendHeaders(): void {
+		if (this.started) return;
+		this.start();
+		this.response.flushHeaders();
+		this.socket = this.response.socket;
 	}
 
 	private start(): void {

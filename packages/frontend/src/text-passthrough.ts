@@ -68,6 +68,10 @@ export class TextPassthrough implements ResponseSink {
 		this.dispatch.start();
 	}
 
+	onOpen(): void {
+		if (!this.over) this.writer?.commit();
+	}
+
 	onItem(item: Annotated<unknown>): void {
 		if (this.over || item.data === null || item.data === undefined) return;
 		if (!isJsonObject(item.data)) {
@@ -96,7 +100,7 @@ export class TextPassthrough implements ResponseSink {
 		this.over = true;
 		this.dispatch.kill();
 		const failure = this.host.failureOf(error);
-		if (this.writer?.started) {
+		if (this.writer?.committed) {
 			this.writer.queue(failure.http.toSseEvent());
 			this.writer.end();
 		} else {

@@ -193,6 +193,10 @@ class TrackedCall implements ResponseSink {
 		this.#onDone = onDone;
 	}
 
+	onOpen(): void {
+		this.#sink.onOpen?.();
+	}
+
 	onItem(item: Parameters<ResponseSink["onItem"]>[0]): void {
 		this.#sink.onItem(item);
 	}

@@ -204,6 +204,7 @@ async function answer(
 			headers,
 			dispatch,
 			keepAliveMs: config.sseKeepAliveIntervalMs,
+			errorPeekMs: config.preCommitErrorPeekMs,
 		},
 		response,
 		tracker,

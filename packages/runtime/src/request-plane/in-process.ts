@@ -151,6 +151,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 	#released = false;
 	#paused = false;
 	#stopAsked = false;
+	#opened = false;
 	#itemAt: number;
 
 	constructor(
@@ -191,6 +192,8 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 		this.#observer = entry.observer.onRequest(0, headers);
 		this.#observer.onPrologue();
 		entry.run(this.#request, this, this.#observer);
+		// An error in the turn of the request itself takes the place of the opening, as on other planes.
+		this.#askFlush();
 		if (this.#stopAsked) this.#cancel("stop");
 	}
 
@@ -244,6 +247,10 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 		if (this.#paused || this.#finished) return;
 		const items = this.#waiting;
 		this.#waiting = [];
+		if (!this.#opened && (items.length > 0 || this.#error === undefined)) {
+			this.#opened = true;
+			this.#sink.onOpen?.();
+		}
 		for (let i = 0; i < items.length; i++) {
 			const item = items[i] as Annotated<unknown>;
 			if (item.event === "error" || (item.error !== undefined && item.error !== null)) {

@@ -67,6 +67,8 @@ export interface OutgoingRequest {
 
 /** Receives a response stream. After any of onEnd and onError nothing more is called. */
 export interface ResponseSink {
+	/** The worker has taken the request (its prologue said so); called once, before any item. */
+	onOpen?(): void;
 	/** One item; called synchronously from the socket's data event. Must not throw. Never an error item. */
 	onItem(item: Annotated<unknown>): void;
 	/** The stream is complete. */

@@ -278,7 +278,10 @@ export class TcpActiveRequest
 		this.#prologueSeen = true;
 		try {
 			const prologue = parsePrologue(header);
-			if (prologue.error === null) return;
+			if (prologue.error === null) {
+				this.#sink.onOpen?.();
+				return;
+			}
 			this.fail(
 				prologue.typedError !== undefined
 					? fromWireError(prologue.typedError)
