@@ -7,6 +7,15 @@
  */
 const CHAR_TO_BYTE: Int16Array = buildCharToByte();
 
+/** Byte -> its stand-in. */
+export const BYTE_TO_CHAR: readonly string[] = buildByteToChar();
+
+function buildByteToChar(): string[] {
+	const chars = new Array<string>(256);
+	for (const [code, byte] of CHAR_TO_BYTE.entries()) if (byte >= 0) chars[byte] = String.fromCharCode(code);
+	return chars;
+}
+
 function buildCharToByte(): Int16Array {
 	const table = new Int16Array(256 + 68).fill(-1);
 	let next = 256;

@@ -4,6 +4,7 @@
 import { closeSync, openSync, readFileSync, readSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
+import native from "tokenizers";
 import { describe, expect, it } from "vitest";
 import { ChatTemplate } from "./chat-template.js";
 import { convertGgufTokenizer } from "./gguf-tokenizer.js";
@@ -120,6 +121,19 @@ describe.skipIf(!gguf)(`real GGUF${skipReason("DYNAMO_TEST_MODEL_GGUF", gguf)}`,
 				}),
 				{ numRuns: 500 },
 			);
+		});
+
+		it("encodes at once what the native library encodes", async () => {
+			const json = readFileSync(join(folder!, "tokenizer.json"), "utf8");
+			const tokenizer = Tokenizer.fromJson(json);
+			const reference = native.Tokenizer.fromString(json);
+			await tokenizer.encode("ready");
+			const source = readFileSync(new URL("./tokenizer.ts", import.meta.url), "utf8");
+			for (let at = 0; at < source.length; at += 300) {
+				const text = `<|im_start|>user\n${source.slice(at, at + 300)}<|im_end|>`;
+				const expected = (await reference.encode(text, null, { addSpecialTokens: false })).getIds();
+				expect(tokenizer.encodeNow(text, { addSpecialTokens: false })).toEqual(expected);
+			}
 		});
 
 		it("config.json says what the model's own says", () => {

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import type { Tokenizer as NativeTokenizer } from "tokenizers";
+import { ByteLevelEncoder, type EncoderSections, SELF_CHECK_TEXT } from "./byte-level-encoder.js";
 import { TokenizerError } from "./errors.js";
 import { IncrementalDetokenizer, type IncrementalDetokenizerOptions } from "./incremental-detokenizer.js";
 import { planDecoder, TOKEN_BYTES, TOKEN_TEXT, TokenTable } from "./token-decoder.js";
@@ -40,8 +41,10 @@ export interface DecodeOptions {
 interface TokenizerJson {
 	added_tokens?: Record<string, unknown>[];
 	decoder?: unknown;
+	normalizer?: unknown;
+	pre_tokenizer?: unknown;
 	post_processor?: unknown;
-	model?: { vocab?: Record<string, number> | [string, number][] };
+	model?: EncoderSections["model"];
 }
 
 /** Tokenizers kept for another load of the same content; each holds 40-250 MB for as long as it stays. */
@@ -56,7 +59,8 @@ let native: typeof import("tokenizers") | undefined;
 /**
  * A Hugging Face tokenizer (tokenizer.json). Immutable, so any number of requests share one.
  *
- * Text -> ids runs in the native library on its own threads; ids -> text is a table look-up here.
+ * Text -> ids: byte-level BPE here, from a cache of words; everything else, and long texts, in the native library on
+ * its own threads. Ids -> text is a table look-up here.
  */
 export class Tokenizer {
 	/** What each id adds to the text; shared by all detokenizers of this tokenizer. */
@@ -68,6 +72,10 @@ export class Tokenizer {
 	/** Ids that `encode` puts around the text with addSpecialTokens (from a TemplateProcessing step). */
 	readonly templateTokens: { readonly before: readonly number[]; readonly after: readonly number[] };
 	readonly #native: NativeTokenizer;
+	/** Undefined until it has shown that it does what the native library does. */
+	#encoder: ByteLevelEncoder | undefined;
+	#checking: Promise<void> | undefined;
+	readonly #processorOnlyAdds: boolean;
 
 	private constructor(json: string) {
 		native ??= createRequire(import.meta.url)("tokenizers") as typeof import("tokenizers");
@@ -90,6 +98,22 @@ export class Tokenizer {
 		const special = new Uint8Array(tokens.length);
 		for (const id of this.specialTokens.values()) special[id] = 1;
 		this.table = new TokenTable(tokens, special, plan);
+		this.#processorOnlyAdds = onlyAddsTemplateTokens(parsed.post_processor);
+		const encoder = ByteLevelEncoder.plan(parsed, this.addedTokens, (token) => this.tokenToId(token));
+		if (encoder !== undefined) this.#checking = this.#check(encoder);
+	}
+
+	/** An encoder that the native library disagrees with on a text made to tell them apart is not used. */
+	async #check(encoder: ByteLevelEncoder): Promise<void> {
+		try {
+			const expected = (await this.#native.encode(SELF_CHECK_TEXT, null, { addSpecialTokens: false })).getIds();
+			const found = encoder.encode(SELF_CHECK_TEXT);
+			if (found?.length === expected.length && found.every((id, i) => id === expected[i])) this.#encoder = encoder;
+		} catch {
+			// The native library is asked again, and its error told, with the first text.
+		} finally {
+			this.#checking = undefined;
+		}
 	}
 
 	/**
@@ -136,12 +160,28 @@ export class Tokenizer {
 	}
 
 	/**
-	 * Token ids of a text. Runs off the main thread: one promise per call, so give it whole prompts.
+	 * Token ids of a text, where they can be had at once, without the native library: undefined for tokenizers other
+	 * than byte-level BPE, for long texts and for characters whose classes changed between versions of Unicode.
+	 */
+	encodeNow(text: string, options: EncodeOptions = {}): number[] | undefined {
+		const addSpecialTokens = options.addSpecialTokens ?? true;
+		if (addSpecialTokens && !this.#processorOnlyAdds) return undefined;
+		const ids = this.#encoder?.encode(text);
+		if (ids === undefined || !addSpecialTokens) return ids;
+		const { before, after } = this.templateTokens;
+		return before.length + after.length === 0 ? ids : [...before, ...ids, ...after];
+	}
+
+	/**
+	 * Token ids of a text: those of {@link encodeNow}, or else from the native library, off the main thread.
 	 *
 	 * @throws TokenizerError (as a rejection) when the library refuses the text
 	 */
 	async encode(text: string, options: EncodeOptions = {}): Promise<number[]> {
 		if (text === "" && options.addSpecialTokens === false) return [];
+		if (this.#checking !== undefined) await this.#checking;
+		const ids = this.encodeNow(text, options);
+		if (ids !== undefined) return ids;
 		try {
 			const encoding = await this.#native.encode(text, null, { addSpecialTokens: options.addSpecialTokens ?? true });
 			return encoding.getIds();
@@ -239,6 +279,14 @@ function readVocabulary(
 	else for (const token in vocab) tokens[vocab[token]!] = token;
 	for (const { id, content } of added) tokens[id] = content;
 	return tokens;
+}
+
+/** True when all that the post-processor does to ids is adding {@link Tokenizer.templateTokens}. */
+function onlyAddsTemplateTokens(processor: unknown): boolean {
+	const node = processor as Record<string, unknown> | null | undefined;
+	if (node === null || node === undefined) return true;
+	if (node.type === "Sequence") return ((node.processors as unknown[]) ?? []).every(onlyAddsTemplateTokens);
+	return node.type === "ByteLevel" || node.type === "TemplateProcessing";
 }
 
 /** The ids that a TemplateProcessing step (alone or in a Sequence) puts before and after a single text. */
