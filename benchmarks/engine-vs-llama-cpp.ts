@@ -30,6 +30,7 @@ async function ours(): Promise<Subject> {
 		quantization: "auto",
 		maxNumSeqs: 8,
 		maxModelLen: 2048,
+		intraOpThreads: THREADS,
 		cacheDir: process.env.DYNAMO_BENCH_CACHE ?? join(tmpdir(), "dynamo-bench-graphs"),
 	});
 	await engine.start();
