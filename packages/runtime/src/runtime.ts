@@ -38,6 +38,9 @@ import {
 /** An item of the in-process plane counts as this many bytes against the limit of what may wait. */
 const IN_PROCESS_ITEM_BYTES = 256;
 
+/** A worker dials as soon as it has acknowledged; its dial, and one that was lost on the way, fit into this many. */
+const CALL_HOME_CONNECT_TIMEOUTS = 3;
+
 /**
  * The runtime of one process: discovery, request plane, metrics, logs, system server. Listeners are opened when they
  * are first needed: a frontend never listens for requests, a worker never for responses.
@@ -286,6 +289,7 @@ export class DistributedRuntime {
 							responsePort: config.tcpResponsePort,
 							connectTimeoutMs: config.tcpConnectTimeoutMs,
 							ackTimeoutMs: config.tcpRequestTimeoutMs,
+							callHomeTimeoutMs: CALL_HOME_CONNECT_TIMEOUTS * config.tcpConnectTimeoutMs,
 							firstResponseTimeoutMs,
 							idleTimeoutMs,
 							poolSize: config.tcpPoolSize,

@@ -95,6 +95,11 @@ class RequestConnection {
 	}
 
 	#failure(why: string, cause?: unknown): DynamoError {
+		const { code } = (cause ?? {}) as NodeJS.ErrnoException;
+		if (!this.#connected && (code === "EMFILE" || code === "ENFILE")) {
+			// Nothing is wrong with the worker.
+			return new DynamoError("ResourceExhausted", `no file descriptor for a connection to a worker: ${why}`, { cause });
+		}
 		return this.#connected
 			? new DynamoError("Disconnected", `connection to worker ${this.#address} lost: ${why}`, { cause })
 			: new DynamoError("CannotConnect", `cannot connect to worker ${this.#address}: ${why}`, { cause });

@@ -53,6 +53,11 @@ export class ResponseServer {
 		return new ResponseServer(options, server, port);
 	}
 
+	/** Requests whose worker has not called home yet. */
+	get waiting(): number {
+		return this.#waiting.size;
+	}
+
 	/** Must come before the request is sent: the worker may call home before it acknowledges. */
 	expect(subject: string, owner: ResponseStreamOwner): void {
 		this.#waiting.set(subject, owner);

@@ -23,6 +23,7 @@ export interface TcpActiveRequestOptions {
 	readonly target: string;
 	readonly codec: RequestPlaneCodec;
 	readonly ackTimeoutMs: number;
+	readonly callHomeTimeoutMs: number;
 	readonly firstResponseTimeoutMs: number;
 	readonly idleTimeoutMs: number;
 	readonly deadlines: Deadlines;
@@ -53,6 +54,7 @@ export class TcpActiveRequest
 	#giveUpConnection: (() => void) | undefined;
 	#socket: Socket | undefined;
 	#ackAt: number;
+	#homeAt: number;
 	/** Until the first item: when that is due; afterwards: when the next one is. */
 	#itemAt: number;
 	#prologueSeen = false;
@@ -72,6 +74,7 @@ export class TcpActiveRequest
 		this.#sink = sink;
 		this.#startedAt = performance.now();
 		this.#ackAt = deadlineAfter(this.#startedAt, options.ackTimeoutMs);
+		this.#homeAt = deadlineAfter(this.#startedAt, options.callHomeTimeoutMs);
 		this.#itemAt = deadlineAfter(this.#startedAt, options.firstResponseTimeoutMs);
 		options.deadlines.add(this);
 	}
@@ -167,6 +170,7 @@ export class TcpActiveRequest
 	onCallHome(socket: Socket): ResponseStreamReceiver {
 		this.#socket = socket;
 		this.#ackAt = NEVER;
+		this.#homeAt = NEVER;
 		if (this.#stopAsked) socket.write(STOP_FRAME);
 		if (this.#paused) socket.pause();
 		return this;
@@ -210,6 +214,13 @@ export class TcpActiveRequest
 			);
 			// Acks come in order: what was sent after this request on the same connection waits in vain too.
 			this.#giveUpConnection?.();
+		} else if (now >= this.#homeAt) {
+			this.fail(
+				new DynamoError(
+					"ConnectionTimeout",
+					`worker ${this.#options.target} took the request but opened no response stream within ${this.#options.callHomeTimeoutMs} ms`,
+				),
+			);
 		} else if (now >= this.#itemAt && !this.#paused) {
 			if (this.#complete) {
 				this.#finish();
@@ -331,5 +342,5 @@ export class TcpActiveRequest
 function errorOfItem(item: Annotated<unknown>, target: string): DynamoError {
 	if (item.error !== undefined && item.error !== null) return fromWireError(item.error);
 	const text = item.comment?.join("; ") ?? "no message";
-	return new DynamoError("Internal", `worker ${target} sent an error: ${text}`);
+	return new DynamoError("Unknown", `worker ${target} sent an error: ${text}`);
 }

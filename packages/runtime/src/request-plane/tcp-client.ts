@@ -11,6 +11,7 @@ import {
 	isDynamoError,
 	splitTcpAddress,
 } from "@dynamo-ts/protocols/internal";
+import { DescriptorGuard } from "../net/descriptor-guard.js";
 import type { Logger } from "../observability/logging.js";
 import { Deadlines } from "./deadlines.js";
 import { ConnectionPool } from "./request-connection.js";
@@ -31,6 +32,8 @@ export interface TcpClientOptions {
 	readonly responsePort: number;
 	readonly connectTimeoutMs: number;
 	readonly ackTimeoutMs: number;
+	/** From sending a request to the worker's call home. */
+	readonly callHomeTimeoutMs: number;
 	readonly firstResponseTimeoutMs: number;
 	readonly idleTimeoutMs: number;
 	readonly poolSize: number;
@@ -46,10 +49,12 @@ export class TcpRequestPlaneClient implements RequestPlaneClient {
 	readonly #pool: ConnectionPool;
 	readonly #deadlines = new Deadlines();
 	readonly #active = new Set<TcpActiveRequest>();
+	readonly #descriptors: DescriptorGuard;
 
 	private constructor(options: TcpClientOptions, responses: ResponseServer) {
 		this.#options = options;
 		this.#responses = responses;
+		this.#descriptors = new DescriptorGuard(options.log);
 		this.#pool = new ConnectionPool({
 			connectTimeoutMs: options.connectTimeoutMs,
 			size: options.poolSize,
@@ -88,6 +93,7 @@ export class TcpRequestPlaneClient implements RequestPlaneClient {
 				target: address ?? `${instance.namespace}/${instance.component}/${instance.endpoint}`,
 				codec,
 				ackTimeoutMs: options.ackTimeoutMs ?? this.#options.ackTimeoutMs,
+				callHomeTimeoutMs: this.#options.callHomeTimeoutMs,
 				firstResponseTimeoutMs: options.firstResponseTimeoutMs ?? this.#options.firstResponseTimeoutMs,
 				idleTimeoutMs: options.idleTimeoutMs ?? this.#options.idleTimeoutMs,
 				deadlines: this.#deadlines,
@@ -108,6 +114,8 @@ export class TcpRequestPlaneClient implements RequestPlaneClient {
 					`the worker's address ${JSON.stringify(instance.transport)} is not "host:port/path" over TCP`,
 				);
 			}
+			const refusal = this.#descriptors.refusal(this.#responses.waiting);
+			if (refusal !== undefined) throw new DynamoError("ResourceExhausted", refusal);
 			const frame = this.#encode(request, codec, target.path, subject);
 			this.#responses.expect(subject, active);
 			active.sentOver(this.#pool.send(target.host, target.port, frame, active));

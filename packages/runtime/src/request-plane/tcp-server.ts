@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createServer, type Server, type Socket } from "node:net";
 import {
+	ACK_OVERLOADED_PREFIX,
 	ACK_UNAVAILABLE_PREFIX,
 	type DecodedRequestFrame,
 	DynamoError,
@@ -13,6 +14,7 @@ import {
 	RequestFrameDecoder,
 	splitTwoPart,
 } from "@dynamo-ts/protocols/internal";
+import { DescriptorGuard } from "../net/descriptor-guard.js";
 import { advertisedHost, formatHostPort, listenTcp, parseHostPort } from "../net/listen.js";
 import type { Logger } from "../observability/logging.js";
 import { EndpointEntry } from "./endpoint-entry.js";
@@ -44,10 +46,12 @@ export class TcpRequestPlaneServer implements RequestPlaneServer {
 	readonly #endpoints = new Map<string, EndpointEntry>();
 	readonly #sockets = new Set<Socket>();
 	readonly #authority: string;
+	readonly #descriptors: DescriptorGuard;
 
 	private constructor(options: TcpServerOptions, server: Server, port: number) {
 		this.#options = options;
 		this.#server = server;
+		this.#descriptors = new DescriptorGuard(options.log);
 		this.#authority = formatHostPort(advertisedHost(options.host), port);
 		server.on("connection", (socket) => this.#onConnection(socket));
 	}
@@ -107,6 +111,11 @@ export class TcpRequestPlaneServer implements RequestPlaneServer {
 			} else if (entry.refusing) {
 				acks.push(encodeAck(`${ACK_UNAVAILABLE_PREFIX} shutting down ${frame.path}`));
 			} else {
+				const refusal = this.#descriptors.refusal(accepted.length);
+				if (refusal !== undefined) {
+					acks.push(encodeAck(`${ACK_OVERLOADED_PREFIX} ${refusal}`));
+					continue;
+				}
 				acks.push(encodeAck());
 				accepted.push({ frame, entry });
 			}

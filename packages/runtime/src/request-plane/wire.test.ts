@@ -362,12 +362,13 @@ class Sink implements ResponseSink {
 describe("client, against recorded and wicked workers", () => {
 	let client: TcpRequestPlaneClient;
 
-	beforeEach(async () => {
-		client = await TcpRequestPlaneClient.open({
+	const open = async (callHomeTimeoutMs: number) => {
+		const opened = await TcpRequestPlaneClient.open({
 			responseHost: "127.0.0.1",
 			responsePort: 0,
 			connectTimeoutMs: 5000,
 			ackTimeoutMs: 5000,
+			callHomeTimeoutMs,
 			firstResponseTimeoutMs: 10_000,
 			idleTimeoutMs: 10_000,
 			poolSize: 3,
@@ -375,7 +376,11 @@ describe("client, against recorded and wicked workers", () => {
 			maxMessageBytes: MAX_BYTES,
 			log,
 		});
-		closers.push(() => client.close());
+		closers.push(() => opened.close());
+		return opened;
+	};
+	beforeEach(async () => {
+		client = await open(5000);
 	});
 
 	interface Received {
@@ -613,6 +618,12 @@ describe("client, against recorded and wicked workers", () => {
 		const { sink } = send(instance(port), { firstResponseTimeoutMs: 100 });
 		await finished(sink);
 		expect(sink.error?.errorClass).toBe("ResponseTimeout");
+		client = await open(100);
+		const again = send(instance(port));
+		await finished(again.sink);
+		// Another worker may have the request: this one never began.
+		expect(again.sink.error?.errorClass).toBe("ConnectionTimeout");
+		expect(again.sink.error?.message).toContain("opened no response stream within 100 ms");
 	});
 
 	it("a worker that closes the request connection without an ack is a disconnect", async () => {

@@ -42,6 +42,7 @@ for (const codec of ["msgpack", "json"] as const) {
 			responsePort: 0,
 			connectTimeoutMs: 5000,
 			ackTimeoutMs: 5000,
+			callHomeTimeoutMs: 5000,
 			firstResponseTimeoutMs: 20_000,
 			idleTimeoutMs: 20_000,
 			poolSize: 4,
