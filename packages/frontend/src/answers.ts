@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole (not streamed) answers, written to node's response as they are: Dynamo's bytes have no charset parameter and
 // no other decoration.
-import type { ServerResponse } from "node:http";
+import { type ServerResponse, STATUS_CODES } from "node:http";
 import type { Failure } from "./http-errors.js";
 
 /** Sends JSON text. Does nothing when the client is gone or something was sent. */
@@ -12,8 +12,8 @@ export function sendJson(
 	headers?: Record<string, string>,
 ): void {
 	if (response.headersSent || response.destroyed) return;
-	// Node has no phrase for 529; Dynamo's status line says <none>.
-	if (status === 529) response.statusMessage = "<none>";
+	// What Dynamo's status line says where there is no phrase (499, 529).
+	if (STATUS_CODES[status] === undefined) response.statusMessage = "<none>";
 	response.writeHead(status, {
 		"content-type": "application/json",
 		"content-length": Buffer.byteLength(json),

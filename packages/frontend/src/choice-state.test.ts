@@ -24,6 +24,7 @@ function rules(more: Partial<ChoiceRules> = {}): ChoiceRules {
 		stopTokenIds: new Set([EOS]),
 		minTokens: 0,
 		wantLogprobs: false,
+		topLogprobs: 0,
 		...more,
 	};
 }
@@ -179,7 +180,8 @@ describe("log-probabilities", () => {
 		const entries = choice.takeLogprobs() ?? [];
 		expect(entries).toHaveLength(choice.tokens);
 		expect(entries.map(({ textOffset }) => textOffset)).toEqual([0, 6, 7, 7, 8]);
-		expect(Buffer.from(entries.flatMap(({ bytes }) => [...bytes])).toString()).toBe(" Hello é<|im_end|>");
+		expect(Buffer.from(entries.flatMap(({ bytes }) => [...(bytes ?? [])])).toString()).toBe(" Hello é");
+		expect(entries.at(-1)).toMatchObject({ tokenId: EOS, token: "", bytes: null });
 		expect(entries[0]).toMatchObject({ token: " Hello", logprob: -0.5, top: [{ token: " Hello", logprob: -0.5 }] });
 		expect(choice.takeLogprobs()).toBeUndefined();
 	});

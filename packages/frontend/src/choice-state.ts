@@ -5,14 +5,25 @@ import { type IncrementalDetokenizer, StopSequenceMatcher, type Tokenizer } from
 /** Finish reasons as clients see them. */
 export type FinishReason = "stop" | "length" | "content_filter";
 
+/** A token that could have been chosen. */
+export interface TokenAlternative {
+	readonly token: string;
+	readonly bytes: readonly number[] | null;
+	/** Natural logarithm. */
+	readonly logprob: number;
+}
+
 /** Log-probability of one generated token, with its alternatives. */
 export interface TokenLogprob {
 	readonly tokenId: number;
+	/** Empty for a token that is never shown, such as the one that ends the choice. */
 	readonly token: string;
-	readonly bytes: readonly number[];
+	/** Null for a token without any. */
+	readonly bytes: readonly number[] | null;
 	/** Natural logarithm. */
 	readonly logprob: number;
-	readonly top: readonly { readonly token: string; readonly bytes: readonly number[]; readonly logprob: number }[];
+	/** The likeliest tokens; the chosen one comes last when it is not among them. */
+	readonly top: readonly TokenAlternative[];
 	/** Where the token's text begins in the text of the choice, UTF-16 units. */
 	readonly textOffset: number;
 }
@@ -28,6 +39,8 @@ export interface ChoiceRules {
 	/** Nothing stops a choice before that many tokens. */
 	readonly minTokens: number;
 	readonly wantLogprobs: boolean;
+	/** How many alternatives the client asked for. */
+	readonly topLogprobs: number;
 }
 
 /** Thrown by {@link ChoiceState.accept} when the worker reports that generation failed. */
@@ -170,23 +183,29 @@ export class ChoiceState {
 		const logprob = output.log_probs?.[position];
 		if (logprob === undefined || logprob === null) return;
 		const alternatives = output.top_logprobs?.[position] ?? [];
-		this.pendingLogprobs.push({
-			tokenId: id,
-			...this.tokenText(id, output.tokens?.[position]),
-			logprob,
-			top: alternatives.map((top: TopLogprob) => ({
-				...this.tokenText(top.token_id, top.token),
-				logprob: top.logprob,
-			})),
-			textOffset: this.offset,
-		});
+		// Only a worker that makes the text itself knows better what its tokens look like.
+		const given = typeof output.text === "string" ? output.tokens?.[position] : undefined;
+		const chosen = { ...this.tokenText(id, given), logprob };
+		const top = alternatives.map((other) => ({ ...this.alternativeText(other), logprob: other.logprob }));
+		if (this.rules.topLogprobs > 0 && !alternatives.some(({ token_id }) => token_id === id)) top.push(chosen);
+		this.pendingLogprobs.push({ ...chosen, tokenId: id, top, textOffset: this.offset });
 	}
 
 	/** A token's own text and bytes; text that is part of a character shows as U+FFFD, the bytes tell what it is. */
-	private tokenText(id: number, given: string | null | undefined): { token: string; bytes: number[] } {
-		const bytes = this.rules.tokenizer.idToBytes(id);
-		if (bytes === undefined) return { token: given ?? "", bytes: [...Buffer.from(given ?? "", "utf8")] };
-		return { token: given ?? Buffer.from(bytes).toString("utf8"), bytes: [...bytes] };
+	private tokenText(id: number, given?: string | null): Omit<TokenAlternative, "logprob"> {
+		if (typeof given === "string") return { token: given, bytes: bytesOf(given) };
+		const { tokenizer, skipSpecialTokens } = this.rules;
+		const bytes = tokenizer.idToBytes(id);
+		if (bytes === undefined || (skipSpecialTokens && tokenizer.isSpecial(id))) return { token: "", bytes: null };
+		return { token: Buffer.from(bytes).toString("utf8"), bytes: [...bytes] };
+	}
+
+	/** What the worker says of it counts, but for bytes that its text does not have. */
+	private alternativeText(top: TopLogprob): Omit<TokenAlternative, "logprob"> {
+		const { token } = top;
+		if (typeof token !== "string") return this.tokenText(top.token_id);
+		if (Array.isArray(top.bytes)) return { token, bytes: top.bytes };
+		return { token, bytes: token.includes("\ufffd") ? this.tokenText(top.token_id).bytes : bytesOf(token) };
 	}
 
 	/** Hands over the log-probabilities that are due; undefined when there are none. */
@@ -196,4 +215,8 @@ export class ChoiceState {
 		this.pendingLogprobs = [];
 		return due;
 	}
+}
+
+function bytesOf(text: string): number[] | null {
+	return text === "" ? null : [...Buffer.from(text, "utf8")];
 }

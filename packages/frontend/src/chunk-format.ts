@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bytes of the two APIs' chunks and answers. Everything that is the same in all chunks of a stream is put into
 // strings once; per token only the content is escaped. Key order is that of Dynamo's frontend.
-import type { PromptTokensDetails } from "@dynamo-ts/protocols/internal";
-import type { FinishReason, TokenLogprob } from "./choice-state.js";
+import type { CompletionTokensDetails, PromptTokensDetails } from "@dynamo-ts/protocols/internal";
+import type { FinishReason, TokenAlternative, TokenLogprob } from "./choice-state.js";
 
 /** Token counts of an answer. */
 export interface UsageCounts {
@@ -10,6 +10,7 @@ export interface UsageCounts {
 	completionTokens: number;
 	/** From the worker; absent when it gave none. */
 	details: PromptTokensDetails | undefined;
+	completionDetails: CompletionTokensDetails | undefined;
 }
 
 /** One choice of a finished answer. */
@@ -31,7 +32,9 @@ export interface AnswerIdentity {
 
 /** Makes the JSON of one answer; the event stream's lines included. */
 export interface ChunkFormat {
-	/** A chunk with text. `usage` only in continuous mode, `nvext` a JSON text or undefined. */
+	/** The API has roles: the first chunk of a choice carries one, and goes out even without text. */
+	readonly hasRoles: boolean;
+	/** A chunk of a choice that goes on. `usage` only in continuous mode, `nvext` a JSON text or undefined. */
 	content(
 		index: number,
 		text: string,
@@ -40,8 +43,16 @@ export interface ChunkFormat {
 		usage: UsageCounts | undefined,
 		nvext: string | undefined,
 	): string;
-	/** The last chunk of a choice. */
-	finish(index: number, reason: FinishReason, usage: UsageCounts | undefined, nvext: string | undefined): string;
+	/** The last chunk of a choice, with the text that came with the end. */
+	finish(
+		index: number,
+		text: string,
+		withRole: boolean,
+		reason: FinishReason,
+		logprobs: readonly TokenLogprob[] | undefined,
+		usage: UsageCounts | undefined,
+		nvext: string | undefined,
+	): string;
 	/** The chunk with empty choices at the end. */
 	usage(usage: UsageCounts): string;
 	/** The whole answer as one JSON text. */
@@ -53,9 +64,16 @@ export function annotationEvent(name: string, value: string): string {
 	return `event: ${name}\n: ${JSON.stringify(value)}\n\n`;
 }
 
+/** A worker's event that is no delta, for clients that know its name. */
+export function commentEvent(name: string, comments: readonly string[]): string {
+	const lines = comments.flatMap((comment) => comment.split(/\r\n|\r|\n/)).map((line) => `: ${line}\n`);
+	return `event: ${name.replace(/[\r\n]/g, " ")}\n${lines.join("")}\n`;
+}
+
 const DATA = "data: ";
 
 export class ChatChunkFormat implements ChunkFormat {
+	readonly hasRoles = true;
 	private readonly head: string;
 	private readonly tail: string;
 	private readonly contentHeads: string[] = [];
@@ -82,17 +100,38 @@ export class ChatChunkFormat implements ChunkFormat {
 			head = `${this.head}{"index":${index},"delta":{"content":`;
 			this.contentHeads[index] = head;
 		}
-		const content = JSON.stringify(text);
-		if (logprobs === undefined && usage === undefined && nvext === undefined) {
-			return head + content + (withRole ? this.roleTail : this.plainTail);
+		if (text !== "" && logprobs === undefined && usage === undefined && nvext === undefined) {
+			return head + JSON.stringify(text) + (withRole ? this.roleTail : this.plainTail);
 		}
-		const role = withRole ? ',"role":"assistant"' : "";
-		const shown = logprobs === undefined ? "null" : chatLogprobs(logprobs);
-		return `${head}${content}${role}},"finish_reason":null,"logprobs":${shown}}${this.tail}${this.extras(usage, nvext)}}\n\n`;
+		return this.chunk(index, text, withRole, "null", logprobs, usage, nvext);
 	}
 
-	finish(index: number, reason: FinishReason, usage: UsageCounts | undefined, nvext: string | undefined): string {
-		return `${this.head}{"index":${index},"delta":{},"finish_reason":"${reason}","logprobs":null}${this.tail}${this.extras(usage, nvext)}}\n\n`;
+	finish(
+		index: number,
+		text: string,
+		withRole: boolean,
+		reason: FinishReason,
+		logprobs: readonly TokenLogprob[] | undefined,
+		usage: UsageCounts | undefined,
+		nvext: string | undefined,
+	): string {
+		return this.chunk(index, text, withRole, `"${reason}"`, logprobs, usage, nvext);
+	}
+
+	private chunk(
+		index: number,
+		text: string,
+		withRole: boolean,
+		reason: string,
+		logprobs: readonly TokenLogprob[] | undefined,
+		usage: UsageCounts | undefined,
+		nvext: string | undefined,
+	): string {
+		const content = text === "" ? "" : `"content":${JSON.stringify(text)}`;
+		const role = withRole ? `${content === "" ? "" : ","}"role":"assistant"` : "";
+		const shown = logprobs === undefined ? "null" : chatLogprobs(logprobs);
+		const choice = `{"index":${index},"delta":{${content}${role}},"finish_reason":${reason},"logprobs":${shown}}`;
+		return `${this.head}${choice}${this.tail}${this.extras(usage, nvext)}}\n\n`;
 	}
 
 	usage(usage: UsageCounts): string {
@@ -102,7 +141,8 @@ export class ChatChunkFormat implements ChunkFormat {
 	answer(choices: readonly FinishedChoice[], usage: UsageCounts, nvext: string | undefined): string {
 		const shown = choices.map((choice) => {
 			const logprobs = choice.logprobs === undefined ? "null" : chatLogprobs(choice.logprobs);
-			const message = `{"content":${JSON.stringify(choice.text)},"refusal":null,"role":"assistant"}`;
+			const content = choice.text === "" ? "null" : JSON.stringify(choice.text);
+			const message = `{"content":${content},"refusal":null,"role":"assistant"}`;
 			return `{"index":${choice.index},"message":${message},"finish_reason":"${choice.finishReason}","logprobs":${logprobs}}`;
 		});
 		const tail = this.tail.replace(/chat\.completion\.chunk"$/, 'chat.completion"');
@@ -116,6 +156,7 @@ export class ChatChunkFormat implements ChunkFormat {
 }
 
 export class CompletionChunkFormat implements ChunkFormat {
+	readonly hasRoles = false;
 	private readonly heads: string[] = [];
 	private readonly tail: string;
 	private readonly plainTail: string;
@@ -151,8 +192,17 @@ export class CompletionChunkFormat implements ChunkFormat {
 		return `${head}${content},"index":${index}${shown}}${this.tail}${extras(usage, nvext)}}\n\n`;
 	}
 
-	finish(index: number, reason: FinishReason, usage: UsageCounts | undefined, nvext: string | undefined): string {
-		const choice = `{"text":"","index":${index},"finish_reason":"${reason}"}`;
+	finish(
+		index: number,
+		text: string,
+		_withRole: boolean,
+		reason: FinishReason,
+		logprobs: readonly TokenLogprob[] | undefined,
+		usage: UsageCounts | undefined,
+		nvext: string | undefined,
+	): string {
+		const shown = logprobs === undefined ? "" : `,"logprobs":${completionLogprobs(logprobs)}`;
+		const choice = `{"text":${JSON.stringify(text)},"index":${index}${shown},"finish_reason":"${reason}"}`;
 		return `${this.head(index)}${choice}${this.tail}${extras(usage, nvext)}}\n\n`;
 	}
 
@@ -182,35 +232,71 @@ function extras(usage: UsageCounts | undefined, nvext: string | undefined): stri
 
 /** @param withNulls completions show details that the worker left out as null, chat leaves them out. */
 function usageJson(usage: UsageCounts, withNulls: boolean): string {
-	const { promptTokens, completionTokens, details } = usage;
+	const { promptTokens, completionTokens, details, completionDetails } = usage;
 	const total = promptTokens + completionTokens;
-	let shown = "";
-	if (details !== undefined) {
-		const members: string[] = [];
-		const audio = details.audio_tokens ?? null;
-		const cached = details.cached_tokens ?? null;
-		if (audio !== null || withNulls) members.push(`"audio_tokens":${audio}`);
-		if (cached !== null || withNulls) members.push(`"cached_tokens":${cached}`);
-		shown = `,"prompt_tokens_details":{${members.join(",")}}`;
+	const prompt =
+		details === undefined ? "" : `,"prompt_tokens_details":${detailsJson(details, PROMPT_DETAILS, withNulls)}`;
+	const completion =
+		completionDetails === undefined
+			? ""
+			: `,"completion_tokens_details":${detailsJson(completionDetails, COMPLETION_DETAILS, withNulls)}`;
+	return `{"prompt_tokens":${promptTokens},"completion_tokens":${completionTokens},"total_tokens":${total}${prompt}${completion}}`;
+}
+
+const PROMPT_DETAILS = ["audio_tokens", "cached_tokens"] as const;
+const COMPLETION_DETAILS = [
+	"accepted_prediction_tokens",
+	"audio_tokens",
+	"reasoning_tokens",
+	"rejected_prediction_tokens",
+] as const;
+
+function detailsJson<K extends string>(
+	details: { readonly [name in K]?: number | null },
+	names: readonly K[],
+	withNulls: boolean,
+): string {
+	const members: string[] = [];
+	for (const name of names) {
+		const count = details[name] ?? null;
+		if (count !== null || withNulls) members.push(`"${name}":${count}`);
 	}
-	return `{"prompt_tokens":${promptTokens},"completion_tokens":${completionTokens},"total_tokens":${total}${shown}}`;
+	return `{${members.join(",")}}`;
+}
+
+/** A number that stays a float to readers that tell floats from integers; JSON has no infinity. */
+function floatJson(value: number): string {
+	if (!Number.isFinite(value)) return "null";
+	return Number.isInteger(value) ? `${Object.is(value, -0) ? "-0" : value}.0` : String(value);
 }
 
 function chatLogprobs(logprobs: readonly TokenLogprob[]): string {
-	const content = logprobs.map(({ token, logprob, bytes, top }) => ({
-		token,
-		logprob,
-		bytes,
-		top_logprobs: top.map((other) => ({ token: other.token, logprob: other.logprob, bytes: other.bytes })),
-	}));
-	return JSON.stringify({ content, refusal: null });
+	const content = logprobs.map((entry) => {
+		const top = entry.top.map((other) => `{${alternativeMembers(other)},${bytesMember(other)}}`);
+		return `{${alternativeMembers(entry)},"token_id":${entry.tokenId},${bytesMember(entry)},"top_logprobs":[${top.join(",")}]}`;
+	});
+	return `{"content":[${content.join(",")}],"refusal":null}`;
+}
+
+function alternativeMembers({ token, logprob }: TokenAlternative): string {
+	return `"token":${JSON.stringify(token)},"logprob":${floatJson(logprob)}`;
+}
+
+function bytesMember({ bytes }: TokenAlternative): string {
+	return `"bytes":${bytes === null ? "null" : `[${bytes.join(",")}]`}`;
 }
 
 function completionLogprobs(logprobs: readonly TokenLogprob[]): string {
-	return JSON.stringify({
-		tokens: logprobs.map(({ token }) => token),
-		token_logprobs: logprobs.map(({ logprob }) => logprob),
-		top_logprobs: logprobs.map(({ top }) => Object.fromEntries(top.map((other) => [other.token, other.logprob]))),
-		text_offset: logprobs.map(({ textOffset }) => textOffset),
-	});
+	const tokens = logprobs.map(({ token }) => JSON.stringify(token));
+	const chosen = logprobs.map(({ logprob }) => floatJson(logprob));
+	const offsets = logprobs.map(({ textOffset }) => textOffset);
+	const tops = logprobs.map(topMap);
+	return `{"tokens":[${tokens.join(",")}],"token_logprobs":[${chosen.join(",")}],"top_logprobs":[${tops.join(",")}],"text_offset":[${offsets.join(",")}]}`;
+}
+
+/** By text: the alternatives, then the chosen token where its text is none of theirs. Nothing when none were asked for. */
+function topMap({ token, logprob, top }: TokenLogprob): string {
+	const byText = new Map(top.map((other) => [other.token, other.logprob]));
+	if (top.length > 0 && !byText.has(token)) byText.set(token, logprob);
+	return `{${[...byText].map(([text, value]) => `${JSON.stringify(text)}:${floatJson(value)}`).join(",")}}`;
 }

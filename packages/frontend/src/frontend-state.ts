@@ -5,7 +5,7 @@ import { sendFailure, sendJson } from "./answers.js";
 import type { FrontendConfig } from "./config.js";
 import type { FrontendMetrics } from "./frontend-metrics.js";
 import type { GenerationHost } from "./generation.js";
-import { type Failure, failureOf } from "./http-errors.js";
+import { type Failure, type FailureContext, failureOf } from "./http-errors.js";
 import type { ModelManager } from "./model-manager.js";
 import type { ModelWatcher } from "./model-watcher.js";
 
@@ -66,8 +66,8 @@ export class FrontendState implements GenerationHost {
 		for (const response of [...this.inflight]) response.destroy();
 	}
 
-	failureOf(error: unknown, detail?: string): Failure {
-		return failureOf(error, this.config.overloadStatusCode, detail);
+	failureOf(error: unknown, context?: FailureContext): Failure {
+		return failureOf(error, this.config.overloadStatusCode, context);
 	}
 
 	/** Counts a failure of a request that never came as far as being tracked. */

@@ -2,6 +2,8 @@
 import type { ServerResponse } from "node:http";
 import {
 	type Annotated,
+	type CompletionTokensDetails,
+	type CompletionUsage,
 	DynamoError,
 	type LLMEngineOutput,
 	type PreprocessedRequest,
@@ -9,9 +11,9 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import type { ResponseSink } from "@dynamo-ts/runtime";
 import { type ChoiceRules, ChoiceState, type TokenLogprob } from "./choice-state.js";
-import { annotationEvent, type ChunkFormat, type UsageCounts } from "./chunk-format.js";
+import { annotationEvent, type ChunkFormat, commentEvent, type UsageCounts } from "./chunk-format.js";
 import { Dispatch, type DispatchOptions } from "./dispatch.js";
-import { asDynamoError, type Failure } from "./http-errors.js";
+import { asDynamoError, type Failure, type FailureContext } from "./http-errors.js";
 import { type NvextReport, nvextJson } from "./nvext-report.js";
 import type { RequestTracker } from "./request-tracker.js";
 import { SseWriter } from "./sse.js";
@@ -61,7 +63,7 @@ export interface GenerationHost {
 	sendJson(response: ServerResponse, status: number, json: string): void;
 	/** Sends an error answer. */
 	sendFailure(response: ServerResponse, failure: Failure): void;
-	failureOf(error: unknown): Failure;
+	failureOf(error: unknown, context?: FailureContext): Failure;
 }
 
 /**
@@ -132,41 +134,33 @@ export class Generation {
 		if (echoing && this.writer !== undefined) for (const leg of this.legs) leg.echo();
 	}
 
-	/** Text of a choice that can be shown now. */
+	/**
+	 * A delta of a choice was taken: `text` of it can be shown now. One delta makes at most one chunk, which says that
+	 * the choice is finished when it is.
+	 */
 	onDelta(leg: Leg, choice: ChoiceState, text: string): void {
 		const { writer, plan } = this;
 		if (writer === undefined) {
 			choice.text += text;
 			return;
 		}
-		if (text === "") return;
 		const logprobs = plan.rules.wantLogprobs ? choice.takeLogprobs() : undefined;
-		writer.queue(
-			plan.format.content(
-				choice.index,
-				text,
-				!choice.roleSent,
-				logprobs,
-				plan.usage.continuous ? leg.usage() : undefined,
-				plan.report.anything ? nvextJson(plan.report, leg, false) : undefined,
-			),
-		);
+		const withRole = !choice.roleSent && plan.format.hasRoles;
+		const reason = choice.finishReason;
+		if (reason === undefined && text === "" && logprobs === undefined && !withRole) return;
 		choice.roleSent = true;
+		const usage = plan.usage.continuous ? leg.usage() : undefined;
+		const nvext = plan.report.anything ? nvextJson(plan.report, leg, reason !== undefined) : undefined;
+		writer.queue(
+			reason === undefined
+				? plan.format.content(choice.index, text, withRole, logprobs, usage, nvext)
+				: plan.format.finish(choice.index, text, withRole, reason, logprobs, usage, nvext),
+		);
 	}
 
-	onChoiceFinished(leg: Leg, choice: ChoiceState): void {
-		const { writer, plan } = this;
-		if (writer === undefined) return;
-		const usage = plan.usage.continuous ? leg.usage() : undefined;
-		const due = plan.rules.wantLogprobs ? choice.takeLogprobs() : undefined;
-		if (!choice.roleSent || due !== undefined) {
-			// A choice without any text still has a role, and tokens without text have log-probabilities.
-			const nvext = plan.report.anything ? nvextJson(plan.report, leg, false) : undefined;
-			writer.queue(plan.format.content(choice.index, "", !choice.roleSent, due, usage, nvext));
-			choice.roleSent = true;
-		}
-		const nvext = plan.report.anything ? nvextJson(plan.report, leg, true) : undefined;
-		writer.queue(plan.format.finish(choice.index, choice.finishReason ?? "stop", usage, nvext));
+	/** An event of the worker that is no delta. */
+	onEvent(name: string, comments: readonly string[]): void {
+		if (!this.over) this.writer?.queue(commentEvent(name, comments));
 	}
 
 	onLegFinished(): void {
@@ -187,7 +181,7 @@ export class Generation {
 		if (this.over) return;
 		this.over = true;
 		for (const leg of this.legs) leg.dispatch.kill();
-		const failure = this.host.failureOf(error);
+		const failure = this.host.failureOf(error, { begun: this.legs.some((leg) => leg.begun) });
 		clearTimeout(this.peek);
 		if (this.writer?.committed) {
 			this.writer.queue(failure.http.toSseEvent());
@@ -217,24 +211,28 @@ export class Generation {
 	}
 
 	private usage(): UsageCounts {
-		const total: UsageCounts = { promptTokens: 0, completionTokens: 0, details: undefined };
-		for (const leg of this.legs) {
-			const { promptTokens, completionTokens, details } = leg.usage();
-			total.promptTokens += promptTokens;
-			total.completionTokens += completionTokens;
-			if (details !== undefined) total.details = addDetails(total.details, details);
+		const [first, ...others] = this.legs.map((leg) => leg.usage()) as [UsageCounts, ...UsageCounts[]];
+		for (const { promptTokens, completionTokens, details, completionDetails } of others) {
+			first.promptTokens += promptTokens;
+			first.completionTokens += completionTokens;
+			first.details = addDetails(first.details, details);
+			first.completionDetails = addDetails(first.completionDetails, completionDetails);
 		}
-		return total;
+		return first;
 	}
 }
 
-function addDetails(a: PromptTokensDetails | undefined, b: PromptTokensDetails): PromptTokensDetails {
-	const add = (x: number | null | undefined, y: number | null | undefined): number | null =>
-		x === null || x === undefined ? (y ?? null) : x + (y ?? 0);
-	return {
-		audio_tokens: add(a?.audio_tokens, b.audio_tokens),
-		cached_tokens: add(a?.cached_tokens, b.cached_tokens),
-	};
+/** Member by member; what neither has stays unknown. */
+function addDetails<T extends PromptTokensDetails | CompletionTokensDetails>(
+	a: T | undefined,
+	b: T | undefined,
+): T | undefined {
+	if (a === undefined || b === undefined) return a ?? b;
+	const sum: Record<string, number | null | undefined> = { ...a };
+	for (const [name, count] of Object.entries(b) as [string, number | null | undefined][]) {
+		sum[name] = typeof count === "number" ? (sum[name] ?? 0) + count : sum[name];
+	}
+	return sum as unknown as T;
 }
 
 /** One prompt on its way through one worker; receives the worker's stream. */
@@ -253,7 +251,9 @@ export class Leg implements ResponseSink {
 	private readonly generation: Generation;
 	private open: number;
 	private completionTokens = 0;
+	private promptTokens: number;
 	private details: PromptTokensDetails | undefined;
+	private completionDetails: CompletionTokensDetails | undefined;
 	private over = false;
 
 	constructor(generation: Generation, prompt: PromptRequest, index: number) {
@@ -266,6 +266,7 @@ export class Leg implements ResponseSink {
 			(_, i) => new ChoiceState(index * plan.choices + i, plan.rules, prompt.echo.length),
 		);
 		this.open = plan.choices;
+		this.promptTokens = prompt.body.token_ids.length;
 		// Legs of one request are requests of their own to workers, so each needs an id of its own.
 		const id = plan.prompts.length === 1 ? plan.requestId : `${plan.requestId}-${index}`;
 		this.dispatch = new Dispatch(
@@ -293,11 +294,17 @@ export class Leg implements ResponseSink {
 		for (const choice of this.choices) this.generation.onDelta(this, choice, this.prompt.echo);
 	}
 
+	/** Tokens have come. */
+	get begun(): boolean {
+		return this.completionTokens > 0;
+	}
+
 	usage(): UsageCounts {
 		return {
-			promptTokens: this.prompt.body.token_ids.length,
+			promptTokens: this.promptTokens,
 			completionTokens: this.completionTokens,
 			details: this.details,
+			completionDetails: this.completionDetails,
 		};
 	}
 
@@ -309,8 +316,10 @@ export class Leg implements ResponseSink {
 	onItem(item: Annotated<unknown>): void {
 		if (this.over) return;
 		const output = item.data as LLMEngineOutput | null | undefined;
-		// Events with a comment and no data are for nobody here.
-		if (output === null || output === undefined) return;
+		if (output === null || output === undefined) {
+			if (typeof item.event === "string") this.generation.onEvent(item.event, item.comment ?? []);
+			return;
+		}
 		try {
 			this.accept(output);
 		} catch (error) {
@@ -330,9 +339,7 @@ export class Leg implements ResponseSink {
 		for (const choice of begun) {
 			if (choice.finishReason !== undefined) continue;
 			// The worker said that it is done, so that is the end of the choice.
-			const rest = choice.finishQuietly();
-			if (rest !== "") this.generation.onDelta(this, choice, rest);
-			this.finishChoice(choice);
+			this.deliver(choice, choice.finishQuietly());
 		}
 		if (!this.over) this.complete();
 	}
@@ -352,7 +359,7 @@ export class Leg implements ResponseSink {
 			throw new DynamoError("BackendProtocol", `the worker sent choice ${index} of ${this.choices.length}`);
 		}
 		const usage = output.completion_usage;
-		if (usage?.prompt_tokens_details) this.details = usage.prompt_tokens_details;
+		if (usage !== null && usage !== undefined) this.takeUsage(usage);
 		const now = performance.now();
 		if (this.firstAt === undefined) {
 			this.firstAt = now;
@@ -367,12 +374,19 @@ export class Leg implements ResponseSink {
 			this.completionTokens += count;
 			this.tracker.onTokens(count, now, performance.now() - now);
 		}
-		if (text !== "") this.generation.onDelta(this, choice, text);
-		if (choice.finishReason !== undefined) this.finishChoice(choice);
+		this.deliver(choice, text);
 	}
 
-	private finishChoice(choice: ChoiceState): void {
-		this.generation.onChoiceFinished(this, choice);
+	/** Generated tokens are counted here; what the prompt came to, the worker knows best. */
+	private takeUsage(usage: CompletionUsage): void {
+		if (typeof usage.prompt_tokens === "number") this.promptTokens = usage.prompt_tokens;
+		this.details = usage.prompt_tokens_details ?? this.details;
+		this.completionDetails = usage.completion_tokens_details ?? this.completionDetails;
+	}
+
+	private deliver(choice: ChoiceState, text: string): void {
+		this.generation.onDelta(this, choice, text);
+		if (choice.finishReason === undefined) return;
 		this.open--;
 		if (this.open === 0) this.complete();
 	}

@@ -38,6 +38,12 @@ export interface Failure {
 	readonly diagnostic: string;
 }
 
+/** What {@link failureOf} may know beside the error. */
+export interface FailureContext {
+	readonly detail?: string;
+	readonly begun?: boolean;
+}
+
 /** Dynamo counts a worker's silence (504) as internal. */
 const BY_CLASS: Readonly<Record<FailureClass, { status: number; errorType: ErrorTypeLabel }>> = {
 	InvalidRequest: { status: 400, errorType: "validation" },
@@ -68,18 +74,11 @@ const BY_STATUS: Readonly<Record<number, { errorClass: FailureClass; reason: Err
 	503: { errorClass: "Unavailable", reason: "backend.unavailable" },
 };
 
-/** Classes whose own public text is shown; what broke inside is told by a general sentence. */
-const EXPLAINED: ReadonlySet<FailureClass> = new Set([
-	"InvalidRequest",
-	"Unauthenticated",
-	"PermissionDenied",
-	"NotFound",
-	"Conflict",
-	"PayloadTooLarge",
-	"UnsupportedMedia",
-	"RateLimited",
-	"NotImplemented",
-]);
+/** Classes whose own public text is not shown: what broke inside is told by a general sentence. */
+const UNEXPLAINED: ReadonlySet<FailureClass> = new Set(["BackendProtocol", "Internal"]);
+
+/** Errors that say nothing of what they are; Dynamo marks them as the engine's when there is no output before them. */
+const UNCLASSIFIED: ReadonlySet<DynamoError["errorClass"]> = new Set(["Unknown", "BackendProtocol"]);
 
 /** True when a request that has shown nothing yet should be tried on another instance. A full one is not left. */
 export function mayTryAnother(error: DynamoError): boolean {
@@ -90,16 +89,18 @@ export function mayTryAnother(error: DynamoError): boolean {
 export function asDynamoError(error: unknown): DynamoError {
 	if (isDynamoError(error)) return error;
 	const message = error instanceof Error ? error.message : String(error);
-	if (error instanceof WorkerFinishError) return new DynamoError("Internal", `the worker failed: ${message}`);
+	if (error instanceof WorkerFinishError) return new DynamoError("Unknown", `the worker failed: ${message}`);
 	return new DynamoError("Internal", message, { cause: error });
 }
 
 /**
  * How a failure looks from outside. Anything that is not one of our errors is an internal one, whose text stays here.
  * @param overloadStatus the status that overload gets.
- * @param detail text for OpenAI's error object, when it may say more than the flat message.
+ * @param context detail: text for OpenAI's error object, when it may say more than the flat message; begun: the worker
+ * had sent output before.
  */
-export function failureOf(thrown: unknown, overloadStatus = 529, detail?: string): Failure {
+export function failureOf(thrown: unknown, overloadStatus = 529, context: FailureContext = {}): Failure {
+	const { detail, begun = false } = context;
 	if (thrown instanceof HttpError) {
 		const labels = BY_STATUS[thrown.status] ?? { errorClass: "Internal", reason: "runtime.unclassified" };
 		const { errorType } = BY_CLASS[labels.errorClass];
@@ -108,14 +109,13 @@ export function failureOf(thrown: unknown, overloadStatus = 529, detail?: string
 	const error = asDynamoError(thrown);
 	const errorClass = failureClass(error);
 	const { status, errorType } = BY_CLASS[errorClass];
-	const shown = EXPLAINED.has(errorClass) ? error : new DynamoError(error.errorClass, "", reasonOption(error));
+	const shown = UNEXPLAINED.has(errorClass) ? new DynamoError(error.errorClass, "", reasonOption(error)) : error;
 	const overload = errorClass === "CapacityExhausted";
 	const http = new HttpError(overload ? overloadStatus : status, publicMessage(shown), {
 		...(overload ? { phrase: "Overloaded" } : {}),
 		...(error.code === undefined ? {} : { code: error.code }),
 		...(error.param === undefined ? {} : { param: error.param }),
-		// Dynamo marks failures of the engine so.
-		...(status === 500 && isDynamoError(thrown) ? { details: { backend_status: 500 } } : {}),
+		...(status === 500 && !begun && UNCLASSIFIED.has(error.errorClass) ? { details: { backend_status: 500 } } : {}),
 	});
 	return { http, detail, errorType, errorClass, reason: errorReason(error), diagnostic: error.message };
 }

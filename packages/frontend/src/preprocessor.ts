@@ -55,7 +55,7 @@ export class Preprocessor {
 		const logprobs = request.logprobs === true ? (request.top_logprobs ?? 0) : null;
 		return {
 			prompts: [{ body: this.body(request, tokenIds, maxTokens, logprobs), echo: "" }],
-			rules: this.rules(request, logprobs !== null),
+			rules: this.rules(request, logprobs),
 			formattedPrompt,
 		};
 	}
@@ -79,7 +79,7 @@ export class Preprocessor {
 		}
 		return {
 			prompts,
-			rules: this.rules(request, typeof request.logprobs === "number"),
+			rules: this.rules(request, request.logprobs ?? null),
 			formattedPrompt: undefined,
 		};
 	}
@@ -185,7 +185,7 @@ export class Preprocessor {
 		};
 	}
 
-	private rules(request: CommonRequest, wantLogprobs: boolean): ChoiceRules {
+	private rules(request: CommonRequest, logprobs: number | null): ChoiceRules {
 		const stopIds = new Set(stopTokenIds(request));
 		if (request.ignore_eos !== true) for (const id of this.materials.special.eosTokenIds) stopIds.add(id);
 		return {
@@ -195,7 +195,8 @@ export class Preprocessor {
 			includeStopString: request.include_stop_str_in_output ?? false,
 			stopTokenIds: stopIds,
 			minTokens: request.min_tokens ?? 0,
-			wantLogprobs,
+			wantLogprobs: logprobs !== null,
+			topLogprobs: logprobs ?? 0,
 		};
 	}
 }

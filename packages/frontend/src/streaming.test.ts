@@ -77,7 +77,12 @@ describe("chat", () => {
 	it.each([
 		["no usage", {}, {}, {}],
 		["include_usage", { stream_options: { include_usage: true } }, { includeUsage: true }, {}],
-		["continuous", { stream_options: { continuous_usage_stats: true } }, { continuousUsage: true }, {}],
+		[
+			"continuous without include_usage: none, as in Dynamo",
+			{ stream_options: { continuous_usage_stats: true } },
+			{},
+			{},
+		],
 		[
 			"both",
 			{ stream_options: { include_usage: true, continuous_usage_stats: true } },
@@ -178,6 +183,7 @@ describe("chat", () => {
 		expect(unary.json.choices[0].logprobs.content[0]).toEqual({
 			token: " Hello",
 			logprob: -0.25,
+			token_id: hello[0],
 			bytes: [...Buffer.from(" Hello")],
 			top_logprobs: [{ token: " Hello", logprob: -0.25, bytes: [...Buffer.from(" Hello")] }],
 		});
@@ -307,7 +313,7 @@ describe("completions", () => {
 		expect(answer.json.choices[0].logprobs).toEqual({
 			tokens: [" Hello", " world"],
 			token_logprobs: [-1, -2],
-			top_logprobs: [{ [tokenizer.decode([70])]: -1 }, {}],
+			top_logprobs: [{ [tokenizer.decode([70])]: -1, " Hello": -1 }, { " world": -2 }],
 			text_offset: [0, 6],
 		});
 	});

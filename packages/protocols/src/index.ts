@@ -90,6 +90,7 @@ export {
 	splitTcpAddress,
 } from "./keys.js";
 export type {
+	CompletionTokensDetails,
 	CompletionUsage,
 	LLMEngineOutput,
 	PromptTokensDetails,

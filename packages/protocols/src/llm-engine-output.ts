@@ -16,12 +16,21 @@ export interface PromptTokensDetails {
 	cached_tokens?: number | null;
 }
 
-/** Token counts; the frontend shows its own counts, but takes prompt_tokens_details from here. */
+/** What generated tokens were. */
+export interface CompletionTokensDetails {
+	accepted_prediction_tokens?: number | null;
+	audio_tokens?: number | null;
+	reasoning_tokens?: number | null;
+	rejected_prediction_tokens?: number | null;
+}
+
+/** Token counts. A frontend counts generated tokens itself and takes everything else from the last of these. */
 export interface CompletionUsage {
 	prompt_tokens: number;
 	completion_tokens: number;
 	total_tokens: number;
 	prompt_tokens_details?: PromptTokensDetails | null;
+	completion_tokens_details?: CompletionTokensDetails | null;
 }
 
 /** One candidate token with its natural-log probability. */

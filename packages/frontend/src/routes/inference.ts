@@ -186,6 +186,7 @@ async function answer(
 		api.kind === "chat"
 			? new ChatChunkFormat(identity)
 			: new CompletionChunkFormat(identity, prepared.prompts.length > 1);
+	const includeUsage = request.stream_options?.include_usage === true || config.forceIncludeUsage;
 	const generation = new Generation(
 		{
 			requestId,
@@ -196,8 +197,8 @@ async function answer(
 			rules: prepared.rules,
 			format,
 			usage: {
-				final: request.stream_options?.include_usage === true || config.forceIncludeUsage,
-				continuous: request.stream_options?.continuous_usage_stats === true,
+				final: includeUsage,
+				continuous: includeUsage && request.stream_options?.continuous_usage_stats === true,
 			},
 			annotations: annotations(request, requestId, prepared.prompts[0]?.body.token_ids, prepared.formattedPrompt),
 			report: nvextReport(request.nvext?.extra_fields),

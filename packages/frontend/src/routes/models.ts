@@ -61,7 +61,7 @@ export function modelNotFound(state: FrontendState, id: string): Failure {
 	const served = state.manager.ready().map(({ name }) => name);
 	const hint = served.length === 0 ? "no model is being served" : `served: ${served.join(", ")}`;
 	const error = new HttpError(404, "Model not found", { code: "model_not_found", param: "model" });
-	return state.failureOf(error, `The model \`${id}\` does not exist (${hint})`);
+	return state.failureOf(error, { detail: `The model \`${id}\` does not exist (${hint})` });
 }
 
 function sendModelNotFound(response: ServerResponse, state: FrontendState, id: string): void {

@@ -156,7 +156,7 @@ export const PUBLIC_SENTENCES: Readonly<Record<FailureClass, string>> = {
 	BackendProtocol: "Internal server error",
 	DeadlineExceeded: "Request deadline exceeded",
 	Cancelled: "Request cancelled",
-	NotImplemented: "Not implemented",
+	NotImplemented: "Operation not implemented",
 	Internal: "Internal server error",
 };
 

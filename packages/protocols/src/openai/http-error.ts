@@ -41,6 +41,8 @@ function openAiType(status: number): string {
 const SSE_TYPES: Readonly<Record<number, string>> = {
 	...OPENAI_TYPES,
 	499: "request_cancelled",
+	501: "not_implemented_error",
+	529: "service_unavailable",
 };
 
 function sseType(status: number): string {

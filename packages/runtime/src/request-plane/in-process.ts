@@ -257,7 +257,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 				this.giveUp(
 					item.error !== undefined && item.error !== null
 						? fromWireError(item.error)
-						: new DynamoError("Internal", `worker sent an error: ${item.comment?.join("; ") ?? "no message"}`),
+						: new DynamoError("Unknown", `worker sent an error: ${item.comment?.join("; ") ?? "no message"}`),
 				);
 				return;
 			}
