@@ -1,16 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import { homedir } from "node:os";
 import { join } from "node:path";
-import { ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
+import { type BucketRange, ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
 import { ROUTER_MODES, type RouterMode } from "@dynamo-ts/router";
 import { EnvReader } from "@dynamo-ts/runtime/internal";
-
-/** Range of a histogram's bounds: `count` points in geometric steps from `min` to `max`. */
-export interface BucketRange {
-	readonly min: number;
-	readonly max: number;
-	readonly count: number;
-}
 
 /** Ranges of the five histograms that can be set; units: seconds, or tokens for the two sequence lengths. */
 export interface BucketRanges {

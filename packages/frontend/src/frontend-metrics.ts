@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
+	computedBuckets,
 	FRONTEND_BUCKETS,
 	FRONTEND_FIXED_METRICS,
 	FRONTEND_LABELS,
@@ -16,7 +17,6 @@ import {
 	type MetricVec,
 	sanitizeMetricName,
 } from "@dynamo-ts/runtime/internal";
-import { histogramBuckets } from "./buckets.js";
 import type { BucketRanges } from "./config.js";
 import type { ModelObserver } from "./model-manager.js";
 import type { WorkerSet } from "./worker-set.js";
@@ -113,7 +113,7 @@ export class FrontendMetrics implements ModelObserver {
 		this.queued = r.createGaugeVec(m.queuedRequests, "Number of requests in HTTP processing queue", model);
 		this.disconnectedClients = r.createGauge(m.disconnectedClients, "Number of disconnected clients");
 		const histogram = (name: string, help: string, range: keyof BucketRanges): MetricVec<Histogram> =>
-			r.createHistogramVec(name, help, model, {}, histogramBuckets(buckets[range]));
+			r.createHistogramVec(name, help, model, {}, computedBuckets(buckets[range]));
 		this.timeToFirstToken = histogram(m.timeToFirstTokenSeconds, "Time to first token in seconds", "timeToFirstToken");
 		this.interTokenLatency = histogram(
 			m.interTokenLatencySeconds,

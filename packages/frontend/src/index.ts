@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+export type { BucketRange } from "@dynamo-ts/protocols";
 export {
-	type BucketRange,
 	type BucketRanges,
 	type FrontendConfig,
 	type FrontendPaths,

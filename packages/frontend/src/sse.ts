@@ -3,7 +3,7 @@ import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 
 import { SSE_DONE } from "@dynamo-ts/protocols/internal";
-import { flushAfterTurn } from "./turn-flush.js";
+import { flushAfterTurn } from "@dynamo-ts/runtime/internal";
 
 const KEEP_ALIVE_EVENT = ":\n\n";
 /** An empty chunk ends the body; node would write it if it did the framing. */

@@ -12,3 +12,4 @@ export * from "./request-plane/request-headers.js";
 export * from "./request-plane/request-plane.js";
 export * from "./request-plane/tcp-client.js";
 export * from "./request-plane/tcp-server.js";
+export * from "./request-plane/turn-flush.js";

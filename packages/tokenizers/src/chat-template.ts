@@ -23,6 +23,8 @@ export interface ChatTemplateInput {
 
 interface Compiled {
 	template: Template;
+	/** Names that occur in it; other variables cannot change what it gives, and each costs the engine a dozen objects. */
+	names: ReadonlySet<string>;
 	/** Worked out at the first render. */
 	contentFormat: ContentFormat | undefined;
 }
@@ -84,7 +86,7 @@ export class ChatTemplate {
 		}
 		const compiled = compile(this.#pick(input.templateName, tools !== null));
 		compiled.contentFormat ??= detectContentFormat((messages) =>
-			renderTemplate(compiled.template, { ...this.#variables, messages, add_generation_prompt: false }),
+			renderTemplate(compiled, { ...this.#variables, messages, add_generation_prompt: false }),
 		);
 		const messages = prepareMessages(input.messages, compiled.contentFormat);
 		const context: Record<string, unknown> = {
@@ -100,7 +102,7 @@ export class ChatTemplate {
 				throw new TemplateError("input", `chat_template_kwargs cannot set "${name}"`);
 			}
 		}
-		const text = renderTemplate(compiled.template, context);
+		const text = renderTemplate(compiled, context);
 		return continues ? cutAfterFinalMessage(text, messages) : text;
 	}
 
@@ -123,8 +125,9 @@ function compile(text: string): Compiled {
 		} catch (error) {
 			throw new TemplateError("syntax", (error as Error).message, { cause: error });
 		}
-		renameRaise(template.parsed);
-		compiled = { template, contentFormat: undefined };
+		const names = new Set<string>();
+		visitNames(template.parsed, names);
+		compiled = { template, names, contentFormat: undefined };
 	}
 	compiledTemplates.delete(text);
 	compiledTemplates.set(text, compiled);
@@ -132,22 +135,27 @@ function compile(text: string): Compiled {
 	return compiled;
 }
 
-/** Points every use of raise_exception at our own function. */
-function renameRaise(node: unknown): void {
+/** Collects the names that a template mentions, and points every use of raise_exception at our own function. */
+function visitNames(node: unknown, names: Set<string>): void {
 	if (typeof node !== "object" || node === null) return;
-	const { type, value } = node as { type?: unknown; value?: unknown };
-	if (type === "Identifier" && value === "raise_exception") (node as { value: string }).value = RAISE;
-	for (const child of node instanceof Map ? [...node].flat() : Object.values(node)) renameRaise(child);
+	const named = node as { type?: unknown; value?: unknown };
+	if (named.type === "Identifier" && typeof named.value === "string") {
+		if (named.value === "raise_exception") named.value = RAISE;
+		names.add(named.value as string);
+	}
+	for (const child of node instanceof Map ? [...node].flat() : Object.values(node)) visitNames(child, names);
 }
 
-function renderTemplate(template: Template, context: Record<string, unknown>): string {
+function raise(message: unknown): never {
+	throw new RaisedByTemplate(String(message ?? ""));
+}
+
+function renderTemplate({ template, names }: Compiled, context: Record<string, unknown>): string {
 	try {
-		return template.render({
-			...context,
-			[RAISE]: (message: unknown) => {
-				throw new RaisedByTemplate(String(message ?? ""));
-			},
-		});
+		const used: Record<string, unknown> = {};
+		for (const name of Object.keys(context)) if (names.has(name)) used[name] = context[name];
+		if (names.has(RAISE)) used[RAISE] = raise;
+		return template.render(used);
 	} catch (error) {
 		const reason = error instanceof RaisedByTemplate ? "raised" : "render";
 		throw new TemplateError(reason, (error as Error).message, { cause: error });

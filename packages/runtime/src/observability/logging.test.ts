@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
@@ -125,5 +126,30 @@ describe("loggers", () => {
 			"DEBUG a::b::c: shown x=1 y=2\n",
 			" WARN a::b::c::d: deep x=1 z=3\n",
 		]);
+	});
+});
+
+describe("stderr", () => {
+	it("gets every line in order, also those of a turn in which the process ends", () => {
+		const module = new URL("../../dist/observability/logging.js", import.meta.url);
+		const script = `
+			const { createLogger } = await import(${JSON.stringify(module.href)});
+			const log = createLogger({ filter: "info", format: "jsonl", ansi: false, localTime: false }, "t");
+			for (let i = 0; i < 5; i++) log.info(String(i));
+			log.error("5");
+			for (let i = 6; i < 9; i++) log.info(String(i));
+			await new Promise((resolve) => setImmediate(resolve));
+			log.info("9");
+			log.info("10");
+			if (process.argv.includes("throw")) queueMicrotask(() => { throw new Error("end") });
+			else process.exit(3);
+		`;
+		for (const how of ["exit", "throw"]) {
+			const { stderr } = spawnSync(process.execPath, ["--input-type=module", "-e", script, "--", how], {
+				encoding: "utf8",
+			});
+			const messages = stderr.split("\n").filter((line) => line.startsWith("{"));
+			expect(messages.map((line) => Number(JSON.parse(line).message))).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+		}
 	});
 });

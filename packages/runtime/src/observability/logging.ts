@@ -24,7 +24,7 @@ export interface Logger {
 }
 
 /** Takes finished lines, each with its newline. */
-export type LineWriter = (line: string) => void;
+export type LineWriter = (line: string, level: LogLevel) => void;
 
 type LineFormat = (level: LogLevel, target: string, message: string, fields: LogFields | undefined) => string;
 
@@ -41,7 +41,7 @@ export function createLogger(config: LogConfig, target = "dynamo", write: LineWr
 		const at = (level: LogLevel) => {
 			if (LEVEL_NUMBER[level] > enabled) return nothing;
 			return (message: string, extra?: LogFields) =>
-				write(format(level, name, message, fields === undefined ? extra : { ...fields, ...extra }));
+				write(format(level, name, message, fields === undefined ? extra : { ...fields, ...extra }), level);
 		};
 		return {
 			target: name,
@@ -60,14 +60,46 @@ export function createLogger(config: LogConfig, target = "dynamo", write: LineWr
 
 function nothing(): void {}
 
-/** Synchronous, so that the last words of a process that ends are not lost; drops a line when stderr is closed or full. */
-function writeToStderr(line: string): void {
+/** UTF-16 units of lines that are held at most. */
+const MAX_HELD = 64 * 1024;
+/** Lines of this turn of the event loop that wait for its end. */
+let held = "";
+let turnBegun = false;
+
+/**
+ * The first line of a turn of the event loop is written at once, further ones together at its end: a process that
+ * serves many requests per turn would spend much of its time on lines. Errors and warnings wait for nothing, nor does
+ * anything when the process ends, so that its last words are not lost.
+ */
+function writeToStderr(line: string, level: LogLevel): void {
+	if (level === "error" || level === "warn") writeHeld(line);
+	else if (turnBegun) {
+		held += line;
+		if (held.length > MAX_HELD) writeHeld("");
+	} else {
+		turnBegun = true;
+		setImmediate(endTurn).unref();
+		writeHeld(line);
+	}
+}
+
+function endTurn(): void {
+	turnBegun = false;
+	if (held !== "") writeHeld("");
+}
+
+/** Synchronous; drops lines when stderr is closed or full. */
+function writeHeld(line: string): void {
+	const text = held + line;
+	held = "";
 	try {
-		writeSync(2, line);
+		writeSync(2, text);
 	} catch {
 		// A log line is never worth an exception in the code that logs.
 	}
 }
+
+process.on("exit", endTurn);
 
 function jsonlFormat(config: LogConfig): LineFormat {
 	const time = timestamper(config.localTime);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError } from "@dynamo-ts/protocols/internal";
-import promClient from "prom-client";
+import { CounterSeries, DEFAULT_BUCKETS, GaugeSeries, HistogramSeries, type Series } from "./metric-series.js";
 import type { MetricVec } from "./metrics.js";
 
 export type MetricType = "counter" | "gauge" | "histogram";
@@ -17,19 +17,19 @@ export interface FamilyRequest {
 	readonly buckets: readonly number[] | undefined;
 }
 
-type PromMetric = promClient.Counter | promClient.Gauge | promClient.Histogram;
-
 interface Family {
 	readonly type: MetricType;
 	readonly help: string;
 	/** Sorted and joined. */
 	readonly labelKey: string;
-	readonly metric: PromMetric;
+	readonly make: () => Series;
+	/** By their labels as they are written; in the order in which they were made. */
+	readonly series: Map<string, Series>;
 	/** Fixed labels of everything opened so far. */
 	readonly opened: Set<string>;
 }
 
-/** The families of one page. prom-client counts; the page is written here, in the order that Dynamo writes it. */
+/** The families of one page. The page has the order that Dynamo writes. */
 export class FamilyTable {
 	readonly #families = new Map<string, Family>();
 
@@ -38,7 +38,7 @@ export class FamilyTable {
 	 * @throws DynamoError `Conflict` when that was done before, `InvalidArgument` when the family has another type or
 	 * other label names.
 	 */
-	open<_P, M>(request: FamilyRequest): MetricVec<M> {
+	open<M>(request: FamilyRequest): MetricVec<M> {
 		const labelNames = [...Object.keys(request.fixed), ...request.variable].sort();
 		const labelKey = labelNames.join(",");
 		let family = this.#families.get(request.name);
@@ -47,7 +47,8 @@ export class FamilyTable {
 				type: request.type,
 				help: request.help,
 				labelKey,
-				metric: makeMetric(request, labelNames),
+				make: seriesMaker(request),
+				series: new Map(),
 				opened: new Set(),
 			};
 			this.#families.set(request.name, family);
@@ -58,81 +59,76 @@ export class FamilyTable {
 				`metric ${request.name} is a ${family.type} with labels [${family.labelKey}]: it cannot be a ${request.type} with [${labelKey}] too`,
 			);
 		}
-		const openKey = seriesKey(request.fixed);
+		const openKey = labelText(request.fixed);
 		if (family.opened.has(openKey)) {
 			throw new DynamoError("Conflict", `metric ${request.name} with labels {${openKey}} exists already`);
 		}
 		family.opened.add(openKey);
-		return new Vec(family.metric, request) as unknown as MetricVec<M>;
+		return new Vec(family, request) as unknown as MetricVec<M>;
 	}
 
 	/** All families by name; one without series is left out. */
-	async render(): Promise<string> {
+	render(): string {
 		let page = "";
 		for (const name of [...this.#families.keys()].sort()) {
 			const family = this.#families.get(name) as Family;
-			const { values } = await family.metric.get();
-			if (values.length === 0) continue;
+			if (family.series.size === 0) continue;
 			page += `# HELP ${name} ${escapeHelp(family.help)}\n# TYPE ${name} ${family.type}\n`;
-			page += family.type === "histogram" ? renderHistogram(name, values) : renderPlain(name, values);
+			for (const [labels, series] of family.series) page += series.render(name, labels);
 		}
 		return page;
 	}
 }
 
-function makeMetric(request: FamilyRequest, labelNames: string[]): PromMetric {
-	const options = { name: request.name, help: request.help || request.name, labelNames, registers: [] };
+function seriesMaker(request: FamilyRequest): () => Series {
 	switch (request.type) {
 		case "counter":
-			return new promClient.Counter(options);
+			return () => new CounterSeries();
 		case "gauge":
-			return new promClient.Gauge(options);
+			return () => new GaugeSeries();
 		case "histogram": {
-			const { buckets } = request;
-			if (buckets === undefined) return new promClient.Histogram(options);
+			const buckets = [...(request.buckets ?? DEFAULT_BUCKETS)];
 			if (buckets.some((bound, i) => !Number.isFinite(bound) || (i > 0 && bound <= (buckets[i - 1] as number)))) {
 				throw new DynamoError("InvalidArgument", `metric ${request.name}: buckets must be finite and rising`);
 			}
-			return new promClient.Histogram({ ...options, buckets: [...buckets] });
+			return () => new HistogramSeries(buckets);
 		}
 	}
 }
 
 class Vec implements MetricVec<unknown> {
-	readonly #metric: PromMetric;
+	readonly #family: Family;
 	readonly #request: FamilyRequest;
-	readonly #series = new Map<string, unknown>();
+	/** By the values; finding one must not cost more than counting. */
+	readonly #known = new Map<string, { readonly series: Series; readonly labels: string }>();
 
-	constructor(metric: PromMetric, request: FamilyRequest) {
-		this.#metric = metric;
+	constructor(family: Family, request: FamilyRequest) {
+		this.#family = family;
 		this.#request = request;
 	}
 
 	withLabelValues(...values: string[]): unknown {
-		const key = values.length === 1 ? (values[0] as string) : JSON.stringify(values);
-		const known = this.#series.get(key);
-		if (known !== undefined) return known;
+		const key = keyOf(values);
+		const known = this.#known.get(key);
+		if (known !== undefined) return known.series;
 		const labels = this.#labels(values);
-		const series = this.#metric.labels(labels);
-		// Makes the series appear at 0.
-		if ("observe" in series) (this.#metric as promClient.Histogram).zero(labels);
-		else series.inc(0);
-		this.#series.set(key, series);
+		const series = this.#family.make();
+		this.#family.series.set(labels, series);
+		this.#known.set(key, { series, labels });
 		return series;
 	}
 
 	remove(...values: string[]): void {
-		this.#metric.remove(this.#labels(values));
-		this.#series.delete(values.length === 1 ? (values[0] as string) : JSON.stringify(values));
+		this.#family.series.delete(this.#labels(values));
+		this.#known.delete(keyOf(values));
 	}
 
 	reset(): void {
-		for (const key of [...this.#series.keys()]) {
-			this.remove(...(this.#request.variable.length === 1 ? [key] : (JSON.parse(key) as string[])));
-		}
+		for (const { labels } of this.#known.values()) this.#family.series.delete(labels);
+		this.#known.clear();
 	}
 
-	#labels(values: string[]): Record<string, string> {
+	#labels(values: string[]): string {
 		const { name, fixed, variable } = this.#request;
 		if (values.length !== variable.length) {
 			throw new DynamoError(
@@ -142,44 +138,26 @@ class Vec implements MetricVec<unknown> {
 		}
 		const labels: Record<string, string> = { ...fixed };
 		for (const [index, label] of variable.entries()) labels[label] = values[index] as string;
-		return labels;
+		return labelText(labels);
 	}
 }
 
-type Value = promClient.MetricValue<string>;
-
-function renderPlain(name: string, values: readonly Value[]): string {
-	let text = "";
-	for (const value of values) {
-		const labels = labelText(value.labels);
-		text += `${name}${labels === "" ? "" : `{${labels}}`} ${formatNumber(value.value)}\n`;
+/** Different for different values, whatever is in them. */
+function keyOf(values: readonly string[]): string {
+	if (values.length === 1) return values[0] as string;
+	let key = "";
+	for (let i = 0; i < values.length; i++) {
+		const value = values[i] as string;
+		key += `${value.length}:${value}`;
 	}
-	return text;
+	return key;
 }
 
-function renderHistogram(name: string, values: readonly promClient.MetricValueWithName<string>[]): string {
-	let text = "";
-	for (const value of values) {
-		const { le, ...rest } = value.labels;
-		const labels = labelText(rest);
-		if (value.metricName?.endsWith("_bucket")) {
-			text += `${name}_bucket{${labels === "" ? "" : `${labels},`}le="${le}"} ${formatNumber(value.value)}\n`;
-		} else {
-			text += `${value.metricName}${labels === "" ? "" : `{${labels}}`} ${formatNumber(value.value)}\n`;
-		}
-	}
-	return text;
-}
-
-function labelText(labels: Partial<Record<string, string | number>>): string {
+function labelText(labels: Readonly<Record<string, string>>): string {
 	return Object.keys(labels)
 		.sort()
-		.map((key) => `${key}="${escapeValue(String(labels[key]))}"`)
+		.map((key) => `${key}="${escapeValue(labels[key] as string)}"`)
 		.join(",");
-}
-
-function seriesKey(labels: Readonly<Record<string, string>>): string {
-	return labelText(labels);
 }
 
 function escapeValue(text: string): string {
@@ -188,10 +166,4 @@ function escapeValue(text: string): string {
 
 function escapeHelp(text: string): string {
 	return text.replace(/[\\\n]/g, (c) => (c === "\n" ? "\\n" : "\\\\"));
-}
-
-function formatNumber(value: number): string {
-	if (value === Number.POSITIVE_INFINITY) return "+Inf";
-	if (value === Number.NEGATIVE_INFINITY) return "-Inf";
-	return String(value);
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError, LABELS, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
-import type promClient from "prom-client";
 import { FamilyTable, type MetricType } from "./metric-families.js";
 
 export interface Counter {
@@ -114,11 +113,11 @@ class Level implements MetricsRegistry {
 	}
 
 	createCounter(name: string, help: string, constLabels?: Record<string, string>): Counter {
-		return this.#vec<promClient.Counter, Counter>("counter", name, help, [], constLabels).withLabelValues();
+		return this.#vec<Counter>("counter", name, help, [], constLabels).withLabelValues();
 	}
 
 	createGauge(name: string, help: string, constLabels?: Record<string, string>): Gauge {
-		return this.#vec<promClient.Gauge, Gauge>("gauge", name, help, [], constLabels).withLabelValues();
+		return this.#vec<Gauge>("gauge", name, help, [], constLabels).withLabelValues();
 	}
 
 	createHistogram(
@@ -127,7 +126,7 @@ class Level implements MetricsRegistry {
 		constLabels?: Record<string, string>,
 		buckets?: readonly number[],
 	): Histogram {
-		const vec = this.#vec<promClient.Histogram, Histogram>("histogram", name, help, [], constLabels, buckets);
+		const vec = this.#vec<Histogram>("histogram", name, help, [], constLabels, buckets);
 		return vec.withLabelValues();
 	}
 
@@ -138,7 +137,7 @@ class Level implements MetricsRegistry {
 		constLabels?: Record<string, string>,
 	): MetricVec<Counter> {
 		requireLabelNames(name, labelNames);
-		return this.#vec<promClient.Counter, Counter>("counter", name, help, labelNames, constLabels);
+		return this.#vec<Counter>("counter", name, help, labelNames, constLabels);
 	}
 
 	createGaugeVec(
@@ -148,7 +147,7 @@ class Level implements MetricsRegistry {
 		constLabels?: Record<string, string>,
 	): MetricVec<Gauge> {
 		requireLabelNames(name, labelNames);
-		return this.#vec<promClient.Gauge, Gauge>("gauge", name, help, labelNames, constLabels);
+		return this.#vec<Gauge>("gauge", name, help, labelNames, constLabels);
 	}
 
 	createHistogramVec(
@@ -159,7 +158,7 @@ class Level implements MetricsRegistry {
 		buckets?: readonly number[],
 	): MetricVec<Histogram> {
 		requireLabelNames(name, labelNames);
-		return this.#vec<promClient.Histogram, Histogram>("histogram", name, help, labelNames, constLabels, buckets);
+		return this.#vec<Histogram>("histogram", name, help, labelNames, constLabels, buckets);
 	}
 
 	addUpdateCallback(callback: () => void): void {
@@ -183,7 +182,7 @@ class Level implements MetricsRegistry {
 				this.#page.onCallbackError(error);
 			}
 		}
-		let page = await this.#page.families.render();
+		let page = this.#page.families.render();
 		for (const callback of this.#page.exposition) {
 			try {
 				const part = callback();
@@ -196,7 +195,7 @@ class Level implements MetricsRegistry {
 		return page;
 	}
 
-	#vec<P, M>(
+	#vec<M>(
 		type: MetricType,
 		name: string,
 		help: string,
@@ -221,7 +220,7 @@ class Level implements MetricsRegistry {
 				throw invalid(`metric ${fullName}: label ${label} is given twice`);
 			}
 		}
-		return this.#page.families.open<P, M>({ type, name: fullName, help, fixed, variable, buckets });
+		return this.#page.families.open<M>({ type, name: fullName, help, fixed, variable, buckets });
 	}
 }
 

@@ -2,6 +2,7 @@
 import { connect, type Socket } from "node:net";
 import { AckDecoder, DynamoError } from "@dynamo-ts/protocols/internal";
 import { formatHostPort } from "../net/listen.js";
+import { type Flushable, flushAfterTurn } from "./turn-flush.js";
 
 /** Waits for the acknowledgement of one request frame. Exactly one of the two is called. */
 export interface AckWaiter {
@@ -23,12 +24,13 @@ export interface ConnectionPoolOptions {
 const BUSY_UNACKED = 16;
 
 /** One connection to a worker's request listener: many requests in flight, acks in the order of the requests. */
-class RequestConnection {
+class RequestConnection implements Flushable {
 	readonly #address: string;
 	readonly #socket: Socket;
 	readonly #waiters: AckWaiter[] = [];
 	#firstWaiter = 0;
 	#connected = false;
+	#gathering = false;
 	#onClosed: (() => void) | undefined;
 
 	constructor(host: string, port: number, options: ConnectionPoolOptions, onClosed: () => void) {
@@ -69,7 +71,19 @@ class RequestConnection {
 
 	send(frame: Buffer, waiter: AckWaiter): void {
 		this.#waiters.push(waiter);
+		// Requests of one turn of the event loop go out in one write.
+		if (!this.#gathering) {
+			this.#gathering = true;
+			this.#socket.cork();
+			flushAfterTurn(this);
+		}
 		this.#socket.write(frame);
+	}
+
+	/** Called at the end of the turn. */
+	flush(): void {
+		this.#gathering = false;
+		this.#socket.uncork();
 	}
 
 	/** Gives the connection up: an ack is overdue, so those behind it are too. */

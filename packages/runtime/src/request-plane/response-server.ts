@@ -83,7 +83,6 @@ export class ResponseServer {
 		socket.on("error", (error) => {
 			why = error.message;
 		});
-		socket.on("end", () => socket.end());
 		socket.on("close", () => {
 			this.#sockets.delete(socket);
 			receiver?.onClosed(why);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+import { computedBuckets } from "@dynamo-ts/protocols/internal";
 import { describe, expect, it } from "vitest";
-import { histogramBuckets } from "./buckets.js";
 import { frontendConfigFromEnv } from "./config.js";
 
-describe("histogramBuckets", () => {
+describe("buckets of the histograms", () => {
 	const { buckets } = frontendConfigFromEnv({});
 	it.each([
 		[
@@ -23,12 +23,12 @@ describe("histogramBuckets", () => {
 		["output sequence", buckets.outputSequence, [0, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000]],
 		["request duration", buckets.requestDuration, [0, 2, 4, 8, 16, 32, 64, 130, 260, 510]],
 	])("%s: the bounds that the real frontend shows", (_name, range, bounds) => {
-		expect(histogramBuckets(range)).toEqual(bounds);
+		expect(computedBuckets(range)).toEqual(bounds);
 	});
 
 	it("follows the environment, and its defaults where that makes no sense", () => {
 		const env = { DYN_METRICS_TTFT_MIN: "0.01", DYN_METRICS_TTFT_MAX: "10", DYN_METRICS_TTFT_COUNT: "4" };
-		expect(histogramBuckets(frontendConfigFromEnv(env).buckets.timeToFirstToken)).toEqual([0, 0.1, 1, 10]);
+		expect(computedBuckets(frontendConfigFromEnv(env).buckets.timeToFirstToken)).toEqual([0, 0.1, 1, 10]);
 		const bad = { DYN_METRICS_TTFT_MIN: "10", DYN_METRICS_TTFT_MAX: "1" };
 		expect(frontendConfigFromEnv(bad).buckets.timeToFirstToken).toEqual(buckets.timeToFirstToken);
 	});
