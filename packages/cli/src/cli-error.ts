@@ -7,8 +7,6 @@ export const EXIT = {
 	failure: 1,
 	/** The command line or an environment variable is wrong. */
 	usage: 2,
-	/** Ended by Ctrl-C before it was ready. */
-	interrupted: 130,
 } as const;
 
 /** Ends the command with one line on stderr and an exit code. The message says what failed and what to do. */

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+import { constants } from "node:os";
 import { EXIT } from "./cli-error.js";
 import type { Console } from "./console.js";
 
 type StopStep = () => Promise<void> | void;
+
+/** Longest wait, at the end, for work that tidies up after itself. */
+const TIDY_MS = 3000;
 
 /**
  * From the first signal to the exit code. Stop steps run once, the last one added first; a second signal ends the
@@ -39,12 +43,14 @@ export class Lifecycle {
 	/** Listens for Ctrl-C and SIGTERM. */
 	listen(): void {
 		for (const name of ["SIGINT", "SIGTERM"] as const) {
+			// As a shell says it: 130 for SIGINT, 143 for SIGTERM.
+			const interrupted = 128 + constants.signals[name];
 			process.on(name, () => {
 				if (this.#stopping) {
 					for (const step of this.#lastSteps) step();
-					process.exit(EXIT.interrupted);
+					process.exit(interrupted);
 				}
-				this.stop(this.#ready ? EXIT.ok : EXIT.interrupted, true);
+				this.stop(this.#ready ? EXIT.ok : interrupted, true);
 			});
 		}
 	}
@@ -53,6 +59,16 @@ export class Lifecycle {
 	onStop(step: StopStep): void {
 		if (this.#stopping) void this.#run([step]);
 		else this.#steps.push(step);
+	}
+
+	/** Work that {@link signal} breaks off: the end waits until it has removed its half-made files and locks. */
+	breakable<T>(work: Promise<T>): Promise<T> {
+		const settled = work.then(
+			() => {},
+			() => {},
+		);
+		this.onStop(() => Promise.race([settled, new Promise<void>((resolve) => setTimeout(resolve, TIDY_MS).unref())]));
+		return work;
 	}
 
 	/** Adds what a second signal still does; it cannot wait for anything. */

@@ -46,7 +46,7 @@ export async function startServingStack(context: CommandContext, options: Servin
 	const caches = cacheDirs(env);
 	env[ENV.DYN_MODEL_CACHE_DIR] ??= caches.fetchedCards;
 
-	const model = await resolveModel(options.model, { env, console, signal: lifecycle.signal });
+	const model = await lifecycle.breakable(resolveModel(options.model, { env, console, signal: lifecycle.signal }));
 	const numWorkers = flags.number("num-workers") ?? 1;
 	await mkdir(caches.graphs, { recursive: true });
 

@@ -15,12 +15,14 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	checkPlanes("mocker", flags);
 	const env: NodeJS.ProcessEnv = { ...flags.env };
 	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
-	const model = await resolveModel(flags.string("model-path"), {
-		env,
-		console,
-		weights: false,
-		signal: lifecycle.signal,
-	});
+	const model = await lifecycle.breakable(
+		resolveModel(flags.string("model-path"), {
+			env,
+			console,
+			weights: false,
+			signal: lifecycle.signal,
+		}),
+	);
 	const names = await modelNames(flags, model);
 	const { findModelFiles, startMocker } = await import("@dynamo-ts/worker");
 	const files = await findModelFiles(model, cacheDirs(env).cards);

@@ -45,13 +45,15 @@ const SPEC: CommandSpec = {
 export const command: Command = { spec: SPEC, run };
 
 async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
-	const model = await resolveModel(flags.positionals[0], {
-		env: flags.env,
-		console,
-		refresh: true,
-		weights: flags.boolean("weights"),
-		signal: lifecycle.signal,
-	});
+	const model = await lifecycle.breakable(
+		resolveModel(flags.positionals[0], {
+			env: flags.env,
+			console,
+			refresh: true,
+			weights: flags.boolean("weights"),
+			signal: lifecycle.signal,
+		}),
+	);
 	console.out(`${model.path}\n`);
 	return EXIT.ok;
 }

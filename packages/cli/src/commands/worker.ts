@@ -21,11 +21,13 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	}
 	const env: NodeJS.ProcessEnv = { ...flags.env };
 	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
-	const model = await resolveModel(flags.positionals[0] ?? flags.string("model"), {
-		env,
-		console,
-		signal: lifecycle.signal,
-	});
+	const model = await lifecycle.breakable(
+		resolveModel(flags.positionals[0] ?? flags.string("model"), {
+			env,
+			console,
+			signal: lifecycle.signal,
+		}),
+	);
 	const names = await modelNames(flags, model);
 	const caches = cacheDirs(env);
 	await mkdir(caches.graphs, { recursive: true });

