@@ -32,7 +32,7 @@ export async function startRuntime(
 	}
 }
 
-/** One line for a port that another process has: the port, the flag and the variable. Other errors stay as they are. */
+/** One line for an address that cannot be listened on: the port, the flag and the variable. Other errors stay as they are. */
 export function explainPort(error: unknown, port: number, flag: string | undefined, variable: string): unknown {
 	let code: string | undefined;
 	for (let inner: unknown = error; inner instanceof Error && code === undefined; inner = inner.cause) {
@@ -45,6 +45,11 @@ export function explainPort(error: unknown, port: number, flag: string | undefin
 			return new CliError(`port ${port} is taken by another process: ${choose}`, 1, { cause: error });
 		case "EACCES":
 			return new CliError(`port ${port} may not be used by this user: ${choose}, above 1023`, 1, { cause: error });
+		case "EADDRNOTAVAIL": {
+			const host = variable.replace("_PORT", "_HOST");
+			const name = flag === undefined ? host : `${flag.replace("-port", "-host")} (or ${host})`;
+			return new CliError(`the address to listen on is none of this machine's: change ${name}`, 1, { cause: error });
+		}
 		default:
 			return error;
 	}

@@ -255,9 +255,22 @@ describe("distributed runtime - ports", () => {
 		);
 		const runtime = await DistributedRuntime.create({ ...common, tcpRpcPort: port, tcpResponsePort: port });
 		const endpoint = runtime.namespace("a").component("b").endpoint("c");
-		await expect(endpoint.serve(() => {})).rejects.toThrow(`request plane: cannot listen on 127.0.0.1:${port}`);
-		await expect(endpoint.client()).rejects.toThrow(`response streams: cannot listen on 127.0.0.1:${port}`);
+		const taken = (variable: string) => `127.0.0.1:${port}: the port is in use; choose another with ${variable}`;
+		await expect(endpoint.serve(() => {})).rejects.toThrow(taken("DYN_TCP_RPC_PORT"));
+		await expect(endpoint.client()).rejects.toThrow(taken("DYN_TCP_RESPONSE_STREAM_PORT"));
+		await expect(runtime.openClient()).rejects.toThrow(taken("DYN_TCP_RESPONSE_STREAM_PORT"));
 		await runtime.shutdown();
+		const abroad = await DistributedRuntime.create({ ...common, tcpRpcHost: "203.0.113.9" });
+		await expect(
+			abroad
+				.namespace("a")
+				.component("b")
+				.endpoint("c")
+				.serve(() => {}),
+		).rejects.toThrow(
+			"request plane: cannot listen on 203.0.113.9:0: it is no address of this machine; set DYN_TCP_RPC_HOST",
+		);
+		await abroad.shutdown();
 		await new Promise((resolve) => blocker.close(resolve));
 		await rm(root, { recursive: true, force: true });
 	});

@@ -129,6 +129,15 @@ export class DistributedRuntime {
 	}
 
 	/**
+	 * Opens now, and not with the first client, what requests are sent from: a port that is taken is told at the start.
+	 * @throws DynamoError `Unavailable`.
+	 */
+	async openClient(): Promise<void> {
+		this.#refuseAfterShutdown();
+		await this.#requestClient();
+	}
+
+	/**
 	 * Leaves in order: not ready; records gone from discovery; requests still taken for the grace time; then new ones
 	 * refused and those under way finished, as long as the time limit allows; then connections and listeners closed.
 	 * Idempotent.

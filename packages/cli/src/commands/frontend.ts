@@ -28,6 +28,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		import("@dynamo-ts/frontend"),
 		startRuntime(lifecycle, env),
 	]);
+	await runtime.openClient();
 	const config = frontendConfigFromEnv(env);
 	const frontend = await startFrontend(runtime, config).catch((error: unknown) => {
 		throw explainPort(error, config.port, "--http-port", ENV.DYN_HTTP_PORT);

@@ -230,7 +230,7 @@ describe("file discovery", () => {
 
 	it("says which folder cannot be made", async () => {
 		await writeFile(join(root, "v1"), "");
-		await expect(open()).rejects.toThrow(`discovery folder ${root} cannot be made`);
+		await expect(open()).rejects.toThrow(`discovery folder ${root} (set by DYN_FILE_KV) cannot be made`);
 	});
 
 	it("removes its files at once when the process must go", async () => {

@@ -8,6 +8,7 @@ import {
 	type Bucket,
 	type DiscoveryRecord,
 	DynamoError,
+	ENV,
 	fileNameOfKey,
 	recordKey,
 	stringifyJson,
@@ -66,7 +67,7 @@ export class FileDiscovery implements Discovery {
 		try {
 			await Promise.all(BUCKETS.map((bucket) => mkdir(discovery.#folder(bucket), { recursive: true })));
 		} catch (cause) {
-			throw unavailable(`discovery folder ${options.root} cannot be made`, cause);
+			throw unavailable(`discovery folder ${options.root} (set by ${ENV.DYN_FILE_KV}) cannot be made`, cause);
 		}
 		discovery.#timer = setInterval(() => discovery.#tick(), discovery.#ttlMs / 3);
 		discovery.#timer.unref();

@@ -10,22 +10,25 @@ import type { Logger } from "../observability/logging.js";
  */
 const BACKLOG = 65_535;
 
+export interface ListenAddress {
+	readonly host: string;
+	/** 0: any. */
+	readonly port: number;
+	/** What it is for; said in errors. */
+	readonly purpose: string;
+	/** The environment variables that set the two; said in errors. */
+	readonly variables: { readonly host: string; readonly port: string };
+}
+
 /**
  * Listens and returns the port.
- * @param purpose said in the error: what the port is for.
- * @throws DynamoError `Unavailable` with address, purpose and reason.
+ * @throws DynamoError `Unavailable` with address, purpose, reason and what to change.
  */
-export async function listenTcp(
-	server: Server,
-	host: string,
-	port: number,
-	purpose: string,
-	log: Logger,
-): Promise<number> {
+export async function listenTcp(server: Server, address: ListenAddress, log: Logger): Promise<number> {
+	const { host, port, purpose } = address;
 	await new Promise<void>((resolve, reject) => {
 		const failed = (error: NodeJS.ErrnoException) => {
-			const why = error.code === "EADDRINUSE" ? "the port is in use; choose another, or 0 for any" : error.message;
-			const text = `${purpose}: cannot listen on ${formatHostPort(host, port)}: ${why}`;
+			const text = `${purpose}: cannot listen on ${formatHostPort(host, port)}: ${reasonOf(error, address)}`;
 			reject(new DynamoError("Unavailable", text, { publicMessage: text, cause: error }));
 		};
 		server.once("error", failed);
@@ -37,6 +40,20 @@ export async function listenTcp(
 	// Accept errors (no file descriptors left, say) come again when there is room: the listener stays.
 	server.on("error", (error) => log.warn("listener error", { purpose, error }));
 	return (server.address() as AddressInfo).port;
+}
+
+function reasonOf(error: NodeJS.ErrnoException, { variables }: ListenAddress): string {
+	switch (error.code) {
+		case "EADDRINUSE":
+			return `the port is in use; choose another with ${variables.port} (0: any free one)`;
+		case "EACCES":
+			return `this user may not use the port; choose one above 1023 with ${variables.port}`;
+		case "EADDRNOTAVAIL":
+		case "ENOTFOUND":
+			return `it is no address of this machine; set ${variables.host}`;
+		default:
+			return error.message;
+	}
 }
 
 /** `host:port`, IPv6 addresses in brackets. */

@@ -2,6 +2,7 @@
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { ENV } from "@dynamo-ts/protocols/internal";
 import { advertisedHost, formatHostPort, listenTcp } from "../net/listen.js";
 import type { Health } from "./health.js";
 import type { Logger } from "./logging.js";
@@ -110,7 +111,16 @@ export async function startSystemServer(options: SystemServerOptions): Promise<S
 		stream.pipe(response);
 	}
 
-	const port = await listenTcp(server, options.host, options.port, "system server", options.log);
+	const port = await listenTcp(
+		server,
+		{
+			host: options.host,
+			port: options.port,
+			purpose: "system server",
+			variables: { host: ENV.DYN_SYSTEM_HOST, port: ENV.DYN_SYSTEM_PORT },
+		},
+		options.log,
+	);
 	const url = `http://${formatHostPort(advertisedHost(options.host), port)}`;
 	return {
 		url,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createServer, type Server, type Socket } from "node:net";
-import { KILL_FRAME, parseHandshake, TwoPartDecoder } from "@dynamo-ts/protocols/internal";
+import { ENV, KILL_FRAME, parseHandshake, TwoPartDecoder } from "@dynamo-ts/protocols/internal";
 import { advertisedHost, formatHostPort, listenTcp } from "../net/listen.js";
 import type { Logger } from "../observability/logging.js";
 
@@ -49,7 +49,16 @@ export class ResponseServer {
 	/** @throws DynamoError `Unavailable` when the address cannot be listened on. */
 	static async listen(options: ResponseServerOptions): Promise<ResponseServer> {
 		const server = createServer({ noDelay: true });
-		const port = await listenTcp(server, options.host, options.port, "response streams", options.log);
+		const port = await listenTcp(
+			server,
+			{
+				host: options.host,
+				port: options.port,
+				purpose: "response streams",
+				variables: { host: ENV.DYN_TCP_RESPONSE_STREAM_HOST, port: ENV.DYN_TCP_RESPONSE_STREAM_PORT },
+			},
+			options.log,
+		);
 		return new ResponseServer(options, server, port);
 	}
 

@@ -6,6 +6,7 @@ import {
 	type DecodedRequestFrame,
 	DynamoError,
 	decodeBody,
+	ENV,
 	type EndpointRecord,
 	encodeAck,
 	FrameTooLargeError,
@@ -59,7 +60,16 @@ export class TcpRequestPlaneServer implements RequestPlaneServer {
 	/** @throws DynamoError `Unavailable` when the address cannot be listened on. */
 	static async listen(options: TcpServerOptions): Promise<TcpRequestPlaneServer> {
 		const server = createServer({ noDelay: true });
-		const port = await listenTcp(server, options.host, options.port, "request plane", options.log);
+		const port = await listenTcp(
+			server,
+			{
+				host: options.host,
+				port: options.port,
+				purpose: "request plane",
+				variables: { host: ENV.DYN_TCP_RPC_HOST, port: ENV.DYN_TCP_RPC_PORT },
+			},
+			options.log,
+		);
 		return new TcpRequestPlaneServer(options, server, port);
 	}
 
