@@ -115,7 +115,7 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 	});
 
 	test("twice to the worker: it ends at once, the streams end with an error event, no record left", async () => {
-		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.01"]);
+		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend, true);
 		worker.child.kill("SIGTERM");
@@ -127,7 +127,7 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 	});
 
 	test("twice to the frontend: it ends at once, the worker drops the work", async () => {
-		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.01"]);
+		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend, true);
 		frontend.child.kill("SIGTERM");
