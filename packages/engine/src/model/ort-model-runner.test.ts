@@ -195,9 +195,14 @@ describe("slots", () => {
 		});
 	});
 
-	for (const quantization of ["none", "int8"] as const) {
+	const asStored = writeGguf(model, (name) => (name.includes("embed") ? "Q8_0" : "Q4_1"));
+	for (const [quantization, path] of [
+		["none", folder],
+		["int8", folder],
+		["auto", asStored],
+	] as const) {
 		it(`${quantization}: the bits of a text do not depend on its chunks, slot or batch mates`, async () => {
-			await withRunner(folder, { quantization }, (runner) => {
+			await withRunner(path, { quantization }, (runner) => {
 				const whole = runner.prefill(0, ids(TEXT), 0, true)!.slice();
 				for (const chunk of [1, 2, 5, 16]) {
 					let last: Float32Array | undefined;

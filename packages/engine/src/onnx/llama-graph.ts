@@ -14,6 +14,7 @@ import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
 import { blocksPerRow } from "./block-quantize.js";
 import {
 	declareBlocks,
+	isAsStored,
 	type MatrixFormat,
 	matrixFormat,
 	type StoredMatrix,
@@ -24,7 +25,7 @@ import { MICROSOFT, OnnxModel, OnnxType } from "./onnx-model.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
 /** Changes whenever the same model would give another graph: old cached graphs are then not used. */
-export const GRAPH_VERSION = 2;
+export const GRAPH_VERSION = 3;
 
 /** Names of a layer's tensors below `model.layers.N.`. */
 const LAYER = {
@@ -42,6 +43,9 @@ const LAYER = {
 const EMBEDDING = "model.embed_tokens.weight";
 const OUTPUT_NORM = "model.norm.weight";
 const OUTPUT = "lm_head.weight";
+
+/** MatMulNBits: activations are rounded to 8 bits per row and block, the products summed as integers. */
+const INT8_ACTIVATIONS = 4;
 
 /** What building a graph needs. */
 export interface GraphOptions {
@@ -62,8 +66,8 @@ export function outputIsEmbedding(config: ModelConfig, source: WeightSource): bo
 class LlamaGraphBuilder {
 	readonly #options: GraphOptions;
 	readonly #model: OnnxModel;
-	/** Block sums of an activation, by its name and block size: shared by all matrices that read it. */
-	readonly #blockSums = new Map<string, string>();
+	/** Values that several matrices read: constants by name, and what is derived of an activation by its name. */
+	readonly #shared = new Map<string, string>();
 
 	constructor(options: GraphOptions) {
 		this.#options = options;
@@ -94,25 +98,85 @@ class LlamaGraphBuilder {
 		return this.#model.initializer(name, OnnxType.FLOAT, [hiddenSize], data);
 	}
 
-	/** x [tokens, columns] times a stored matrix [rows, columns] transposed; the result may be given a name. */
-	#multiply(x: string, name: string, matrix: StoredMatrix, output?: string): string {
+	/**
+	 * x [tokens, columns] times a stored matrix [rows, columns] transposed; the result may be given a name.
+	 * `refined` adds the product with what the kernel's rounding of x to 8 bits leaves out.
+	 */
+	#multiply(
+		x: string,
+		name: string,
+		matrix: StoredMatrix,
+		options: { output?: string; refined?: boolean } = {},
+	): string {
 		const model = this.#model;
-		const named = output ? { outputs: [output] } : {};
 		const { format, rows, columns } = matrix;
+		const named = options.output ? { outputs: [options.output] } : {};
 		if (format.kind === "float") {
 			const weight = model.initializer(name, OnnxType.FLOAT, [rows, columns], matrix.data);
 			return model.node("Gemm", [x, weight], { ...named, attributes: { transB: 1 } });
 		}
-		const product = model.node("MatMulNBits", [x, ...declareBlocks(model, name, matrix)], {
-			...(matrix.offsets ? {} : named),
+		const blocks = declareBlocks(model, name, matrix);
+		const attributes = {
+			K: columns,
+			N: rows,
+			bits: format.bits,
+			block_size: format.blockSize,
+			accuracy_level: INT8_ACTIVATIONS,
+		};
+		const refined = options.refined === true && columns % format.blockSize === 0;
+		let product = model.node("MatMulNBits", [x, ...blocks], {
+			...(matrix.offsets || refined ? {} : named),
 			domain: MICROSOFT,
-			attributes: { K: columns, N: rows, bits: format.bits, block_size: format.blockSize, accuracy_level: 4 },
+			attributes,
 		});
+		if (refined) {
+			const rest = this.#roundingRest(x, columns, format.blockSize);
+			const correction = model.node("MatMulNBits", [rest, ...blocks], { domain: MICROSOFT, attributes });
+			product = model.node("Add", [product, correction], matrix.offsets ? {} : named);
+		}
 		if (!matrix.offsets) return product;
-		const blocks = blocksPerRow(columns, format.blockSize);
-		const offsets = model.initializer(`${name}.offset`, OnnxType.FLOAT, [rows, blocks], matrix.offsets);
-		const sums = this.#blockSum(x, blocks, format.blockSize);
+		const numBlocks = blocksPerRow(columns, format.blockSize);
+		const offsets = model.initializer(`${name}.offset`, OnnxType.FLOAT, [rows, numBlocks], matrix.offsets);
+		const sums = this.#blockSum(x, numBlocks, format.blockSize);
 		return model.node("Gemm", [sums, offsets, product], { ...named, attributes: { transB: 1 } });
+	}
+
+	/**
+	 * x minus x as MatMulNBits rounds it: to 8 bits, with one scale per row and block. A product of each block with
+	 * the identity gives the rounded x, whatever the kernel's way of rounding is.
+	 */
+	#roundingRest(x: string, columns: number, blockSize: number): string {
+		const model = this.#model;
+		const key = `${x}/rest/${blockSize}`;
+		let rest = this.#shared.get(key);
+		if (!rest) {
+			const identity = `identity_${blockSize}`;
+			if (!this.#shared.has(identity)) {
+				// 1 with the zero point 128.
+				const packed = new Uint8Array(blockSize * blockSize).fill(128);
+				for (let i = 0; i < blockSize; i++) packed[i * blockSize + i] = 129;
+				const { writer } = this.#options;
+				const scales = new Float32Array(blockSize).fill(1);
+				model.initializer(`${identity}.q`, OnnxType.UINT8, [blockSize, 1, blockSize], writer.tensor(packed));
+				model.initializer(`${identity}.scale`, OnnxType.FLOAT, [blockSize, 1], writer.tensor(scales));
+				model.int64Constant(`rows_of_${blockSize}`, [-1, blockSize]);
+				this.#shared.set(identity, identity);
+			}
+			const width = `rows_of_${columns}`;
+			if (!this.#shared.has(width)) {
+				// A block as wide as the row has the same shape.
+				if (columns !== blockSize) model.int64Constant(width, [-1, columns]);
+				this.#shared.set(width, width);
+			}
+			const blocks = model.node("Reshape", [x, `rows_of_${blockSize}`]);
+			const rounded = model.node("MatMulNBits", [blocks, `${identity}.q`, `${identity}.scale`], {
+				domain: MICROSOFT,
+				attributes: { K: blockSize, N: blockSize, bits: 8, block_size: blockSize, accuracy_level: INT8_ACTIVATIONS },
+			});
+			rest = model.node("Sub", [x, model.node("Reshape", [rounded, width])]);
+			this.#shared.set(key, rest);
+		}
+		return rest;
 	}
 
 	/**
@@ -122,33 +186,37 @@ class LlamaGraphBuilder {
 	#blockSum(x: string, blocks: number, blockSize: number): string {
 		const model = this.#model;
 		const key = `${x}/${blockSize}`;
-		let sums = this.#blockSums.get(key);
+		let sums = this.#shared.get(key);
 		if (!sums) {
 			const columns = blocks * blockSize;
 			const name = `blocks_${columns}_${blockSize}`;
-			if (!this.#blockSums.has(name)) {
+			if (!this.#shared.has(name)) {
 				const ones = new Float32Array(blocks * columns);
 				for (let block = 0; block < blocks; block++) {
 					ones.fill(1, block * columns + block * blockSize, block * columns + (block + 1) * blockSize);
 				}
 				model.initializer(name, OnnxType.FLOAT, [blocks, columns], this.#options.writer.tensor(ones));
-				this.#blockSums.set(name, name);
+				this.#shared.set(name, name);
 			}
 			sums = model.node("Gemm", [x, name], { attributes: { transB: 1 } });
-			this.#blockSums.set(key, sums);
+			this.#shared.set(key, sums);
 		}
 		return sums;
 	}
 
 	/** One product with several tensors side by side; packed into one matrix where their formats allow it. */
-	#linear(x: string, name: string, tensors: readonly WeightTensor[]): string {
+	#linear(x: string, name: string, tensors: readonly WeightTensor[], refine = false): string {
 		const { source, writer } = this.#options;
 		const formats = tensors.map((tensor) => this.#format(tensor, "layer"));
 		if (formats.every((format) => sameFormat(format, formats[0]!))) {
-			return this.#multiply(x, name, writeMatrix(writer, source, tensors, formats[0]!));
+			return this.#multiply(x, name, writeMatrix(writer, source, tensors, formats[0]!), {
+				refined: refine && isAsStored(formats[0]!),
+			});
 		}
 		const parts = tensors.map((tensor, i) =>
-			this.#multiply(x, `${name}.${i}`, writeMatrix(writer, source, [tensor], formats[i]!)),
+			this.#multiply(x, `${name}.${i}`, writeMatrix(writer, source, [tensor], formats[i]!), {
+				refined: refine && isAsStored(formats[i]!),
+			}),
 		);
 		return this.#model.node("Concat", parts, { attributes: { axis: 1 } });
 	}
@@ -228,11 +296,13 @@ class LlamaGraphBuilder {
 		for (let layer = 0; layer < numLayers; layer++) {
 			const prefix = `model.layers.${layer}.`;
 			const at = (name: string, height: number, width: number) => this.#tensor(prefix + name, height, width);
-			const qkv = this.#linear(x, `${prefix}qkv`, [
+			// Of all matrices the ones before attention suffer most from rounded activations, and they are small.
+			const projections = [
 				at(LAYER.q, attentionWidth, hiddenSize),
 				at(LAYER.k, numKvHeads * headDim, hiddenSize),
 				at(LAYER.v, numKvHeads * headDim, hiddenSize),
-			]);
+			];
+			const qkv = this.#linear(x, `${prefix}qkv`, projections, true);
 			const qkvRows = model.node("Reshape", [qkv, qkvShape]);
 			const cacheShape = ["batch", numKvHeads, "max_length", headDim];
 			const cache = (side: string, end: "input" | "output") =>
@@ -280,7 +350,7 @@ class LlamaGraphBuilder {
 		const outputFormat = this.#format(outputTensor, "vocabulary");
 		const shared = outputTensor === embedding && sameFormat(outputFormat, embeddingFormat);
 		const outputMatrix = shared ? embeddingMatrix : writeMatrix(writer, source, [outputTensor], outputFormat);
-		this.#multiply(x, "output", outputMatrix, "logits");
+		this.#multiply(x, "output", outputMatrix, { output: "logits" });
 		this.#options.onProgress?.(1);
 		return model.serialize();
 	}

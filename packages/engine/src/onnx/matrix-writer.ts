@@ -65,6 +65,11 @@ export function sameFormat(a: MatrixFormat, b: MatrixFormat): boolean {
 	return JSON.stringify(a) === JSON.stringify(b);
 }
 
+/** True for a file's own blocks, whose weights are exact: then rounded activations are the only error. */
+export function isAsStored(format: MatrixFormat): boolean {
+	return format.kind === "blocks" && format.asStored;
+}
+
 /** Where the parts of a matrix lie. */
 export interface StoredMatrix {
 	readonly format: MatrixFormat;
