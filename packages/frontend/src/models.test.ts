@@ -187,6 +187,14 @@ describe("several workers", () => {
 		const a = await stack.worker({ script: sendAll(IDS) });
 		const b = await stack.worker({ script: sendAll(IDS), component: "other" });
 		const c = await stack.worker({ script: sendAll(IDS), namespace: "far", card: { kv_cache_block_size: 32 } });
+		// The name is ready with the first of them.
+		const workers = async () => {
+			const { namespaces } = (await http(`${stack.url}/v1/models/${MODEL}/ready`)).json;
+			return Object.values(namespaces as Record<string, { worker_types: Record<string, { workers: number }> }>)
+				.flatMap(({ worker_types }) => Object.values(worker_types))
+				.reduce((sum, type) => sum + type.workers, 0);
+		};
+		await expect.poll(workers, { timeout: 5000 }).toBe(3);
 		for (let i = 0; i < 9; i++) expect((await http(stack.chat, { body: chatBody() })).status).toBe(200);
 		expect([a, b, c].map(({ calls }) => calls.length)).toEqual([3, 3, 3]);
 	});
