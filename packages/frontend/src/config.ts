@@ -77,7 +77,7 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 	return {
 		host: read.text(ENV.DYN_HTTP_HOST, "0.0.0.0"),
 		port: read.integer(ENV.DYN_HTTP_PORT, 8000, 0, 65535),
-		listenBacklog: read.integer(ENV.DYN_HTTP_LISTEN_BACKLOG, 1024, 1, 65535),
+		listenBacklog: read.integer(ENV.DYN_HTTP_LISTEN_BACKLOG, 65535, 1, 65535),
 		bodyLimitBytes: read.integer(ENV.DYN_HTTP_BODY_LIMIT_MB, 45, 1, 2000) * MB,
 		gracefulShutdownTimeoutMs: read.seconds(ENV.DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 5),
 		overloadStatusCode: read.integer(ENV.DYN_HTTP_OVERLOAD_STATUS_CODE, 529, 400, 599),
