@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError } from "@dynamo-ts/protocols/internal";
-import { CounterSeries, DEFAULT_BUCKETS, GaugeSeries, HistogramSeries, type Series } from "./metric-series.js";
+import promClient from "prom-client";
+import {
+	CounterSeries,
+	DEFAULT_BUCKETS,
+	GaugeSeries,
+	HistogramSeries,
+	type Series,
+	type SeriesLabels,
+	type SeriesValue,
+} from "./metric-series.js";
 import type { MetricVec } from "./metrics.js";
 
 export type MetricType = "counter" | "gauge" | "histogram";
@@ -17,21 +26,38 @@ export interface FamilyRequest {
 	readonly buckets: readonly number[] | undefined;
 }
 
-interface Family {
-	readonly type: MetricType;
+/** A family as prom-client's registry collects it. */
+class Family {
+	readonly name: string;
 	readonly help: string;
+	readonly type: MetricType;
 	/** Sorted and joined. */
 	readonly labelKey: string;
 	readonly make: () => Series;
-	/** By their labels as they are written; in the order in which they were made. */
-	readonly series: Map<string, Series>;
+	/** By the text of their labels; in the order in which they were made. */
+	readonly series = new Map<string, { readonly series: Series; readonly labels: SeriesLabels }>();
 	/** Fixed labels of everything opened so far. */
-	readonly opened: Set<string>;
+	readonly opened = new Set<string>();
+
+	constructor(request: FamilyRequest, labelKey: string) {
+		this.name = request.name;
+		this.help = request.help;
+		this.type = request.type;
+		this.labelKey = labelKey;
+		this.make = seriesMaker(request);
+	}
+
+	/** Called by prom-client's registry at a scrape. */
+	async get(): Promise<{ name: string; help: string; type: MetricType; values: SeriesValue[] }> {
+		const values = [...this.series.values()].flatMap(({ series, labels }) => series.collect(this.name, labels));
+		return { name: this.name, help: this.help, type: this.type, values };
+	}
 }
 
 /** The families of one page. The page has the order that Dynamo writes. */
 export class FamilyTable {
 	readonly #families = new Map<string, Family>();
+	readonly #registry = new promClient.Registry();
 
 	/**
 	 * Opens a family for one set of fixed labels.
@@ -43,14 +69,8 @@ export class FamilyTable {
 		const labelKey = labelNames.join(",");
 		let family = this.#families.get(request.name);
 		if (family === undefined) {
-			family = {
-				type: request.type,
-				help: request.help,
-				labelKey,
-				make: seriesMaker(request),
-				series: new Map(),
-				opened: new Set(),
-			};
+			family = new Family(request, labelKey);
+			this.#registry.registerMetric(family as unknown as promClient.Metric);
 			this.#families.set(request.name, family);
 		}
 		if (family.type !== request.type || family.labelKey !== labelKey) {
@@ -68,13 +88,11 @@ export class FamilyTable {
 	}
 
 	/** All families by name; one without series is left out. */
-	render(): string {
+	async render(): Promise<string> {
 		let page = "";
 		for (const name of [...this.#families.keys()].sort()) {
-			const family = this.#families.get(name) as Family;
-			if (family.series.size === 0) continue;
-			page += `# HELP ${name} ${escapeHelp(family.help)}\n# TYPE ${name} ${family.type}\n`;
-			for (const [labels, series] of family.series) page += series.render(name, labels);
+			if (this.#families.get(name)?.series.size === 0) continue;
+			page += `${await this.#registry.getSingleMetricAsString(name)}\n`;
 		}
 		return page;
 	}
@@ -100,7 +118,7 @@ class Vec implements MetricVec<unknown> {
 	readonly #family: Family;
 	readonly #request: FamilyRequest;
 	/** By the values; finding one must not cost more than counting. */
-	readonly #known = new Map<string, { readonly series: Series; readonly labels: string }>();
+	readonly #known = new Map<string, { readonly series: Series; readonly text: string }>();
 
 	constructor(family: Family, request: FamilyRequest) {
 		this.#family = family;
@@ -112,23 +130,25 @@ class Vec implements MetricVec<unknown> {
 		const known = this.#known.get(key);
 		if (known !== undefined) return known.series;
 		const labels = this.#labels(values);
+		const text = labelText(labels);
 		const series = this.#family.make();
-		this.#family.series.set(labels, series);
-		this.#known.set(key, { series, labels });
+		this.#family.series.set(text, { series, labels });
+		this.#known.set(key, { series, text });
 		return series;
 	}
 
 	remove(...values: string[]): void {
-		this.#family.series.delete(this.#labels(values));
+		this.#family.series.delete(labelText(this.#labels(values)));
 		this.#known.delete(keyOf(values));
 	}
 
 	reset(): void {
-		for (const { labels } of this.#known.values()) this.#family.series.delete(labels);
+		for (const { text } of this.#known.values()) this.#family.series.delete(text);
 		this.#known.clear();
 	}
 
-	#labels(values: string[]): string {
+	/** Sorted by name. */
+	#labels(values: string[]): SeriesLabels {
 		const { name, fixed, variable } = this.#request;
 		if (values.length !== variable.length) {
 			throw new DynamoError(
@@ -136,9 +156,9 @@ class Vec implements MetricVec<unknown> {
 				`metric ${name} has the labels [${variable.join(", ")}]: ${values.length} values were given`,
 			);
 		}
-		const labels: Record<string, string> = { ...fixed };
-		for (const [index, label] of variable.entries()) labels[label] = values[index] as string;
-		return labelText(labels);
+		const labels: [string, string][] = Object.entries(fixed);
+		for (const [index, label] of variable.entries()) labels.push([label, values[index] as string]);
+		return Object.fromEntries(labels.sort(([a], [b]) => (a < b ? -1 : 1)));
 	}
 }
 
@@ -153,17 +173,7 @@ function keyOf(values: readonly string[]): string {
 	return key;
 }
 
-function labelText(labels: Readonly<Record<string, string>>): string {
-	return Object.keys(labels)
-		.sort()
-		.map((key) => `${key}="${escapeValue(labels[key] as string)}"`)
-		.join(",");
-}
-
-function escapeValue(text: string): string {
-	return text.replace(/[\\"\n]/g, (c) => (c === "\n" ? "\\n" : `\\${c}`));
-}
-
-function escapeHelp(text: string): string {
-	return text.replace(/[\\\n]/g, (c) => (c === "\n" ? "\\n" : "\\\\"));
+/** The same for the same labels, in whatever order they are given. */
+function labelText(labels: SeriesLabels): string {
+	return JSON.stringify(Object.entries(labels).sort(([a], [b]) => (a < b ? -1 : 1)));
 }

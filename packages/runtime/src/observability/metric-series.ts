@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The numbers themselves. Counting is a few instructions: a token of each stream passes here.
+// The numbers themselves. Counting is a few instructions without a look at labels: a token of each stream passes here.
+// prom-client collects them at a scrape and writes the page.
+import type { MetricValueWithName } from "prom-client";
 
 /** Upper bounds of a histogram that names none, as all Prometheus libraries have them. */
 export const DEFAULT_BUCKETS: readonly number[] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 
-/** One series of a family, as it stands on the page. */
+/** The labels of a series, sorted by name. */
+export type SeriesLabels = Readonly<Record<string, string>>;
+
+/** A line of the page, as prom-client takes it. */
+export type SeriesValue = Pick<MetricValueWithName<string>, "labels" | "value"> & { metricName: string };
+
+/** One series of a family. */
 export interface Series {
-	/** @param labels written and joined, without braces; `""` for none. */
-	render(name: string, labels: string): string;
+	/** Its lines, in the order of the page. */
+	collect(name: string, labels: SeriesLabels): SeriesValue[];
 }
 
 function requireNumber(value: number): void {
@@ -24,8 +32,8 @@ export class CounterSeries implements Series {
 		this.#value += by;
 	}
 
-	render(name: string, labels: string): string {
-		return line(name, labels, this.#value);
+	collect(name: string, labels: SeriesLabels): SeriesValue[] {
+		return [{ metricName: name, labels, value: this.#value }];
 	}
 }
 
@@ -44,8 +52,8 @@ export class GaugeSeries implements Series {
 		this.#value -= by;
 	}
 
-	render(name: string, labels: string): string {
-		return line(name, labels, this.#value);
+	collect(name: string, labels: SeriesLabels): SeriesValue[] {
+		return [{ metricName: name, labels, value: this.#value }];
 	}
 }
 
@@ -71,24 +79,15 @@ export class HistogramSeries implements Series {
 		this.#sum += value;
 	}
 
-	render(name: string, labels: string): string {
-		const before = labels === "" ? "" : `${labels},`;
-		let text = "";
+	collect(name: string, labels: SeriesLabels): SeriesValue[] {
+		const values: SeriesValue[] = [];
 		let total = 0;
 		for (const [i, count] of this.#counts.entries()) {
 			total += count;
-			text += line(`${name}_bucket`, `${before}le="${this.#bounds[i] ?? "+Inf"}"`, total);
+			values.push({ metricName: `${name}_bucket`, labels: { ...labels, le: this.#bounds[i] ?? "+Inf" }, value: total });
 		}
-		return text + line(`${name}_sum`, labels, this.#sum) + line(`${name}_count`, labels, total);
+		values.push({ metricName: `${name}_sum`, labels, value: this.#sum });
+		values.push({ metricName: `${name}_count`, labels, value: total });
+		return values;
 	}
-}
-
-function line(name: string, labels: string, value: number): string {
-	return `${name}${labels === "" ? "" : `{${labels}}`} ${numberText(value)}\n`;
-}
-
-function numberText(value: number): string {
-	if (value === Number.POSITIVE_INFINITY) return "+Inf";
-	if (value === Number.NEGATIVE_INFINITY) return "-Inf";
-	return String(value);
 }

@@ -182,7 +182,7 @@ class Level implements MetricsRegistry {
 				this.#page.onCallbackError(error);
 			}
 		}
-		let page = this.#page.families.render();
+		let page = await this.#page.families.render();
 		for (const callback of this.#page.exposition) {
 			try {
 				const part = callback();
