@@ -25,6 +25,8 @@ function rules(more: Partial<ChoiceRules> = {}): ChoiceRules {
 		minTokens: 0,
 		wantLogprobs: false,
 		topLogprobs: 0,
+		showStopTokens: false,
+		tokensAsIds: false,
 		...more,
 	};
 }

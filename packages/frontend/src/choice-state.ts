@@ -34,6 +34,8 @@ export interface ChoiceRules {
 	readonly skipSpecialTokens: boolean;
 	readonly stops: readonly string[];
 	readonly includeStopString: boolean;
+	/** Show the token that ends a choice too (unless it is special and those are skipped). */
+	readonly showStopTokens: boolean;
 	/** Ids that end a choice and are not shown: EOS ids (unless ignored) and the client's stop_token_ids. */
 	readonly stopTokenIds: ReadonlySet<number>;
 	/** Nothing stops a choice before that many tokens. */
@@ -41,6 +43,8 @@ export interface ChoiceRules {
 	readonly wantLogprobs: boolean;
 	/** How many alternatives the client asked for. */
 	readonly topLogprobs: number;
+	/** Log-probabilities name tokens `token_id:<id>`. */
+	readonly tokensAsIds: boolean;
 }
 
 /** Thrown by {@link ChoiceState.accept} when the worker reports that generation failed. */
@@ -120,7 +124,7 @@ export class ChoiceState {
 			if (rules.wantLogprobs) this.addLogprob(id, output, position);
 			this.finishReason = "stop";
 			this.stoppedHere = true;
-			return this.flush();
+			return this.flush(rules.showStopTokens ? this.detokenizer.push(id) : "");
 		}
 		const piece = this.detokenizer.push(id);
 		if (rules.wantLogprobs) this.addLogprob(id, output, position);
@@ -168,9 +172,9 @@ export class ChoiceState {
 		return this.flush();
 	}
 
-	/** What the detokenizer and the stop matcher still hold. A stop string may turn up in it. */
-	private flush(): string {
-		const rest = this.detokenizer.flush();
+	/** What the detokenizer and the stop matcher still hold, behind `before`. A stop string may turn up in it. */
+	private flush(before = ""): string {
+		const rest = before + this.detokenizer.flush();
 		this.offset += rest.length;
 		if (this.stopMatcher === undefined) return rest;
 		const last = this.stopMatcher.push(rest);
@@ -193,8 +197,9 @@ export class ChoiceState {
 
 	/** A token's own text and bytes; text that is part of a character shows as U+FFFD, the bytes tell what it is. */
 	private tokenText(id: number, given?: string | null): Omit<TokenAlternative, "logprob"> {
-		if (typeof given === "string") return { token: given, bytes: bytesOf(given) };
-		const { tokenizer, skipSpecialTokens } = this.rules;
+		const { tokenizer, skipSpecialTokens, tokensAsIds } = this.rules;
+		if (typeof given === "string" && !tokensAsIds) return { token: given, bytes: bytesOf(given) };
+		if (tokensAsIds) return { token: `token_id:${id}`, bytes: bytesOf(`token_id:${id}`) };
 		const bytes = tokenizer.idToBytes(id);
 		if (bytes === undefined || (skipSpecialTokens && tokenizer.isSpecial(id))) return { token: "", bytes: null };
 		return { token: Buffer.from(bytes).toString("utf8"), bytes: [...bytes] };
@@ -203,7 +208,7 @@ export class ChoiceState {
 	/** What the worker says of it counts, but for bytes that its text does not have. */
 	private alternativeText(top: TopLogprob): Omit<TokenAlternative, "logprob"> {
 		const { token } = top;
-		if (typeof token !== "string") return this.tokenText(top.token_id);
+		if (typeof token !== "string" || this.rules.tokensAsIds) return this.tokenText(top.token_id);
 		if (Array.isArray(top.bytes)) return { token, bytes: top.bytes };
 		return { token, bytes: token.includes("\ufffd") ? this.tokenText(top.token_id).bytes : bytesOf(token) };
 	}

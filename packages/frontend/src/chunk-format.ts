@@ -66,8 +66,8 @@ export function annotationEvent(name: string, value: string): string {
 
 /** A worker's event that is no delta, for clients that know its name. */
 export function commentEvent(name: string, comments: readonly string[]): string {
-	const lines = comments.flatMap((comment) => comment.split(/\r\n|\r|\n/)).map((line) => `: ${line}\n`);
-	return `event: ${name.replace(/[\r\n]/g, " ")}\n${lines.join("")}\n`;
+	const line = (text: string): string => text.replace(/\r\n|\r|\n/g, " ");
+	return `event: ${line(name)}\n${comments.map((comment) => `: ${line(comment)}\n`).join("")}\n`;
 }
 
 const DATA = "data: ";
@@ -161,12 +161,12 @@ export class CompletionChunkFormat implements ChunkFormat {
 	private readonly tail: string;
 	private readonly plainTail: string;
 	private readonly identity: AnswerIdentity;
-	private readonly idPerChoice: boolean;
+	private readonly choicesPerId: number | undefined;
 
-	/** @param idPerChoice requests with several prompts: the ids of chunks end in `-<choice>`. */
-	constructor(identity: AnswerIdentity, idPerChoice: boolean) {
+	/** @param choicesPerId requests with several prompts: the ids of chunks end in `-<prompt>`, so many choices each. */
+	constructor(identity: AnswerIdentity, choicesPerId?: number) {
 		this.identity = identity;
-		this.idPerChoice = idPerChoice;
+		this.choicesPerId = choicesPerId;
 		this.tail = `],"created":${identity.created},"model":${JSON.stringify(identity.model)},"system_fingerprint":null,"object":"text_completion","usage":`;
 		this.plainTail = `}${this.tail}null}\n\n`;
 	}
@@ -219,7 +219,8 @@ export class CompletionChunkFormat implements ChunkFormat {
 	}
 
 	private head(index: number | undefined): string {
-		const suffix = this.idPerChoice && index !== undefined ? `-${index}` : "";
+		const { choicesPerId } = this;
+		const suffix = choicesPerId !== undefined && index !== undefined ? `-${Math.floor(index / choicesPerId)}` : "";
 		return `${DATA}{"id":${JSON.stringify(`cmpl-${this.identity.requestId}${suffix}`)},"choices":[`;
 	}
 }

@@ -166,18 +166,55 @@ describe("routes", () => {
 		}
 	});
 
-	it("a wrong method: 405 with the right ones, and no CORS", async () => {
-		for (const [method, path, allow] of [
-			["GET", "/v1/chat/completions", "POST"],
-			["OPTIONS", "/v1/completions", "POST"],
-			["POST", "/metrics", "GET,HEAD"],
-			["DELETE", "/v1/models", "GET,HEAD"],
-			["PUT", "/v1/models/x", "GET,HEAD"],
-		] as const) {
-			const answer = await http(stack.url + path, { method, headers: { origin: "http://x.example" } });
-			expect([answer.status, answer.headers.allow, answer.body]).toEqual([405, allow, ""]);
-			expect(answer.headers["access-control-allow-origin"]).toBeUndefined();
-		}
+	it("a wrong method: 405 with the right ones, 404 where the route is switched off, and no CORS", async () => {
+		const expectAnswers = async (table: readonly (readonly [string, string, number, string])[]): Promise<void> => {
+			for (const [method, path, status, allow] of table) {
+				const answer = await http(stack.url + path, { method, headers: { origin: "http://x.example" } });
+				expect([path, answer.status, answer.headers.allow, answer.body]).toEqual([path, status, allow, ""]);
+				expect(answer.headers["access-control-allow-origin"]).toBeUndefined();
+			}
+		};
+		await expectAnswers([
+			["GET", "/v1/chat/completions", 404, "POST"],
+			["POST", "/metrics", 405, "GET,HEAD"],
+			["DELETE", "/v1/models", 405, "GET,HEAD"],
+			["PUT", "/v1/models/x", 405, "GET,HEAD"],
+			["PUT", "/v1/classify", 404, "POST"],
+			["POST", "/v1/realtime", 404, "GET,HEAD"],
+		]);
+		await stack.worker({ script: sendAll([70]) });
+		await expectAnswers([
+			["GET", "/v1/chat/completions", 405, "POST"],
+			["OPTIONS", "/v1/completions", 405, "POST"],
+			["GET", "/v1/classify", 404, "POST"],
+		]);
+	});
+
+	it.each([
+		["application/json; charset=utf-8", 200],
+		["APPLICATION/JSON", 200],
+		["application/vnd.api+json", 200],
+		["application/json;;=", 200],
+		["text/json", 415],
+		["application/jsonx", 415],
+		["application/+json", 415],
+		["application/json, text/plain", 415],
+		["/", 415],
+		["", 415],
+	])("content type %j: %d", async (type, status) => {
+		await stack.worker({ script: sendAll([70]) });
+		const answer = await http(stack.chat, {
+			method: "POST",
+			headers: { "content-type": type },
+			body: JSON.stringify(chatBody()),
+		});
+		expect(answer.status).toBe(status);
+		if (status === 415) expect(answer.json.message).toBe("Expected request with Content-Type application/json");
+	});
+
+	it("a model id that cannot be decoded is not found", async () => {
+		const answer = await http(`${stack.url}/v1/models/%`);
+		expect([answer.status, answer.json.message]).toEqual([404, "Model not found"]);
 	});
 
 	it("can be moved; the old paths are gone", async () => {

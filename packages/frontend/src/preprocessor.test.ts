@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { http } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { sendAll } from "./scripted-worker.js";
-import { chatBody, type Stack, startStack } from "./test-support/stack.js";
+import { chatBody, MODEL, type Stack, startStack } from "./test-support/stack.js";
 
 interface Recorded {
 	readonly http_path: string;
@@ -108,6 +108,127 @@ describe("fields that Dynamo does not send on, or not like that", () => {
 		expect(worker.calls[0]?.body.sampling_options.guided_decoding).toEqual(expected);
 	});
 
+	const fn = (name: string, parameters?: unknown): unknown => ({ type: "function", function: { name, parameters } });
+	const defined = { type: "object", properties: { a: { $ref: "#/$defs/q" } }, $defs: { q: { type: "number" } } };
+	const callOf = (name: string, parameters: unknown): unknown => ({
+		properties: { name: { type: "string", enum: [name] }, parameters },
+		required: ["name", "parameters"],
+	});
+
+	it.each([
+		["none", { tools: [fn("f")], tool_choice: "auto" }, null],
+		[
+			"one function",
+			{ tools: [fn("f", defined)], tool_choice: { type: "function", function: { name: "f" } } },
+			defined,
+		],
+		[
+			"any function",
+			{ tools: [fn("f"), fn("g", {})], tool_choice: "required" },
+			{
+				type: "array",
+				minItems: 1,
+				items: { type: "object", anyOf: [callOf("f", { type: "object", properties: {} }), callOf("g", {})] },
+			},
+		],
+		[
+			"one call, definitions at the root",
+			{
+				tools: [fn("f", defined)],
+				tool_choice: "required",
+				parallel_tool_calls: false,
+				response_format: { type: "json_object" },
+			},
+			{
+				type: "array",
+				minItems: 1,
+				items: { type: "object", anyOf: [callOf("f", { type: "object", properties: defined.properties })] },
+				maxItems: 1,
+				$defs: defined.$defs,
+			},
+		],
+	])("a tool choice constrains the text: %s", async (_name, more, expected) => {
+		const worker = await stack.worker({ script: sendAll([70]) });
+		expect((await http(stack.chat, { body: chatBody(more) })).status).toBe(200);
+		const json = worker.calls[0]?.body.sampling_options.guided_decoding;
+		expect(JSON.stringify(json)).toBe(JSON.stringify(expected === null ? null : { json: expected }));
+	});
+
+	it.each([
+		["a guided_* field beside a required call", { tools: [fn("f")], tool_choice: "required", guided_regex: "a" }],
+		[
+			"definitions that contradict each other",
+			{ tools: [fn("f", defined), fn("g", { $defs: { q: {} } })], tool_choice: "required" },
+		],
+		["content without parts", { messages: [{ role: "user", content: [] }] }],
+		["a rank without its worker", { nvext: { dp_rank: 0 } }],
+	])("%s: 400", async (_name, more) => {
+		const worker = await stack.worker({ script: sendAll([70]) });
+		const answer = await http(stack.chat, { body: chatBody(more) });
+		expect([answer.status, answer.json.message]).toEqual([400, "Invalid request"]);
+		expect(worker.calls).toHaveLength(0);
+	});
+
+	it.each([
+		[{ top_k: 0 }, { sampling_options: { top_k: -1 } }],
+		[{ stop_token_ids: [] }, { stop_conditions: { stop_token_ids: [] } }],
+		[{ logprobs: true }, { output_options: { logprobs: 1 } }],
+		[{ logprobs: true, top_logprobs: 0 }, { output_options: { logprobs: 0 } }],
+		[
+			{ allowed_token_ids: [5], detokenize: true },
+			{ extra_args: { sampling_options: { detokenize: true, allowed_token_ids: [5] } } },
+		],
+		[{ cache_salt: "root" }, { routing: { cache_salt: "root" }, extra_args: { nvext: { cache_salt: "root" } } }],
+		[
+			{ mm_processor_kwargs: { a: 1 }, media_io_kwargs: {} },
+			{ mm_processor_kwargs: { a: 1 }, media_io_kwargs: {} },
+		],
+		[{ nvext: { request_timestamp_ms: 5.5, router: {} } }, { request_timestamp_ms: 5.5, router: {} }],
+		[{ nvext: { token_data: [5, 6] } }, { token_ids: [5, 6], extra_args: { nvext: { token_in: true } } }],
+		[{ nvext: { agent_hints: { latency_sensitivity: 2.5 } } }, { routing: { priority_jump: 2.5 } }],
+		[
+			{ nvext: { agent_hints: { priority: -3, strict_priority: 2 } } },
+			{ routing: { priority_jump: 0, strict_priority: 2, priority: -3 } },
+		],
+	])("%j is sent on", async (more, expected) => {
+		const worker = await stack.worker({ script: sendAll([70]) });
+		expect((await http(stack.chat, { body: chatBody(more) })).status).toBe(200);
+		expect(worker.calls[0]?.body).toMatchObject(expected);
+	});
+
+	it("routing headers win over nvext; those that are no numbers are ignored", async () => {
+		const worker = await stack.worker({ script: sendAll([70]) });
+		const id = worker.record.instance_id;
+		const ask = async (headers: Record<string, string>, nvext = {}): Promise<unknown> => {
+			expect((await http(stack.chat, { headers, body: chatBody({ nvext }) })).status).toBe(200);
+			return worker.calls.at(-1)?.body.routing;
+		};
+		const pinned = { backend_instance_id: id, decode_worker_id: id };
+		expect(await ask({ "x-dynamo-worker-instance-id": String(id) }, { decode_worker_id: 7 })).toEqual(pinned);
+		expect(await ask({ "x-dynamo-worker-instance-id": String(id), "x-dynamo-dp-rank": "1" })).toEqual({
+			...pinned,
+			dp_rank: 1,
+		});
+		expect(await ask({ "x-dynamo-prefill-instance-id": "5", "x-dynamo-prefill-dp-rank": "2" })).toEqual({
+			prefill_worker_id: 5n,
+			prefill_dp_rank: 2,
+		});
+		expect(await ask({ "x-dynamo-worker-instance-id": "zz", "x-dynamo-dp-rank": "-1" })).toEqual({});
+	});
+
+	it("completions: token_data takes the place of the prompt, U+0000 is left out, no_stop_trim goes along", async () => {
+		const worker = await stack.worker({ script: sendAll([70]) });
+		const ask = async (more: Record<string, unknown>) => {
+			expect((await http(stack.completions, { body: { model: MODEL, ...more } })).status).toBe(200);
+			return worker.calls.at(-1)?.body;
+		};
+		expect(await ask({ prompt: "x", nvext: { token_data: [5, 6] } })).toMatchObject({ token_ids: [5, 6] });
+		expect((await ask({ prompt: "a\0b" }))?.token_ids).toEqual((await ask({ prompt: "ab" }))?.token_ids);
+		expect(Object.keys((await ask({ prompt: "x", no_stop_trim: false }))?.output_options ?? {})[0]).toBe(
+			"no_stop_trim",
+		);
+	});
+
 	it("greed_sampling, token_data, max_thinking_tokens and cache_salt of nvext", async () => {
 		const worker = await stack.worker({ script: sendAll([70]) });
 		const nvext = { greed_sampling: true, token_data: [5, 6, 7], max_thinking_tokens: 9, cache_salt: "s" };
@@ -121,10 +242,7 @@ describe("fields that Dynamo does not send on, or not like that", () => {
 		});
 	});
 
-	it.each([
-		[{ allowed_token_ids: [5] }, "allowed_token_ids"],
-		[{ detokenize: false }, "detokenize"],
-	])("%j is refused by name", async (more, param) => {
+	it.each([[{ detokenize: false }, "detokenize"]])("%j is refused by name", async (more, param) => {
 		await stack.worker({ script: sendAll([70]) });
 		const answer = await http(stack.chat, { body: chatBody(more) });
 		expect([answer.status, answer.json.error.param]).toEqual([400, param]);

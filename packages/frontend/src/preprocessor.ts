@@ -3,11 +3,7 @@ import {
 	type ChatCompletionRequest,
 	type CompletionRequest,
 	DynamoError,
-	type GuidedDecoding,
-	type NvExt,
-	normaliseId,
 	type PreprocessedRequest,
-	type RoutingHints,
 	type SamplingOptions,
 	type StopConditions,
 } from "@dynamo-ts/protocols/internal";
@@ -15,7 +11,9 @@ import { type ChatMessage, shouldAddSpecialTokens, TemplateError, type Tokenizer
 import type { ChoiceRules } from "./choice-state.js";
 import type { FrontendMetrics } from "./frontend-metrics.js";
 import type { PromptRequest } from "./generation.js";
+import { guidedDecoding } from "./guided-decoding.js";
 import type { ModelMaterials } from "./model-materials.js";
+import { type RoutingHeaders, routingHints } from "./routing-hints.js";
 import type { WorkerSet } from "./worker-set.js";
 
 /** A request made ready for workers. */
@@ -45,23 +43,23 @@ export class Preprocessor {
 	 * @throws DynamoError `InvalidArgument` when the template refuses the messages or the prompt does not fit the
 	 * context (code `context_length_exceeded`).
 	 */
-	async chat(request: ChatCompletionRequest): Promise<Preprocessed> {
+	async chat(request: ChatCompletionRequest, headers: RoutingHeaders = {}): Promise<Preprocessed> {
 		refuseUnsupported(request);
 		const formattedPrompt = this.render(request);
 		const given = request.nvext?.token_data;
 		const tokenIds = given ?? (await this.encodeChat(formattedPrompt));
 		this.checkPrompt(tokenIds, request, "messages");
 		const maxTokens = request.max_completion_tokens ?? request.max_tokens ?? null;
-		const logprobs = request.logprobs === true ? (request.top_logprobs ?? 0) : null;
+		const logprobs = request.logprobs === true ? (request.top_logprobs ?? 1) : null;
 		return {
-			prompts: [{ body: this.body(request, tokenIds, maxTokens, logprobs), echo: "" }],
+			prompts: [{ body: this.body(request, headers, tokenIds, maxTokens, logprobs), echo: "" }],
 			rules: this.rules(request, logprobs),
 			formattedPrompt,
 		};
 	}
 
 	/** @throws DynamoError as {@link chat}, and for prompts with token ids that the model does not have. */
-	async completion(request: CompletionRequest): Promise<Preprocessed> {
+	async completion(request: CompletionRequest, headers: RoutingHeaders = {}): Promise<Preprocessed> {
 		refuseUnsupported(request);
 		if (typeof request.suffix === "string" && request.suffix !== "") {
 			throw invalid("suffix is not supported by this model: it continues text, it does not fill gaps", "suffix");
@@ -70,11 +68,13 @@ export class Preprocessor {
 			throw invalid("echo together with logprobs is not supported: leave one of them out", "echo");
 		}
 		const prompts: PromptRequest[] = [];
-		for (const prompt of splitPrompts(request.prompt)) {
+		const given = request.nvext?.token_data;
+		for (const text of splitPrompts(request.prompt)) {
+			const prompt = given ?? text;
 			const tokenIds = typeof prompt === "string" ? await this.encodePlain(prompt) : prompt;
 			this.checkPrompt(tokenIds, request, "prompt");
 			const echo = request.echo === true ? this.textOf(prompt) : "";
-			const body = this.body(request, tokenIds, request.max_tokens ?? null, request.logprobs ?? null);
+			const body = this.body(request, headers, tokenIds, request.max_tokens ?? null, request.logprobs ?? null);
 			prompts.push({ body, echo });
 		}
 		return {
@@ -90,6 +90,9 @@ export class Preprocessor {
 			throw invalid(chatProblem?.message ?? "the model has no chat template", "messages");
 		}
 		const startedAt = performance.now();
+		if (request.messages.some(({ content }) => Array.isArray(content) && content.length === 0)) {
+			throw new DynamoError("InvalidArgument", "the content of a message is an empty list", { param: "messages" });
+		}
 		try {
 			return chatTemplate.render({
 				messages: request.messages as unknown as readonly ChatMessage[],
@@ -156,6 +159,7 @@ export class Preprocessor {
 
 	private body(
 		request: CommonRequest,
+		headers: RoutingHeaders,
 		tokenIds: readonly number[],
 		maxTokens: number | null,
 		logprobs: number | null,
@@ -163,13 +167,14 @@ export class Preprocessor {
 		const { special } = this.materials;
 		const nvext = request.nvext ?? undefined;
 		const eosTokenIds = request.ignore_eos === true ? [] : [...special.eosTokenIds];
-		const extraArgs = extraArgsOf(nvext);
+		const noStopTrim = noStopTrimOf(request);
 		return {
 			model: request.model,
 			token_ids: tokenIds as number[],
 			stop_conditions: stopConditions(request, maxTokens, eosTokenIds),
 			sampling_options: samplingOptions(request),
 			output_options: {
+				...(noStopTrim === undefined ? {} : { no_stop_trim: noStopTrim }),
 				logprobs,
 				prompt_logprobs: request.prompt_logprobs ?? null,
 				skip_special_tokens: request.skip_special_tokens ?? null,
@@ -179,9 +184,9 @@ export class Preprocessor {
 			eos_token_ids: eosTokenIds,
 			mdc_sum: this.set.sum,
 			annotations: [...(nvext?.annotations ?? [])],
-			routing: routingHints(request, this.set),
+			routing: routingHints(request, headers, this.set.card.lora?.name),
 			router_config_override: null,
-			...(extraArgs === undefined ? {} : { extra_args: extraArgs }),
+			...optionalMembers(request),
 		};
 	}
 
@@ -192,17 +197,20 @@ export class Preprocessor {
 			tokenizer: this.materials.tokenizer,
 			skipSpecialTokens: request.skip_special_tokens ?? true,
 			stops: stopStrings(request) ?? [],
-			includeStopString: request.include_stop_str_in_output ?? false,
+			includeStopString: request.include_stop_str_in_output === true || noStopTrimOf(request) === true,
+			showStopTokens: noStopTrimOf(request) === true,
 			stopTokenIds: stopIds,
 			minTokens: request.min_tokens ?? 0,
 			wantLogprobs: logprobs !== null,
 			topLogprobs: logprobs ?? 0,
+			tokensAsIds: request.return_tokens_as_token_ids === true,
 		};
 	}
 }
 
-/** At once where that can be, which is nearly always. */
-function encode(tokenizer: Tokenizer, text: string, addSpecialTokens: boolean): number[] | Promise<number[]> {
+/** At once where that can be, which is nearly always. As in Dynamo, U+0000 is left out. */
+function encode(tokenizer: Tokenizer, given: string, addSpecialTokens: boolean): number[] | Promise<number[]> {
+	const text = given.includes("\0") ? given.replaceAll("\0", "") : given;
 	return tokenizer.encodeNow(text, { addSpecialTokens }) ?? tokenizer.encode(text, { addSpecialTokens });
 }
 
@@ -222,9 +230,6 @@ function templateVariables(request: ChatCompletionRequest): Record<string, unkno
  * @throws DynamoError `InvalidArgument` that names the field.
  */
 function refuseUnsupported(request: CommonRequest): void {
-	if (request.allowed_token_ids !== undefined) {
-		throw invalid("allowed_token_ids is not supported: use logit_bias or guided_choice", "allowed_token_ids");
-	}
 	if (request.detokenize === false) {
 		throw invalid("detokenize: false is not supported: ask for logprobs to get tokens", "detokenize");
 	}
@@ -257,17 +262,22 @@ function stopTokenIds(request: CommonRequest): number[] {
 	return [...(request.stop_token_ids ?? []), ...(isTokenIds(stop) ? stop : [])];
 }
 
+/** Only completions have it. */
+function noStopTrimOf(request: CommonRequest): boolean | undefined {
+	return "no_stop_trim" in request ? (request.no_stop_trim ?? undefined) : undefined;
+}
+
 function isTokenIds(stop: CommonRequest["stop"]): stop is number[] {
 	return Array.isArray(stop) && typeof stop[0] === "number";
 }
 
 /** With ignore_eos the client's own stop ids are not sent either, as in Dynamo; they are still looked for here. */
 function stopConditions(request: CommonRequest, maxTokens: number | null, eosTokenIds: number[]): StopConditions {
-	const ownStops = request.ignore_eos === true ? [] : stopTokenIds(request);
+	const given = request.stop_token_ids !== undefined || isTokenIds(request.stop);
 	return {
 		max_tokens: maxTokens,
 		stop: stopStrings(request),
-		stop_token_ids: ownStops.length === 0 ? null : ownStops,
+		stop_token_ids: given && request.ignore_eos !== true ? stopTokenIds(request) : null,
 		stop_token_ids_visible: null,
 		stop_token_ids_hidden: eosTokenIds.length === 0 ? null : eosTokenIds,
 		min_tokens: request.min_tokens ?? null,
@@ -291,7 +301,8 @@ function samplingOptions(request: CommonRequest): SamplingOptions {
 		repetition_penalty: request.repetition_penalty ?? null,
 		temperature: greedy ? 0 : (request.temperature ?? null),
 		top_p: greedy ? null : (request.top_p ?? null),
-		top_k: greedy ? null : (request.top_k ?? null),
+		// 0 and -1 both mean all of them.
+		top_k: greedy ? null : request.top_k === 0 ? -1 : (request.top_k ?? null),
 		min_p: greedy ? null : (request.min_p ?? null),
 		use_beam_search: null,
 		length_penalty: null,
@@ -302,51 +313,32 @@ function samplingOptions(request: CommonRequest): SamplingOptions {
 	};
 }
 
-/** The constraint on the text, from `guided_*` or from `response_format`; null when there is none. */
-function guidedDecoding(request: CommonRequest): GuidedDecoding | null {
-	const guided: GuidedDecoding = {};
-	const format = "response_format" in request ? request.response_format : undefined;
-	if (request.guided_json !== null && request.guided_json !== undefined) guided.json = request.guided_json;
-	else if (request.guided_regex) guided.regex = request.guided_regex;
-	else if (request.guided_choice?.length) guided.choice = [...request.guided_choice];
-	else if (request.guided_grammar) guided.grammar = request.guided_grammar;
-	else if (format?.type === "json_schema") guided.json = format.json_schema?.schema ?? {};
-	else if (format?.type === "json_object") guided.json = { type: "object" };
-	else return null;
-	if (request.guided_decoding_backend) guided.backend = request.guided_decoding_backend;
-	if (request.guided_whitespace_pattern) guided.whitespace_pattern = request.guided_whitespace_pattern;
-	return guided;
+/** What travels under names of its own, for workers that know them; undefined when there is nothing. */
+function extraArgsOf(request: CommonRequest): Record<string, unknown> | undefined {
+	const nvext = definedOf({
+		extra_fields: request.nvext?.extra_fields,
+		token_in: Array.isArray(request.nvext?.token_data) ? true : undefined,
+		cache_salt: (request.nvext?.cache_salt ?? request.cache_salt) || undefined,
+	});
+	const sampling = definedOf({ detokenize: request.detokenize, allowed_token_ids: request.allowed_token_ids });
+	return definedOf({ nvext, sampling_options: sampling });
 }
 
-/** Members in the order that Dynamo writes them; absent when unset. */
-function routingHints(request: CommonRequest, set: WorkerSet): RoutingHints {
+/** Members of the body that are absent when unset, in Dynamo's order. */
+function optionalMembers(request: CommonRequest): Partial<PreprocessedRequest> {
 	const { nvext } = request;
-	const hints: RoutingHints = {};
-	const agent = nvext?.agent_hints ?? undefined;
-	const put = <K extends keyof RoutingHints>(key: K, value: RoutingHints[K] | null | undefined): void => {
-		if (value !== null && value !== undefined) hints[key] = value;
+	const members = {
+		extra_args: extraArgsOf(request),
+		router: nvext?.router,
+		mm_processor_kwargs: "mm_processor_kwargs" in request ? request.mm_processor_kwargs : undefined,
+		media_io_kwargs: "media_io_kwargs" in request ? request.media_io_kwargs : undefined,
+		request_timestamp_ms: nvext?.request_timestamp_ms,
 	};
-	put("backend_instance_id", workerId(nvext?.backend_instance_id));
-	put("prefill_worker_id", workerId(nvext?.prefill_worker_id));
-	put("decode_worker_id", workerId(nvext?.decode_worker_id));
-	put("dp_rank", nvext?.dp_rank);
-	put("prefill_dp_rank", nvext?.prefill_dp_rank);
-	put("expected_output_tokens", agent?.osl);
-	put("lora_name", set.card.lora?.name);
-	put("cache_salt", nvext?.cache_salt ?? request.cache_salt);
-	put("priority_jump", agent?.priority);
-	put("priority", agent?.priority);
-	put("routing_constraints", nvext?.routing_constraints);
-	return hints;
+	return (definedOf(members) ?? {}) as Partial<PreprocessedRequest>;
 }
 
-function workerId(id: number | bigint | null | undefined): bigint | undefined {
-	return id === null || id === undefined ? undefined : normaliseId(id);
-}
-
-function extraArgsOf(nvext: NvExt | undefined): Record<string, unknown> | undefined {
-	const passed: Record<string, unknown> = {};
-	if (nvext?.extra_fields !== null && nvext?.extra_fields !== undefined) passed.extra_fields = nvext.extra_fields;
-	if (nvext?.cache_salt !== null && nvext?.cache_salt !== undefined) passed.cache_salt = nvext.cache_salt;
-	return Object.keys(passed).length === 0 ? undefined : { nvext: passed };
+/** Without the members that are null or undefined; undefined when none is left. */
+function definedOf(members: Record<string, unknown>): Record<string, unknown> | undefined {
+	const defined = Object.entries(members).filter(([, value]) => value !== null && value !== undefined);
+	return defined.length === 0 ? undefined : Object.fromEntries(defined);
 }

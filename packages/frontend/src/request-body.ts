@@ -9,6 +9,11 @@ export class ClientGoneError extends Error {
 	override readonly name = "ClientGoneError";
 }
 
+/** The refusal of a body that is not JSON. */
+export function unsupportedMediaType(): HttpError {
+	return new HttpError(415, "Expected request with Content-Type application/json");
+}
+
 /**
  * Checks the content type and reads the whole body.
  * @param limitBytes larger bodies are refused as soon as that shows; what still comes is thrown away.
@@ -16,9 +21,9 @@ export class ClientGoneError extends Error {
  */
 export function readBody(request: IncomingMessage, limitBytes: number): Promise<Buffer> {
 	const [type] = (request.headers["content-type"] ?? "").split(";", 1) as [string];
-	if (type.trim().toLowerCase() !== "application/json") {
+	if (!/^application\/([^\s/,]+\+)?json$/.test(type.trim().toLowerCase())) {
 		request.resume();
-		return Promise.reject(new HttpError(415, "Expected request with Content-Type application/json"));
+		return Promise.reject(unsupportedMediaType());
 	}
 	const tooLarge = (): HttpError =>
 		new HttpError(

@@ -10,9 +10,10 @@ import { FrontendState } from "./frontend-state.js";
 import { ModelFiles } from "./model-files.js";
 import { ModelManager } from "./model-manager.js";
 import { ModelWatcher } from "./model-watcher.js";
+import { unsupportedMediaType } from "./request-body.js";
 import { addHealthRoutes } from "./routes/health.js";
 import { addInferenceRoutes } from "./routes/inference.js";
-import { addModelRoutes } from "./routes/models.js";
+import { addModelRoutes, modelNotFound } from "./routes/models.js";
 
 /** Routes that Dynamo has for kinds of models that this frontend does not serve: always switched off. */
 const DISABLED_ROUTES: readonly (readonly ["GET" | "POST", string])[] = [
@@ -112,10 +113,15 @@ function buildApp(state: FrontendState): FastifyInstance {
 		sendFailure(reply.raw, failure, { "retry-after": "1" });
 	});
 	app.setNotFoundHandler((request, reply) => notFound(state, request, reply));
-	app.setErrorHandler((error, _request, reply) => {
-		state.log.error("route failed", { error });
+	app.setErrorHandler((error, request, reply) => {
 		reply.hijack();
-		sendFailure(reply.raw, state.failureOf(error));
+		request.raw.resume();
+		// A content type that is none is told before the route has its say.
+		const unread = (error as { statusCode?: number }).statusCode === 415;
+		if (!unread) state.log.error("route failed", { error });
+		const failure = state.failureOf(unread ? unsupportedMediaType() : error);
+		if (unread) state.countFailure(failure);
+		sendFailure(reply.raw, failure);
 	});
 	addHealthRoutes(app, state);
 	addModelRoutes(app, state);
@@ -143,19 +149,30 @@ function isProbe(state: FrontendState, request: FastifyRequest): boolean {
 	return path === state.config.paths.health || path === state.config.paths.live;
 }
 
-/** 405 for a path that exists with another method, 404 for one that does not. */
+/**
+ * 405 for a path that exists with another method (404 while there is no model for it, yet with the method), 404 for one
+ * that does not.
+ */
 function notFound(state: FrontendState, request: FastifyRequest, reply: FastifyReply): void {
 	const path = pathOf(request);
 	const method = request.raw.method ?? "GET";
 	reply.hijack();
 	request.raw.resume();
 	const { paths } = state.config;
-	const posts = [paths.chat, paths.completions, ...DISABLED_ROUTES.filter(([m]) => m === "POST").map(([, url]) => url)];
 	const gets = [paths.models, paths.health, paths.live, paths.metrics];
 	const isModel = path.startsWith(`${paths.models}/`) && path.length > paths.models.length + 1;
-	if (posts.includes(path)) sendEmpty(reply.raw, 405, { allow: "POST" });
-	else if (method !== "GET" && method !== "HEAD" && (gets.includes(path) || isModel)) {
+	const reads = method === "GET" || method === "HEAD";
+	const disabled = DISABLED_ROUTES.find(([, url]) => url === path);
+	if (path === paths.chat || path === paths.completions) {
+		const enabled = state.manager.hasType(path === paths.chat ? "Chat" : "Completions");
+		sendEmpty(reply.raw, enabled ? 405 : 404, { allow: "POST" });
+	} else if (disabled !== undefined) {
+		sendEmpty(reply.raw, 404, { allow: disabled[0] === "GET" ? "GET,HEAD" : disabled[0] });
+	} else if (!reads && (gets.includes(path) || isModel)) {
 		sendEmpty(reply.raw, 405, { allow: "GET,HEAD" });
+	} else if (isModel) {
+		// An id that cannot be decoded is nobody's.
+		sendFailure(reply.raw, modelNotFound(state, path.slice(paths.models.length + 1)));
 	} else {
 		const failure = state.failureOf(new HttpError(404, `Route not found: ${method} ${path}`));
 		state.countFailure(failure);

@@ -32,6 +32,8 @@ export * from "./metrics/more-labels.js";
 export * from "./model-card.js";
 export * from "./openai/http-error.js";
 export * from "./openai/json-scanner.js";
+export * from "./openai/parse-body.js";
+export { parseLenientJson } from "./openai/parse-body.js";
 export * from "./openai/parse-requests.js";
 export * from "./openai/request-types.js";
 export * from "./openai/response-types.js";

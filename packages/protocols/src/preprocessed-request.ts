@@ -47,6 +47,8 @@ export interface SamplingOptions {
 
 /** What the worker reports beside the tokens. */
 export interface OutputOptions {
+	/** Completions only, absent when the client did not say: show what ended the text, too. */
+	no_stop_trim?: boolean;
 	/** Number of top logprobs; 0: only the chosen token's. */
 	logprobs: number | null;
 	prompt_logprobs: number | null;
@@ -107,5 +109,9 @@ export interface PreprocessedRequest {
 	prefill_result?: PrefillResult;
 	bootstrap_info?: BootstrapInfo;
 	extra_args?: Record<string, unknown>;
+	router?: unknown;
+	mm_processor_kwargs?: unknown;
+	media_io_kwargs?: unknown;
+	request_timestamp_ms?: number;
 	_HEALTH_CHECK?: boolean;
 }

@@ -25,6 +25,8 @@ interface Compiled {
 	template: Template;
 	/** Names that occur in it; other variables cannot change what it gives, and each costs the engine a dozen objects. */
 	names: ReadonlySet<string>;
+	/** It has a place for what an assistant thought. */
+	readsReasoning: boolean;
 	/** Worked out at the first render. */
 	contentFormat: ContentFormat | undefined;
 }
@@ -88,7 +90,7 @@ export class ChatTemplate {
 		compiled.contentFormat ??= detectContentFormat((messages) =>
 			renderTemplate(compiled, { ...this.#variables, messages, add_generation_prompt: false }),
 		);
-		const messages = prepareMessages(input.messages, compiled.contentFormat);
+		const messages = prepareMessages(input.messages, compiled.contentFormat, compiled.readsReasoning);
 		const context: Record<string, unknown> = {
 			...this.#variables,
 			tools,
@@ -127,7 +129,7 @@ function compile(text: string): Compiled {
 		}
 		const names = new Set<string>();
 		visitNames(template.parsed, names);
-		compiled = { template, names, contentFormat: undefined };
+		compiled = { template, names, readsReasoning: text.includes("reasoning_content"), contentFormat: undefined };
 	}
 	compiledTemplates.delete(text);
 	compiledTemplates.set(text, compiled);

@@ -50,11 +50,16 @@ export function detectContentFormat(render: (messages: ChatMessage[]) => string)
  * Messages as the template reads them: content in a form it knows, and the arguments of earlier tool calls,
  * which OpenAI sends as JSON text, as the object that templates print.
  *
+ * @param readsReasoning the template itself knows what to do with `reasoning_content`
  * @throws TemplateError (`input`) for a part other than text where the template reads text only
  */
-export function prepareMessages(messages: readonly ChatMessage[], format: ContentFormat): ChatMessage[] {
+export function prepareMessages(
+	messages: readonly ChatMessage[],
+	format: ContentFormat,
+	readsReasoning = false,
+): ChatMessage[] {
 	return messages.map((message) => {
-		const content = prepareContent(message.content, format);
+		const content = withReasoning(message, prepareContent(message.content, format), readsReasoning);
 		const calls = prepareToolCalls(message.tool_calls);
 		if (content === message.content && calls === message.tool_calls) return message;
 		const prepared: ChatMessage = { ...message };
@@ -73,6 +78,21 @@ function prepareContent(content: ChatMessage["content"], format: ContentFormat):
 		throw new TemplateError("input", `this model's template reads text only, not content of type "${part?.type}"`);
 	});
 	return texts.join("\n");
+}
+
+/** What an assistant thought goes in front of what it said, marked as models mark it, unless the template does that. */
+function withReasoning(
+	message: ChatMessage,
+	content: ChatMessage["content"],
+	readsReasoning: boolean,
+): ChatMessage["content"] {
+	if (readsReasoning || message.role !== "assistant") return content;
+	const given = message.reasoning_content ?? message.reasoning;
+	const thoughts = (Array.isArray(given) ? given : [given]).filter((text) => typeof text === "string" && text !== "");
+	if (thoughts.length === 0) return content;
+	const marked = thoughts.map((text) => `<think>${text}</think>`).join("");
+	if (Array.isArray(content)) return [{ type: "text", text: marked }, ...content];
+	return marked + (content ?? "");
 }
 
 function prepareToolCalls(calls: unknown): unknown {

@@ -234,6 +234,10 @@ export function toEngineRequest(requestId: string, payload: unknown, context: Re
 	if (output.prompt_logprobs !== undefined && output.prompt_logprobs !== null) {
 		throw invalid("prompt_logprobs is not supported by this worker", { param: "prompt_logprobs" });
 	}
+	const { allowed_token_ids } = section(section(payload, "extra_args"), "sampling_options");
+	if (allowed_token_ids !== undefined && allowed_token_ids !== null) {
+		throw invalid("allowed_token_ids is not supported by this worker: use logit_bias", { param: "allowed_token_ids" });
+	}
 	return {
 		requestId,
 		tokenIds,

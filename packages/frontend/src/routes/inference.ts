@@ -11,7 +11,7 @@ import {
 	type ModelType,
 	parseChatCompletionRequest,
 	parseCompletionRequest,
-	parseJson,
+	parseLenientJson,
 } from "@dynamo-ts/protocols/internal";
 import type { FastifyInstance } from "fastify";
 import { sendEmpty, sendFailure } from "../answers.js";
@@ -24,6 +24,7 @@ import { nvextReport } from "../nvext-report.js";
 import { Preprocessor } from "../preprocessor.js";
 import { ClientGoneError, readBody } from "../request-body.js";
 import { type ApiEndpoint, RequestTracker, UNKNOWN_MODEL } from "../request-tracker.js";
+import { type RoutingHeaders, routingHeaders } from "../routing-hints.js";
 import { TextPassthrough } from "../text-passthrough.js";
 import type { WorkerSet } from "../worker-set.js";
 import { modelNotFound } from "./models.js";
@@ -132,9 +133,10 @@ async function handle(
 	}
 	const tracker = startTracking();
 	try {
-		const pinned = pinnedWorker(state, incoming, request, model.serving(api.type));
+		const routing = state.config.disableNvext ? {} : routingHeaders(incoming.headers);
+		const pinned = pinnedWorker(routing, request, model.serving(api.type));
 		if (pinned !== undefined) set = pinned.set;
-		await answer(state, api, incoming, response, request, body, set, pinned?.instance, requestId, tracker);
+		await answer(state, api, incoming, response, request, body, set, routing, pinned?.instance, requestId, tracker);
 	} catch (error) {
 		if (response.destroyed) tracker.finish({ kind: "disconnected" });
 		else fail(tracker, state.failureOf(error));
@@ -149,6 +151,7 @@ async function answer(
 	request: Request,
 	body: Buffer,
 	set: WorkerSet,
+	routing: RoutingHeaders,
 	pinned: EndpointRecord | undefined,
 	requestId: string,
 	tracker: RequestTracker,
@@ -171,21 +174,21 @@ async function answer(
 			dispatch,
 			keepAliveMs: config.sseKeepAliveIntervalMs,
 		};
-		new TextPassthrough({ ...plan, body: parseJson(body) }, response, tracker, state).start();
+		new TextPassthrough({ ...plan, body: parseLenientJson(body.toString("utf8")) }, response, tracker, state).start();
 		return;
 	}
 	tracker.enterStage("preprocess");
 	const preprocessor = new Preprocessor(set, set.materials, metrics);
 	const prepared =
 		api.kind === "chat"
-			? await preprocessor.chat(request as ChatCompletionRequest)
-			: await preprocessor.completion(request as CompletionRequest);
+			? await preprocessor.chat(request as ChatCompletionRequest, routing)
+			: await preprocessor.completion(request as CompletionRequest, routing);
 	if (response.destroyed) throw new ClientGoneError("the client left before its request was sent to a worker");
 	const identity = { requestId, model: request.model, created: Math.floor(Date.now() / 1000) };
 	const format: ChunkFormat =
 		api.kind === "chat"
 			? new ChatChunkFormat(identity)
-			: new CompletionChunkFormat(identity, prepared.prompts.length > 1);
+			: new CompletionChunkFormat(identity, prepared.prompts.length > 1 ? (request.n ?? 1) : undefined);
 	const includeUsage = request.stream_options?.include_usage === true || config.forceIncludeUsage;
 	const generation = new Generation(
 		{
@@ -227,7 +230,7 @@ function parse(state: FrontendState, api: Api, body: Buffer): Request {
 
 function lenientBody(body: Buffer): Record<string, unknown> {
 	try {
-		const value = parseJson(body);
+		const value = parseLenientJson(body.toString("utf8"));
 		return isJsonObject(value) ? value : {};
 	} catch {
 		return {};
@@ -266,21 +269,18 @@ function workerHeaders(incoming: IncomingMessage): Record<string, string> {
  * @throws DynamoError `InvalidArgument` for a worker that is not there.
  */
 function pinnedWorker(
-	state: FrontendState,
-	incoming: IncomingMessage,
+	routing: RoutingHeaders,
 	request: Request,
 	sets: readonly WorkerSet[],
 ): { set: WorkerSet; instance: EndpointRecord } | undefined {
-	if (state.config.disableNvext) return undefined;
-	const text = header(incoming, "x-dynamo-worker-instance-id");
-	if (text === undefined && header(incoming, "x-dynamo-dp-rank") !== undefined) {
-		throw new DynamoError("InvalidArgument", "x-dynamo-dp-rank needs x-dynamo-worker-instance-id");
+	const given = routing.workerId ?? request.nvext?.backend_instance_id ?? undefined;
+	if (given === undefined) {
+		if ((routing.dpRank ?? request.nvext?.dp_rank ?? undefined) === undefined) return undefined;
+		throw new DynamoError("InvalidArgument", "a dp_rank says nothing without the worker that it belongs to");
 	}
-	const given = text ?? request.nvext?.backend_instance_id;
-	if (given === undefined || given === null) return undefined;
-	const id = typeof given === "string" && !/^\d{1,20}$/.test(given) ? undefined : BigInt(given);
+	const id = BigInt(given);
 	for (const set of sets) {
-		const instance = id === undefined ? undefined : set.member(id);
+		const instance = set.member(id);
 		if (instance !== undefined) return { set, instance };
 	}
 	throw new DynamoError("InvalidArgument", `there is no worker ${given} of this model`);

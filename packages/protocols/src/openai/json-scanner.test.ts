@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { countMembers, findSyntaxError, locate, membersOf, positionAt } from "./json-scanner.js";
+import { countMembers, escapeControls, findSyntaxError, locate, membersOf, positionAt } from "./json-scanner.js";
 
 describe("findSyntaxError", () => {
 	it("finds none where JSON.parse finds none", () => {
@@ -53,21 +53,39 @@ describe("places", () => {
 	});
 });
 
+describe("escapeControls", () => {
+	it.each([
+		['{"a\nb":"c\u0000\\""}', '{"a\\u000ab":"c\\u0000\\""}'],
+		['{"a":\n"b"}\n', '{"a":\n"b"}\n'],
+		['"a\\\n"', '"a\\\\u000a"'],
+	])("of %j is %j", (text, escaped) => {
+		expect(escapeControls(text)).toBe(escaped);
+	});
+
+	it("leaves valid JSON alone", () => {
+		fc.assert(
+			fc.property(fc.json(), (text) => {
+				expect(escapeControls(text)).toBe(text);
+			}),
+		);
+	});
+});
+
 describe("countMembers", () => {
 	it.each([
-		["{}", 0],
-		['{"a":1,"a":2}', 2],
-		['{"a":{"b":1,"c":[{"d":2}]},"e":":{\\":\\\\"}', 2],
-		['{"a\\\\":"\\\\\\"{","b":"}"}', 2],
-	])("of %s is %d", (text, count) => {
-		expect(countMembers(text)).toBe(count);
+		["{}", 0, 0],
+		['{"a":1,"a":2}', 2, 2],
+		['{"a":{"b":1,"c":[{"d":2}]},"e":":{\\":\\\\"}', 2, 5],
+		['{"a\\\\":"\\\\\\"{","b":"}"}', 2, 2],
+	])("of %s is %d, and %d with those of inner objects", (text, outer, all) => {
+		expect(countMembers(text)).toEqual({ outer, all });
 	});
 
 	it("is the number of members", () => {
 		fc.assert(
 			fc.property(fc.dictionary(fc.string(), fc.jsonValue()), (object) => {
 				const text = JSON.stringify(object);
-				expect(countMembers(text)).toBe(Object.keys(object).length);
+				expect(countMembers(text).outer).toBe(Object.keys(object).length);
 				expect(membersOf(text).map(({ key }) => key)).toEqual(Object.keys(JSON.parse(text)));
 			}),
 		);

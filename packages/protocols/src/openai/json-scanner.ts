@@ -260,12 +260,13 @@ export function findSyntaxError(text: string): JsonSyntaxError | undefined {
 }
 
 /**
- * How many members the outermost object has, doubles included. The text must be valid. Strings are jumped over, so this
- * is cheap enough for every request.
+ * How many members the outermost object has, and how many all objects have, doubles included. The text must be valid.
+ * Strings are jumped over, so this is cheap enough for every request.
  */
-export function countMembers(text: string): number {
+export function countMembers(text: string): { outer: number; all: number } {
 	let depth = 0;
-	let count = 0;
+	let outer = 0;
+	let all = 0;
 	for (let at = 0; at < text.length; at++) {
 		switch (text.charCodeAt(at)) {
 			case 0x22: // "
@@ -280,10 +281,11 @@ export function countMembers(text: string): number {
 				depth--;
 				break;
 			case 0x3a: // :
-				if (depth === 1) count++;
+				all++;
+				if (depth === 1) outer++;
 		}
 	}
-	return count;
+	return { outer, all };
 }
 
 /** Where the string that begins at `start` has its closing quote. */
@@ -294,6 +296,29 @@ function endOfString(text: string, start: number): number {
 		if (backslashes % 2 === 0) return at;
 	}
 	return text.length;
+}
+
+const CONTROLS = /[\0-\x1f]/g;
+
+/**
+ * The text with control characters in strings escaped. JSON forbids them, but clients that build JSON by hand send line
+ * breaks and the like; Dynamo reads such bodies.
+ */
+export function escapeControls(text: string): string {
+	return text.replace(/"(?:[^"\\]|\\[\s\S])*"/g, (string) =>
+		string.replace(CONTROLS, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`),
+	);
+}
+
+/** The items of an array that is a member of the outermost object. The text must be valid. */
+export function itemsOf(text: string, key: string): { start: number; end: number }[] {
+	const items: { start: number; end: number }[] = [];
+	const member = membersOf(text).findLast((each) => each.key === key);
+	if (member === undefined || text[member.valueStart] !== "[") return items;
+	const scanner = new Scanner(text);
+	scanner.at = member.valueStart;
+	scanner.value(undefined, (start, end) => items.push({ start, end }));
+	return items;
 }
 
 /** The members of the outermost object, in order, doubles included. The text must be valid. */

@@ -2,8 +2,18 @@
 import { isJsonObject, parseJson } from "../json.js";
 import type { Field, FieldGroup, FieldTable } from "./field-tables.js";
 import { HttpError } from "./http-error.js";
-import { countMembers, findSyntaxError, locate, membersOf, positionAt, type TextPosition } from "./json-scanner.js";
-import { missing, SerdeError, unexpected } from "./serde-check.js";
+import {
+	countMembers,
+	escapeControls,
+	findSyntaxError,
+	itemsOf,
+	locate,
+	MAX_JSON_DEPTH,
+	membersOf,
+	positionAt,
+	type TextPosition,
+} from "./json-scanner.js";
+import { FloatLexeme, missing, SerdeError, unexpected } from "./serde-check.js";
 
 /** Which struct a body is read into. */
 export interface BodyType {
@@ -62,7 +72,12 @@ const canonical = (key: string, field: Field): string => field.aliasOf ?? key;
  * JSON.parse takes doubled fields, serde does not. Counting members tells whether there are any; only then (or when both
  * names of a field are there) are their names looked at.
  */
-function findDuplicate(text: string, object: Record<string, unknown>, fields: FieldTable): SerdeError | undefined {
+function findDuplicate(
+	text: string,
+	object: Record<string, unknown>,
+	fields: FieldTable,
+	counted: number,
+): SerdeError | undefined {
 	let members = 0;
 	let twoNames = false;
 	for (const key in object) {
@@ -70,7 +85,7 @@ function findDuplicate(text: string, object: Record<string, unknown>, fields: Fi
 		const alias = fields.get(key)?.aliasOf;
 		if (alias !== undefined && Object.hasOwn(object, alias)) twoNames = true;
 	}
-	if (!twoNames && countMembers(text) === members) return undefined;
+	if (!twoNames && counted === members) return undefined;
 	const seen = new Set<string>();
 	for (const { key } of membersOf(text)) {
 		const field = fields.get(key);
@@ -84,6 +99,62 @@ function findDuplicate(text: string, object: Record<string, unknown>, fields: Fi
 		seen.add(name);
 	}
 	return undefined;
+}
+
+/** Members of messages that may not be doubled; others are read by nobody. */
+const MESSAGE_FIELDS: ReadonlySet<string> = new Set([
+	"role",
+	"content",
+	"name",
+	"tool_calls",
+	"tool_call_id",
+	"refusal",
+]);
+
+/** As {@link findDuplicate}, within the messages of a chat. */
+function findDuplicateInMessages(text: string): SerdeError | undefined {
+	const items = itemsOf(text, "messages");
+	for (let index = 0; index < items.length; index++) {
+		const { start } = items[index] as { start: number };
+		if (text[start] !== "{") continue;
+		const seen = new Set<string>();
+		for (const { key } of membersOf(text, start)) {
+			if (seen.has(key) && MESSAGE_FIELDS.has(key)) {
+				const error = new SerdeError(`duplicate field \`${key}\``, "end");
+				error.path.push("messages", index, key);
+				return error;
+			}
+			seen.add(key);
+		}
+	}
+	return undefined;
+}
+
+/** How many members all objects within a value have. @throws SerdeError for nesting that serde_json does not take. */
+function countKeys(value: unknown, depth = 1): number {
+	if (typeof value !== "object" || value === null) return 0;
+	if (depth >= MAX_JSON_DEPTH) throw new SerdeError("recursion limit exceeded");
+	let count = 0;
+	if (Array.isArray(value)) {
+		for (const item of value) if (typeof item === "object") count += countKeys(item, depth + 1);
+		return count;
+	}
+	for (const key in value) count += 1 + countKeys((value as Record<string, unknown>)[key], depth + 1);
+	return count;
+}
+
+/** Integer fields that clients are known to write as floats. */
+const FLOAT_FOR_INTEGER =
+	/"(?:max_tokens|max_completion_tokens|min_tokens|n|seed|top_k|top_logprobs|logprobs|best_of|prompt_logprobs|thinking_token_budget)"\s*:\s*-?\d+[.eE]/;
+
+/** JSON.parse makes `5.0` an integer; serde does not. */
+function keepFloats(text: string, object: Record<string, unknown>): void {
+	if (!FLOAT_FOR_INTEGER.test(text)) return;
+	for (const { key, keyEnd, valueStart, valueEnd } of membersOf(text)) {
+		const value = object[key];
+		if (!Number.isInteger(value) || !FLOAT_FOR_INTEGER.test(text.slice(keyEnd - key.length - 2, valueEnd))) continue;
+		if (/[.eE]/.test(text.slice(valueStart, valueEnd))) object[key] = new FloatLexeme(value as number);
+	}
 }
 
 function checkGroup(object: Record<string, unknown>, fields: FieldTable, group: FieldGroup): void {
@@ -102,17 +173,23 @@ function checkGroup(object: Record<string, unknown>, fields: FieldTable, group: 
 /** Runs the checks in serde's order: direct fields, doubles, the struct's own fields, missing ones, extensions. */
 function checkTypes(object: Record<string, unknown>, text: string, type: BodyType): void {
 	let direct = true;
+	const counted = countMembers(text);
+	keepFloats(text, object);
 	try {
 		checkGroup(object, type.fields, "direct");
-		const duplicate = findDuplicate(text, object, type.fields);
+		const duplicate = findDuplicate(text, object, type.fields, counted.outer);
 		direct = duplicate !== undefined && type.fields.get(String(duplicate.path[0]))?.group === "direct";
 		if (duplicate !== undefined) throw duplicate;
+		const inner = counted.all === countKeys(object) ? undefined : findDuplicateInMessages(text);
+		if (inner !== undefined) throw inner;
 		checkGroup(object, type.fields, "inner");
 		for (const field of type.required) if (!Object.hasOwn(object, field)) throw missing(field);
 		checkGroup(object, type.fields, "common");
 		checkGroup(object, type.fields, "passed");
 	} catch (error) {
 		if (!(error instanceof SerdeError)) throw error;
+		const syntax = error.message === "recursion limit exceeded" ? findSyntaxError(text) : undefined;
+		if (syntax !== undefined) throw refuse(syntax.message, syntax.position);
 		throw refuse(error.message, positionOf(error, text, direct), paramOf(error));
 	}
 }
@@ -137,28 +214,65 @@ function refuseSyntax(text: string, type: BodyType): never {
 	throw refuse(syntax.message, syntax.position);
 }
 
+/** What JSON.parse takes and serde does not: halves of surrogate pairs, numbers beyond all floats. */
+const BEYOND_SERDE = /\\u[dD][89a-fA-F]|\d[eE]\+?\d{3}|\d{309}/;
+
+/**
+ * Parses JSON text as Dynamo does: control characters in strings are taken as they are.
+ * @throws SyntaxError
+ */
+export function parseLenientJson(text: string): unknown {
+	return parseText(text).value;
+}
+
+function parseText(text: string): { value: unknown; text: string } {
+	try {
+		return { value: parseJson(text), text };
+	} catch (error) {
+		const escaped = escapeControls(text);
+		if (escaped === text) throw error;
+		return { value: parseJson(escaped), text: escaped };
+	}
+}
+
+function checkBody(value: unknown, text: string, type: BodyType): asserts value is Record<string, unknown> {
+	const syntax = BEYOND_SERDE.test(text) ? findSyntaxError(text) : undefined;
+	if (syntax !== undefined) throw refuse(syntax.message, syntax.position);
+	checkTop(value, text, type);
+	checkTypes(value, text, type);
+}
+
 /**
  * Parses a request body and checks the types of its fields in the order and words of Dynamo 1.6.1.
  *
  * @throws HttpError 400.
  */
 export function parseBody(body: string | Uint8Array, type: BodyType): ParsedBody {
-	const text =
+	const given =
 		typeof body === "string" ? body : Buffer.from(body.buffer, body.byteOffset, body.byteLength).toString("utf8");
-	let value: unknown;
+	let parsed: { value: unknown; text: string };
 	try {
-		value = parseJson(text);
+		parsed = parseText(given);
 	} catch {
-		refuseSyntax(text, type);
+		refuseSyntax(given, type);
 	}
-	checkTop(value, text, type);
-	checkTypes(value, text, type);
+	const { value, text } = parsed;
+	if (text === given) checkBody(value, text, type);
+	else {
+		// With any other fault the control characters are the one that is told.
+		try {
+			checkBody(value, text, type);
+		} catch {
+			refuseSyntax(given, type);
+		}
+	}
 	const fields: Record<string, unknown> = {};
 	const unknown: string[] = [];
-	for (const key in value) {
+	const object = value as Record<string, unknown>;
+	for (const key in object) {
 		const field = type.fields.get(key);
 		if (field === undefined) unknown.push(key);
-		else if (value[key] !== null) fields[canonical(key, field)] = value[key];
+		else if (object[key] !== null) fields[canonical(key, field)] = object[key];
 	}
 	return { fields, unknown };
 }

@@ -77,14 +77,8 @@ describe("answers that are others on purpose", () => {
 		["an array in the place of a struct is refused", /": \[(1|"x")?\]/],
 		["a tag that is a number is told as what it is", /"(role|type)": 5/],
 		["a word as {word: null} is refused", /\{"(auto|low|zz)": (null|1)\}/],
-		[
-			"doubled members inside of messages and nvext: the last one counts",
-			/("role".*"role"|"content".*"content"|"dp_rank".*"dp_rank")/,
-		],
-		["half a surrogate pair is text", /\\ud[8-f]00/],
-		["numbers without an end are infinite", /1e999|e309/],
-		["depth matters only in what is kept", /\[{100}/],
-		["a float with nothing behind the point is an integer", /\b\d\.0\b|1e\+16|e\+17/],
+		["doubled members inside of nvext: the last one counts", /"dp_rank".*"dp_rank"/],
+		["a float with nothing behind the point is told as an integer", /"model": (5\.0|1e\+16|1\.2345678901234568e\+17)/],
 		["what follows a wrong direct field is read first", /"nvext":5,"a":tru/],
 		["an invisible character in an echoed string is shown as it is", /\\u200b/],
 	];

@@ -40,6 +40,14 @@ function float(value: number): string {
 	return Number.isInteger(value) ? `${value}.0` : String(value);
 }
 
+/** A number that the text writes as a float though its value is an integer (`5.0`, `1e3`): no integer to serde. */
+export class FloatLexeme {
+	readonly value: number;
+	constructor(value: number) {
+		this.value = value;
+	}
+}
+
 const I64_MIN = -0x8000_0000_0000_0000n;
 
 const isInteger = (value: unknown): value is number | bigint =>
@@ -50,6 +58,7 @@ const isInteger = (value: unknown): value is number | bigint =>
 export function unexpected(value: unknown): string {
 	if (value === null || value === undefined) return "null";
 	if (isInteger(value)) return `integer \`${value}\``;
+	if (value instanceof FloatLexeme) return `floating point \`${float(value.value)}\``;
 	switch (typeof value) {
 		case "number":
 		case "bigint":
