@@ -19,7 +19,16 @@ export function sendJson(
 		"content-length": Buffer.byteLength(json),
 		...headers,
 	});
-	response.end(json);
+	response.end(hasOddHeaders(response) ? Buffer.from(json) : json);
+}
+
+/**
+ * True when an echoed x-request-id is not ASCII. The id has to come back byte for byte, and node writes headers so only
+ * when what comes with them is a buffer; together with text both become UTF-8.
+ */
+export function hasOddHeaders(response: ServerResponse): boolean {
+	const id = response.getHeader("x-request-id");
+	return typeof id === "string" && /[^\x20-\x7e]/.test(id);
 }
 
 /** Sends a status without a body or content type. */

@@ -155,6 +155,96 @@ describe("old and pipelined connections", () => {
 		expect(ids).toEqual(worker.calls.map(({ request }) => request.id));
 		for (const answer of answers) expect(answer).toMatch(/data: \[DONE\]\n\n\r\n0\r\n\r\n$/);
 	});
+
+	it("what follows a request that was to be the last does not take its answer away", async () => {
+		await stack.worker({ script: (call) => setTimeout(() => sendAll([70])(call), 20) });
+		const text = await raw(post("1.1", "connection: close\r\n") + post("1.1"));
+		expect(text).toMatch(/^HTTP\/1\.1 200 /);
+		expect(text).toMatch(/data: \[DONE\]\n\n\r\n0\r\n\r\n$/);
+	});
+
+	it("garbage during a stream ends the connection and is not answered within the stream", async () => {
+		const worker = await stack.worker({ script: (call) => call.tokens([70]) });
+		const socket = connect(stack.frontend.port, "127.0.0.1", () => socket.write(post("1.1")));
+		let text = "";
+		socket.setEncoding("utf8").on("data", (chunk) => {
+			if (text === "") socket.write("what is this\r\n\r\n");
+			text += chunk;
+		});
+		await new Promise((resolve) => socket.on("close", resolve));
+		expect(text.match(/HTTP\/1\.1/g)).toHaveLength(1);
+		expect(await (await worker.call(0)).cancelled).toBe("kill");
+	});
+
+	it.each([
+		["no HTTP at all", "hello\r\n\r\n", 400],
+		["a header without a name", "GET /live HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n", 400],
+		["a negative length", "POST /live HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400],
+		["headers without end", `GET /live HTTP/1.1\r\nx: ${"a".repeat(300_000)}\r\n\r\n`, 431],
+		["100 kB of headers", `GET /live HTTP/1.1\r\nconnection: close\r\nx: ${"a".repeat(100_000)}\r\n\r\n`, 200],
+		["no host", "GET /live HTTP/1.1\r\nconnection: close\r\n\r\n", 200],
+	])("%s: %d", async (_name, bytes, status) => {
+		const text = await raw(bytes);
+		expect(text).toMatch(new RegExp(`^HTTP/1\\.1 ${status} `));
+		if (status >= 400) expect(text).toMatch(/\r\n\r\n$/);
+	});
+
+	it.each([
+		["é", "two bytes"],
+		["你好", "three bytes each"],
+		["a, b", "a comma"],
+	])("x-request-id %s comes back byte for byte (%s)", async (id) => {
+		await stack.worker({ script: sendAll([70]) });
+		for (const request of [
+			post("1.1", `connection: close\r\nx-request-id: ${id}\r\n`),
+			`GET /nope HTTP/1.1\r\nconnection: close\r\nx-request-id: ${id}\r\n\r\n`,
+			`GET /v1/chat/completions HTTP/1.1\r\nconnection: close\r\nx-request-id: ${id}\r\n\r\n`,
+		]) {
+			expect(await raw(request)).toContain(`\r\nx-request-id: ${id}\r\n`);
+		}
+	});
+
+	it("the first of two x-request-ids counts", async () => {
+		const text = await raw("GET /live HTTP/1.1\r\nconnection: close\r\nx-request-id: a\r\nx-request-id: b\r\n\r\n");
+		expect(text).toContain("\r\nx-request-id: a\r\n");
+	});
+
+	describe("Expect: 100-continue", () => {
+		const head = (type: string, length: number, expectation = "100-continue"): string =>
+			`POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: ${type}\r\nexpect: ${expectation}\r\ncontent-length: ${length}\r\n\r\n`;
+
+		it("is answered before the body, and the connection goes on", async () => {
+			await stack.worker({ script: sendAll([70]) });
+			const body = JSON.stringify(chatBody());
+			const socket = connect(stack.frontend.port, "127.0.0.1", () =>
+				socket.write(head("application/json", body.length)),
+			);
+			let text = "";
+			socket.setEncoding("utf8").on("data", (chunk) => {
+				text += chunk;
+				if (text === "HTTP/1.1 100 Continue\r\n\r\n") socket.write(body);
+				else if (/chat\.completion/.test(text) && !/Service is live/.test(text)) {
+					socket.write("GET /live HTTP/1.1\r\nconnection: close\r\n\r\n");
+				}
+			});
+			await new Promise((resolve) => socket.on("close", resolve));
+			expect(text).toMatch(/^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 200 OK\r\n/);
+			expect(text).toContain("Service is live");
+		});
+
+		it("a refusal comes instead of it, and closes the connection", async () => {
+			await stack.worker({ script: sendAll([70]) });
+			expect(await raw(head("text/plain", 10))).toMatch(/^HTTP\/1\.1 415 /);
+			expect(await raw(head("application/json", 100_000_000))).toMatch(/^HTTP\/1\.1 413 /);
+		});
+
+		it("another expectation is ignored", async () => {
+			await stack.worker({ script: sendAll([70]) });
+			const body = JSON.stringify(chatBody());
+			const request = head("application/json", body.length, "something").replace("\r\n", "\r\nconnection: close\r\n");
+			expect(await raw(request + body)).toMatch(/^HTTP\/1\.1 200 /);
+		});
+	});
 });
 
 describe("routes", () => {

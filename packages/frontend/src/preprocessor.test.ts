@@ -161,6 +161,7 @@ describe("fields that Dynamo does not send on, or not like that", () => {
 			{ tools: [fn("f", defined), fn("g", { $defs: { q: {} } })], tool_choice: "required" },
 		],
 		["content without parts", { messages: [{ role: "user", content: [] }] }],
+		["a worker that is not there", { nvext: { decode_worker_id: 5 } }],
 		["a rank without its worker", { nvext: { dp_rank: 0 } }],
 	])("%s: 400", async (_name, more) => {
 		const worker = await stack.worker({ script: sendAll([70]) });

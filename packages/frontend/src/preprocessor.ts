@@ -329,7 +329,7 @@ function optionalMembers(request: CommonRequest): Partial<PreprocessedRequest> {
 	const { nvext } = request;
 	const members = {
 		extra_args: extraArgsOf(request),
-		router: nvext?.router,
+		router: "messages" in request ? nvext?.router : undefined,
 		mm_processor_kwargs: "mm_processor_kwargs" in request ? request.mm_processor_kwargs : undefined,
 		media_io_kwargs: "media_io_kwargs" in request ? request.media_io_kwargs : undefined,
 		request_timestamp_ms: nvext?.request_timestamp_ms,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { IncomingMessage } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { HttpError } from "@dynamo-ts/protocols/internal";
 
 const MB = 1024 * 1024;
@@ -15,11 +15,11 @@ export function unsupportedMediaType(): HttpError {
 }
 
 /**
- * Checks the content type and reads the whole body.
+ * Checks the content type and reads the whole body; a client that waits for `100 Continue` gets it in between.
  * @param limitBytes larger bodies are refused as soon as that shows; what still comes is thrown away.
  * @throws HttpError 415, 413; ClientGoneError.
  */
-export function readBody(request: IncomingMessage, limitBytes: number): Promise<Buffer> {
+export function readBody(request: IncomingMessage, response: ServerResponse, limitBytes: number): Promise<Buffer> {
 	const [type] = (request.headers["content-type"] ?? "").split(";", 1) as [string];
 	if (!/^application\/([^\s/,]+\+)?json$/.test(type.trim().toLowerCase())) {
 		request.resume();
@@ -33,6 +33,10 @@ export function readBody(request: IncomingMessage, limitBytes: number): Promise<
 	if (Number(request.headers["content-length"] ?? 0) > limitBytes) {
 		request.resume();
 		return Promise.reject(tooLarge());
+	}
+	if (request.headers.expect?.toLowerCase() === "100-continue") {
+		response.shouldKeepAlive = true;
+		response.writeContinue();
 	}
 	return new Promise((resolve, reject) => {
 		const chunks: Buffer[] = [];

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { AddressInfo } from "node:net";
+import { type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
 import { DynamoError, HttpError } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
@@ -27,6 +28,9 @@ const DISABLED_ROUTES: readonly (readonly ["GET" | "POST", string])[] = [
 	["POST", "/v1/audio/speech"],
 	["GET", "/v1/realtime"],
 ];
+
+/** Longest request line and headers; clients with many cookies come near 16 KiB, node's own limit. */
+const MAX_HEADER_BYTES = 256 * 1024;
 
 /** A running frontend. */
 export interface Frontend {
@@ -95,13 +99,16 @@ function buildApp(state: FrontendState): FastifyInstance {
 		requestTimeout: 300_000,
 		routerOptions: { maxParamLength: 4096 },
 		frameworkErrors: (_error, request, reply) => notFound(state, request, reply),
+		clientErrorHandler: answerUnreadable,
+		http: { maxHeaderSize: MAX_HEADER_BYTES, requireHostHeader: false },
 	});
+	expectContinue(app.server);
 	// Bodies are read by the routes: limits, types and error texts are Dynamo's.
 	app.removeAllContentTypeParsers();
 	app.addContentTypeParser("*", (_request, _payload, done) => done(null));
 	app.addHook("onRequest", (request, reply, done) => {
-		const id = request.headers["x-request-id"];
-		if (typeof id === "string") reply.raw.setHeader("x-request-id", id);
+		const id = requestIdHeader(request.raw);
+		if (id !== undefined) reply.raw.setHeader("x-request-id", id);
 		if (state.stage === "ready" || isProbe(state, request)) {
 			done();
 			return;
@@ -138,6 +145,38 @@ function buildApp(state: FrontendState): FastifyInstance {
 		});
 	}
 	return app;
+}
+
+/** The first one, where node joins several. */
+function requestIdHeader(request: IncomingMessage): string | undefined {
+	const id = request.headers["x-request-id"];
+	if (typeof id !== "string" || !id.includes(", ")) return typeof id === "string" ? id : undefined;
+	return request.headersDistinct["x-request-id"]?.[0];
+}
+
+/** What is no HTTP gets a status without a body, unless an answer is on its way on the same connection. */
+function answerUnreadable(error: NodeJS.ErrnoException, socket: Socket): void {
+	if (error.code === "ECONNRESET" || socket.destroyed) return;
+	const { _httpMessage: answer } = socket as Socket & { _httpMessage?: ServerResponse | null };
+	// More data behind a request that was to be the last: that request is answered, and then the connection closed.
+	if (error.code === "HPE_CLOSED_CONNECTION" && answer) return;
+	const status = error.code === "HPE_HEADER_OVERFLOW" ? 431 : 400;
+	if (socket.writable && !answer?.headersSent) {
+		socket.write(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n`);
+	}
+	socket.destroy();
+}
+
+/**
+ * A client that waits for `100 Continue` gets it when its body is wanted, see {@link readBody}. Until then an answer
+ * ends the connection: whether the body follows is not known. Any other expectation is ignored, as in Dynamo.
+ */
+function expectContinue(server: Server): void {
+	server.on("checkContinue", (request: IncomingMessage, response: ServerResponse) => {
+		response.shouldKeepAlive = false;
+		server.emit("request", request, response);
+	});
+	server.on("checkExpectation", (request, response) => server.emit("request", request, response));
 }
 
 function pathOf(request: FastifyRequest): string {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
-
 import { SSE_DONE } from "@dynamo-ts/protocols/internal";
 import { flushAfterTurn } from "@dynamo-ts/runtime/internal";
+import { hasOddHeaders } from "./answers.js";
 
 const KEEP_ALIVE_EVENT = ":\n\n";
 /** An empty chunk ends the body; node would write it if it did the framing. */
 const LAST_CHUNK = "0\r\n\r\n";
+
+const NOTHING = Buffer.alloc(0);
 
 /** Told about what happens to an event stream from the client's side. */
 export interface SseListener {
@@ -121,7 +123,10 @@ export class SseWriter {
 	 * (framing, corking) is not needed. While an earlier response holds the connection there is no socket yet.
 	 */
 	private writeFirst(chunk: string, encoding: BufferEncoding): boolean {
-		const room = this.response.write(chunk, encoding);
+		const { response } = this;
+		const room = hasOddHeaders(response)
+			? response.write(Buffer.from(chunk, encoding))
+			: response.write(chunk, encoding);
 		this.socket = this.response.socket;
 		return room;
 	}
@@ -130,7 +135,8 @@ export class SseWriter {
 	private sendHeaders(): void {
 		if (this.started) return;
 		this.start();
-		this.response.flushHeaders();
+		// An empty write sends headers; it takes a buffer for hasOddHeaders' sake.
+		this.response.write(NOTHING);
 		this.socket = this.response.socket;
 	}
 

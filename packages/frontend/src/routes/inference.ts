@@ -80,7 +80,7 @@ async function handle(
 	let request: Request | undefined;
 	let refusal: HttpError | undefined;
 	try {
-		body = await readBody(incoming, state.config.bodyLimitBytes);
+		body = await readBody(incoming, response, state.config.bodyLimitBytes);
 		request = parse(state, api, body);
 	} catch (error) {
 		if (error instanceof ClientGoneError) return;
@@ -265,7 +265,7 @@ function workerHeaders(incoming: IncomingMessage): Record<string, string> {
 }
 
 /**
- * The worker that the client asked for, by `nvext.backend_instance_id` or by header.
+ * The worker that the client asked for, by header or `nvext`.
  * @throws DynamoError `InvalidArgument` for a worker that is not there.
  */
 function pinnedWorker(
@@ -273,9 +273,10 @@ function pinnedWorker(
 	request: Request,
 	sets: readonly WorkerSet[],
 ): { set: WorkerSet; instance: EndpointRecord } | undefined {
-	const given = routing.workerId ?? request.nvext?.backend_instance_id ?? undefined;
+	const { nvext } = request;
+	const given = routing.workerId ?? nvext?.backend_instance_id ?? nvext?.decode_worker_id ?? undefined;
 	if (given === undefined) {
-		if ((routing.dpRank ?? request.nvext?.dp_rank ?? undefined) === undefined) return undefined;
+		if ((routing.dpRank ?? nvext?.dp_rank ?? undefined) === undefined) return undefined;
 		throw new DynamoError("InvalidArgument", "a dp_rank says nothing without the worker that it belongs to");
 	}
 	const id = BigInt(given);
