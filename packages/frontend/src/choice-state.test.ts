@@ -26,6 +26,7 @@ function rules(more: Partial<ChoiceRules> = {}): ChoiceRules {
 		wantLogprobs: false,
 		topLogprobs: 0,
 		showStopTokens: false,
+		hideAlternatives: false,
 		tokensAsIds: false,
 		...more,
 	};

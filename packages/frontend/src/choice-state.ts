@@ -43,6 +43,8 @@ export interface ChoiceRules {
 	readonly wantLogprobs: boolean;
 	/** How many alternatives the client asked for. */
 	readonly topLogprobs: number;
+	/** Show no alternatives, whatever the worker sends. */
+	readonly hideAlternatives: boolean;
 	/** Log-probabilities name tokens `token_id:<id>`. */
 	readonly tokensAsIds: boolean;
 }
@@ -186,7 +188,7 @@ export class ChoiceState {
 	private addLogprob(id: number, output: LLMEngineOutput, position: number): void {
 		const logprob = output.log_probs?.[position];
 		if (logprob === undefined || logprob === null) return;
-		const alternatives = output.top_logprobs?.[position] ?? [];
+		const alternatives = this.rules.hideAlternatives ? [] : (output.top_logprobs?.[position] ?? []);
 		// Only a worker that makes the text itself knows better what its tokens look like.
 		const given = typeof output.text === "string" ? output.tokens?.[position] : undefined;
 		const chosen = { ...this.tokenText(id, given), logprob };

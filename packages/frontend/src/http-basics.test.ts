@@ -38,9 +38,11 @@ describe("request ids", () => {
 
 	it("x-dynamo-request-id becomes the id when it is a UUID", async () => {
 		await stack.worker({ script: sendAll([70]) });
-		const id = "0b6a3f0e-0f3c-4b61-8a3f-2f9d2a0c1b11";
-		const answer = await http(stack.chat, { body: chatBody(), headers: { "x-dynamo-request-id": id } });
-		expect(answer.json.id).toBe(`chatcmpl-${id}`);
+		const uuid = "0b6a3f0e-0f3c-4b61-8a3f-2f9d2a0c1b11";
+		for (const id of [uuid, uuid.toUpperCase(), uuid.replaceAll("-", ""), `{${uuid}}`]) {
+			const answer = await http(stack.chat, { body: chatBody(), headers: { "x-dynamo-request-id": id } });
+			expect(answer.json.id).toBe(`chatcmpl-${id}`);
+		}
 		const other = await http(stack.chat, { body: chatBody(), headers: { "x-dynamo-request-id": "abc" } });
 		expect(other.json.id).toMatch(/^chatcmpl-[0-9a-f-]{36}$/);
 	});

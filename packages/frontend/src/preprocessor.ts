@@ -203,6 +203,8 @@ export class Preprocessor {
 			minTokens: request.min_tokens ?? 0,
 			wantLogprobs: logprobs !== null,
 			topLogprobs: logprobs ?? 0,
+			// A completion's number is that of the alternatives beside the chosen token, so 0 is not none.
+			hideAlternatives: "messages" in request && logprobs === 0,
 			tokensAsIds: request.return_tokens_as_token_ids === true,
 		};
 	}

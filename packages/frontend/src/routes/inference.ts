@@ -38,7 +38,9 @@ interface Api {
 	readonly path: string;
 }
 
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+/** With or without hyphens, in braces, as a URN: what Rust's parser takes. */
+const UUID =
+	/^(urn:uuid:)?[0-9a-f]{8}(-?)[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12}$|^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$/i;
 /** Request headers that travel on to workers. */
 const PASSED_HEADERS = ["x-request-id", "traceparent", "tracestate"] as const;
 
@@ -252,7 +254,7 @@ function requestIdOf(state: FrontendState, incoming: IncomingMessage): string {
 	const given = header(incoming, "x-dynamo-request-id");
 	if (given === undefined) return randomUUID();
 	state.log.warn("the header x-dynamo-request-id is deprecated: use x-request-id");
-	return UUID.test(given) ? given.toLowerCase() : randomUUID();
+	return UUID.test(given) ? given : randomUUID();
 }
 
 function workerHeaders(incoming: IncomingMessage): Record<string, string> {
