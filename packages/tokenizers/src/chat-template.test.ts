@@ -90,6 +90,25 @@ describe("ChatTemplate - message content", () => {
 		expect(failure(run)).toMatchObject({ reason: "input", message: expect.stringContaining('"image_url"') });
 	});
 
+	it.each([
+		[{ reasoning_content: "t", content: "y" }, "<think>t</think>y"],
+		[{ reasoning: "t", content: "y" }, "<think>t</think>y"],
+		[{ reasoning_content: ["a", "b"], content: "y" }, "<think>a</think><think>b</think>y"],
+		[{ reasoning_content: "t", content: null }, "<think>t</think>"],
+		[{ reasoning_content: "t", content: [{ type: "text", text: "y" }] }, "<think>t</think>y"],
+		[{ reasoning_content: "", content: "y" }, "y"],
+		[{ role: "user", reasoning_content: "t", content: "y" }, "y"],
+	])("what was thought stands before what was said: %j", (message, shown) => {
+		const text = "{% for m in messages %}{{ m.content }}{% endfor %}";
+		expect(template(text).render({ messages: [{ role: "assistant", ...message }] })).toBe(shown);
+	});
+
+	it("a template with a place for thoughts gets them there", () => {
+		const text = "{% for m in messages %}[{{ m.reasoning_content }}]{{ m.content }}{% endfor %}";
+		const messages = [{ role: "assistant", reasoning_content: "t", content: "y" }];
+		expect(template(text).render({ messages })).toBe("[t]y");
+	});
+
 	it("null content stays null", () => {
 		const text = "{% for m in messages %}{{ 'none' if m.content is none else m.content }}{% endfor %}";
 		expect(template(text).render({ messages: [user(null)] })).toBe("none");

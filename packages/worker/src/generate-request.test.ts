@@ -189,6 +189,11 @@ describe("refusals", () => {
 		["guided decoding", { ...PLAIN, sampling_options: { guided_decoding: { regex: "a" } } }, /guided decoding/],
 		["seed as text", { ...PLAIN, sampling_options: { seed: "1" } }, /seed/],
 		["a bad bias", { ...PLAIN, sampling_options: { logit_bias: { x: 1 } } }, /logit_bias/],
+		[
+			"tokens to choose from",
+			{ ...PLAIN, extra_args: { sampling_options: { allowed_token_ids: [1] } } },
+			/allowed_token_ids/,
+		],
 		["prompt logprobs", { ...PLAIN, output_options: { prompt_logprobs: 1 } }, /prompt_logprobs/],
 		["images", { ...PLAIN, multi_modal_data: {} }, /multi_modal_data/],
 		["another rank", { ...PLAIN, routing: { dp_rank: 9 } }, /dp_rank 9 is out of bounds for dp_size 1/],
