@@ -65,27 +65,20 @@ function serve(port: MessagePort, core: EngineCore, runner: ModelRunner, stats: 
 /** Lazily, so that a thread with another runner never loads ONNX Runtime. */
 async function importRunner(url: string | undefined): Promise<RunnerModule> {
 	if (url !== undefined) return (await import(url)) as RunnerModule;
-	const { loadModelRunner } = await import("./model/load-model-runner.js");
-	const { describeModel } = await import("./model/open-model.js");
-	return { loadModelRunner, describeModel };
+	return import("./model/load-model-runner.js");
 }
 
 async function main(port: MessagePort): Promise<void> {
 	const begin = performance.now();
 	const { model, stats } = workerData as EngineThreadData;
 	const post = (message: FromThread): void => port.postMessage(message);
-	const { loadModelRunner, describeModel } = await importRunner(model.runnerModule);
-	let maxModelLen = model.maxModelLen;
-	if (maxModelLen === undefined) {
-		const { config } = describeModel(model.model);
-		maxModelLen = Math.min(config.maxPositionEmbeddings, 4096);
-	}
+	const { loadModelRunner } = await importRunner(model.runnerModule);
 	const runner = await loadModelRunner({
 		model: model.model,
 		cacheDir: model.cacheDir,
 		quantization: model.quantization ?? "auto",
 		numSlots: model.maxNumSeqs ?? 8,
-		maxModelLen,
+		maxModelLen: model.maxModelLen,
 		intraOpThreads: model.intraOpThreads ?? 1,
 		spinning: model.spinning ?? false,
 		onProgress: (stage: string, fraction: number) => post({ type: "progress", stage, fraction }),
@@ -106,6 +99,7 @@ async function main(port: MessagePort): Promise<void> {
 			vocabSize: runner.config.vocabSize,
 			device: "cpu",
 			quantization: model.quantization ?? "auto",
+			weightFormats: runner.weightFormats,
 			kvBytesPerToken: runner.kvBytesPerToken,
 			eosTokenIds: runner.config.eosTokenIds,
 			loadSeconds: (performance.now() - begin) / 1000,

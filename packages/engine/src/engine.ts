@@ -126,8 +126,13 @@ export interface EngineInfo {
 	readonly maxNumBatchedTokens: number;
 	readonly vocabSize: number;
 	readonly device: "cpu" | "cuda" | "mock";
-	/** As the model runs; "none" for float weights and for the simulated engine. */
+	/** As it was asked for; "none" for the simulated engine. */
 	readonly quantization: string;
+	/**
+	 * What that means for this model's matrices, e.g. ["q4_1 as stored", "q8_0 as stored"], ["int8"] or ["fp32"], most
+	 * weights first; absent for the simulated engine.
+	 */
+	readonly weightFormats?: readonly string[] | undefined;
 	/** Bytes of cache per token; 0 for the simulated engine. */
 	readonly kvBytesPerToken: number;
 	/** End-of-text ids that the model's files name. */

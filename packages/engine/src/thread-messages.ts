@@ -2,7 +2,7 @@
 // What passes between the owner of an engine thread and the thread.
 
 import type { EngineInfo, EngineRequest } from "./engine.js";
-import type { ModelConfig, ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
+import type { ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
 import type { StepMessage } from "./step-outputs.js";
 
 /** How the thread loads and runs its model. Plain data. */
@@ -15,7 +15,7 @@ export interface EngineThreadModel {
 	readonly quantization?: Quantization | undefined;
 	/** Sequences in one step, which is also the number of KV slots; default 8. */
 	readonly maxNumSeqs?: number | undefined;
-	/** Tokens per KV slot; default: what the model was made for, at most 4096. */
+	/** Tokens per KV slot; default: what the model was made for, at most 4096 and what fits in memory. */
 	readonly maxModelLen?: number | undefined;
 	/** Tokens per prefill chunk; default 64. */
 	readonly chunkSize?: number | undefined;
@@ -25,7 +25,7 @@ export interface EngineThreadModel {
 	readonly intraOpThreads?: number | undefined;
 	/** Whether those threads spin between operators; default false. */
 	readonly spinning?: boolean | undefined;
-	/** URL of a module with another `loadModelRunner` (and `describeModel`), e.g. the fake model's. */
+	/** URL of a module with another `loadModelRunner`, e.g. the fake model's. */
 	readonly runnerModule?: string | undefined;
 }
 
@@ -38,8 +38,6 @@ export interface EngineThreadData {
 /** What `runnerModule` exports. */
 export interface RunnerModule {
 	loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner>;
-	/** Needed only where `maxModelLen` is not given. */
-	describeModel(model: string): { readonly config: Pick<ModelConfig, "maxPositionEmbeddings"> };
 }
 
 /** Owner to thread. */

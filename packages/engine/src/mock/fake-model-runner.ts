@@ -24,6 +24,7 @@ export class FakeModelRunner implements ModelRunner {
 	readonly numSlots: number;
 	readonly maxModelLen: number;
 	readonly kvBytesPerToken = 4;
+	readonly weightFormats: readonly string[] = [];
 	/** Calls so far, for tests that count. */
 	readonly calls = { prefill: 0, decode: 0, copySlot: 0 };
 	closed = false;

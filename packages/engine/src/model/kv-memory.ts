@@ -2,6 +2,7 @@
 // The key/value cache: per layer one array for keys and one for values, [slots, kvHeads, maxModelLen, headDim] fp32.
 // Memory comes zeroed and its pages are only committed when first written, so unused length costs nothing.
 
+import { kvBytesPerToken } from "./cache-memory.js";
 import type { ModelConfig } from "./model-runner.js";
 
 /**
@@ -30,7 +31,7 @@ export class KvMemory {
 		this.#heads = config.numKvHeads;
 		this.#headDim = config.headDim;
 		this.slotSize = config.numKvHeads * maxModelLen * config.headDim;
-		this.bytesPerToken = config.numLayers * 2 * config.numKvHeads * config.headDim * 4;
+		this.bytesPerToken = kvBytesPerToken(config);
 		const arrays: Float32Array[] = [];
 		try {
 			const size = numSlots * this.slotSize;

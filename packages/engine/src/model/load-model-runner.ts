@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // From a model on disk to a ModelRunner.
 
+import { statSync } from "node:fs";
+import { weightFormats } from "../onnx/llama-graph.js";
+import { chooseMaxModelLen } from "./cache-memory.js";
 import { cachedGraph } from "./graph-cache.js";
 import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";
 import { openModel } from "./open-model.js";
@@ -14,16 +17,14 @@ import { OrtModelRunner } from "./ort-model-runner.js";
  */
 export async function loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner> {
 	for (const key of ["numSlots", "maxModelLen"] as const) {
-		if (!Number.isInteger(options[key]) || options[key] < 1) throw new RangeError(`${key} is ${options[key]}`);
+		const value = options[key];
+		if (value !== undefined && !(Number.isInteger(value) && value >= 1)) throw new RangeError(`${key} is ${value}`);
 	}
 	const model = openModel(options.model);
-	const { config } = model.description;
+	const { config, files } = model.description;
 	try {
-		if (options.maxModelLen > config.maxPositionEmbeddings) {
-			throw new RangeError(
-				`maxModelLen is ${options.maxModelLen}; the model was made for ${config.maxPositionEmbeddings} tokens`,
-			);
-		}
+		const weightBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
+		const maxModelLen = chooseMaxModelLen(options.maxModelLen, { config, numSlots: options.numSlots, weightBytes });
 		const graph = cachedGraph(model, options.quantization, options.cacheDir, (fraction) =>
 			options.onProgress?.("build", fraction),
 		);
@@ -31,7 +32,8 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 		const runner = new OrtModelRunner(graph.modelPath, {
 			config,
 			numSlots: options.numSlots,
-			maxModelLen: options.maxModelLen,
+			maxModelLen,
+			weightFormats: weightFormats(config, model.weights, options.quantization),
 			intraOpThreads: options.intraOpThreads ?? 1,
 			spinning: options.spinning ?? false,
 		});

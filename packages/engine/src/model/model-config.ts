@@ -8,6 +8,9 @@ import type { ModelConfig, RopeScaling } from "./model-runner.js";
 /** What works, for messages. */
 export const SUPPORTED_ARCHITECTURES: readonly string[] = ["LlamaForCausalLM"];
 
+/** Heads must be a multiple of this wide. */
+const HEAD_GRAIN = 16;
+
 type Json = Record<string, unknown>;
 
 /** Typed access to settings of one file, with errors that name the file and the key. */
@@ -49,6 +52,10 @@ function checked(path: string, config: ModelConfig): ModelConfig {
 	}
 	if (config.headDim % 2 !== 0 || !Number.isInteger(config.headDim)) {
 		throw new ModelFileError(path, `heads of ${config.headDim} have no rotary pairs`);
+	}
+	// A condition of ONNX Runtime's GroupQueryAttention with rotary embeddings, found out only when it runs.
+	if (config.headDim % HEAD_GRAIN !== 0) {
+		throw new ModelFileError(path, `heads of ${config.headDim} do not work; multiples of ${HEAD_GRAIN} do`);
 	}
 	return config;
 }
@@ -97,6 +104,17 @@ export function configFromJson(path: string, json: Json, generation: Json = {}):
 	for (const key of ["attention_bias", "mlp_bias"]) {
 		if (json[key] === true) throw new ModelFileError(path, `${key} is true; only models without biases work`);
 	}
+	if (json.quantization_config !== undefined && json.quantization_config !== null) {
+		const method = (json.quantization_config as Json).quant_method;
+		throw new ModelFileError(
+			path,
+			`the weights are quantized (quantization_config: ${JSON.stringify(method) ?? "unknown method"}); ` +
+				"F32, F16 and BF16 safetensors work, and GGUF files with F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
+		);
+	}
+	if (Number(json.partial_rotary_factor ?? 1) !== 1) {
+		throw new ModelFileError(path, `partial_rotary_factor is ${json.partial_rotary_factor}; only whole heads turn`);
+	}
 	const activation = json.hidden_act ?? "silu";
 	if (activation !== "silu") {
 		throw new ModelFileError(path, `hidden_act is ${JSON.stringify(activation)}; silu works`);
@@ -126,24 +144,37 @@ export function configFromJson(path: string, json: Json, generation: Json = {}):
 }
 
 /**
- * Architecture from GGUF metadata (`llama.*` keys).
- * @param ropeFactors the tensor rope_freqs, which some files carry in place of the scaling's settings.
- * @throws ModelFileError for another family or a missing size.
+ * Refuses GGUF files of another family, of several parts, or with features that do not work.
+ * @throws ModelFileError that says what works.
  */
-export function configFromGguf(path: string, header: GgufHeader, ropeFactors?: Float32Array): ModelConfig {
+export function checkGgufFamily(path: string, header: GgufHeader): void {
 	const { metadata } = header;
 	const architecture = metadata.get("general.architecture");
 	if (architecture !== "llama") {
-		throw new ModelFileError(path, `general.architecture is ${JSON.stringify(architecture)}; "llama" works`);
+		throw new ModelFileError(
+			path,
+			`general.architecture is ${JSON.stringify(architecture) ?? "missing"}; only "llama" works`,
+		);
+	}
+	const parts = Number(metadata.get("split.count") ?? 1);
+	if (parts > 1) {
+		throw new ModelFileError(path, `is one of ${parts} parts; merge them into one file (llama-gguf-split --merge)`);
 	}
 	if (Number(metadata.get("llama.expert_count") ?? 0) > 0) {
 		throw new ModelFileError(path, "is a mixture of experts; only dense models work");
 	}
-	for (const tensor of header.tensors) {
-		if (tensor.name.endsWith(".bias")) {
-			throw new ModelFileError(path, `has the bias ${tensor.name}; only models without biases work`);
-		}
+	for (const { name } of header.tensors) {
+		if (name.endsWith(".bias")) throw new ModelFileError(path, `has the bias ${name}; only models without biases work`);
 	}
+}
+
+/**
+ * Architecture from GGUF metadata (`llama.*` keys) that passed `checkGgufFamily`.
+ * @param ropeFactors the tensor rope_freqs, which some files carry in place of the scaling's settings.
+ * @throws ModelFileError for a missing size or a feature that does not work.
+ */
+export function configFromGguf(path: string, header: GgufHeader, ropeFactors?: Float32Array): ModelConfig {
+	const { metadata } = header;
 	const settings = new Settings(path, (key) => metadata.get(key));
 	const numHeads = settings.size("llama.attention.head_count");
 	const hiddenSize = settings.size("llama.embedding_length");

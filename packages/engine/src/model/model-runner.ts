@@ -54,6 +54,8 @@ export interface ModelRunner {
 	readonly maxModelLen: number;
 	/** Bytes of key and value cache per token, over all layers. */
 	readonly kvBytesPerToken: number;
+	/** How the matrices are held, e.g. "q4_1 as stored" or "int8"; most weights first. */
+	readonly weightFormats: readonly string[];
 	/**
 	 * Runs `tokenIds` at positions `start`.. of `slot`, whose first `start` tokens must be there already.
 	 * @returns logits [vocabSize] of the last token when `wantLogits`; a view that the next call overwrites.
@@ -80,8 +82,8 @@ export interface ModelRunnerOptions {
 	/** A folder with config.json and safetensors, or a .gguf file. */
 	readonly model: string;
 	readonly numSlots: number;
-	/** Tokens per slot. */
-	readonly maxModelLen: number;
+	/** Tokens per slot; default: what the model was made for, at most 4096 and what fits in memory. */
+	readonly maxModelLen?: number | undefined;
 	readonly quantization: Quantization;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number;

@@ -13,6 +13,8 @@ export interface OrtModelRunnerOptions extends OrtSessionOptions {
 	readonly numSlots: number;
 	/** Tokens per slot. */
 	readonly maxModelLen: number;
+	/** See `ModelRunner.weightFormats`. */
+	readonly weightFormats: readonly string[];
 }
 
 /** Integers whose address stays: small typed arrays may otherwise lie in the moving heap. */
@@ -33,6 +35,7 @@ export class OrtModelRunner implements ModelRunner {
 	readonly numSlots: number;
 	readonly maxModelLen: number;
 	readonly kvBytesPerToken: number;
+	readonly weightFormats: readonly string[];
 	readonly #session: OrtSession;
 	readonly #kv: KvMemory;
 	readonly #cos: OrtTensor;
@@ -57,6 +60,7 @@ export class OrtModelRunner implements ModelRunner {
 		this.config = options.config;
 		this.numSlots = options.numSlots;
 		this.maxModelLen = options.maxModelLen;
+		this.weightFormats = options.weightFormats;
 		this.#kv = new KvMemory(options.config, options.numSlots, options.maxModelLen);
 		this.kvBytesPerToken = this.#kv.bytesPerToken;
 		this.#session = new OrtSession(modelPath, options);

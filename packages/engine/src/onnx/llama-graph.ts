@@ -10,10 +10,11 @@
 
 import type { ModelConfig, Quantization } from "../model/model-runner.js";
 import { ModelFileError } from "../weights/model-file-error.js";
-import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
+import { READABLE_WEIGHT_TYPES, type WeightSource, type WeightTensor } from "../weights/weight-source.js";
 import { blocksPerRow } from "./block-quantize.js";
 import {
 	declareBlocks,
+	formatName,
 	isAsStored,
 	type MatrixFormat,
 	matrixFormat,
@@ -58,6 +59,19 @@ export interface GraphOptions {
 	onProgress?(fraction: number): void;
 }
 
+/** How the matrices of a model are held in its graph, in words; the format of most weights first. */
+export function weightFormats(config: ModelConfig, source: WeightSource, quantization: Quantization): string[] {
+	const weights = new Map<string, number>();
+	for (const { name, type, rows, columns } of source.tensors.values()) {
+		const isOutput = name === OUTPUT && !outputIsEmbedding(config, source);
+		const isLayer = /^model\.layers\.\d+\.(self_attn|mlp)\./.test(name);
+		if (!isOutput && !isLayer && name !== EMBEDDING) continue;
+		const format = formatName(type, matrixFormat(type, quantization, isLayer ? "layer" : "vocabulary"));
+		weights.set(format, (weights.get(format) ?? 0) + rows * columns);
+	}
+	return [...weights].sort(([, a], [, b]) => b - a).map(([format]) => format);
+}
+
 /** True where the output matrix is the embedding: the configuration says so, or there is no other. */
 export function outputIsEmbedding(config: ModelConfig, source: WeightSource): boolean {
 	return config.tieWordEmbeddings || !source.tensors.has(OUTPUT);
@@ -76,7 +90,12 @@ class LlamaGraphBuilder {
 
 	#tensor(name: string, rows: number, columns: number): WeightTensor {
 		const tensor = this.#options.source.tensors.get(name);
-		if (!tensor) throw new ModelFileError("model", `the tensor ${name} is missing`);
+		if (!tensor) {
+			const type = this.#options.source.unreadable.get(name);
+			const works = READABLE_WEIGHT_TYPES.join(", ");
+			const problem = type ? `has the type ${type}, which cannot be read; ${works} work` : "is missing";
+			throw new ModelFileError("model", `the tensor ${name} ${problem}`);
+		}
 		if (tensor.rows !== rows || tensor.columns !== columns) {
 			throw new ModelFileError(
 				"model",

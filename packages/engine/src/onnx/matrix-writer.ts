@@ -70,6 +70,12 @@ export function isAsStored(format: MatrixFormat): boolean {
 	return format.kind === "blocks" && format.asStored;
 }
 
+/** A format in words: "fp32", "int8", "int4" or e.g. "q4_1 as stored". */
+export function formatName(type: WeightTensor["type"], format: MatrixFormat): string {
+	if (format.kind === "float") return "fp32";
+	return format.asStored ? `${type.toLowerCase()} as stored` : `int${format.bits}`;
+}
+
 /** Where the parts of a matrix lie. */
 export interface StoredMatrix {
 	readonly format: MatrixFormat;

@@ -85,16 +85,20 @@ interface StoredTensor extends WeightTensor {
 export class GgufWeights implements WeightSource {
 	readonly header: GgufHeader;
 	readonly tensors: ReadonlyMap<string, StoredTensor>;
+	/** Empty: a GGUF file with a type that cannot be read is refused as a whole. */
+	readonly unreadable: ReadonlyMap<string, string> = new Map();
 	readonly #file: FileReader;
 
 	/**
 	 * Opens the file and checks its tensor table.
+	 * @param checkHeader may refuse the file before its tensors are looked at: another family says more than a type.
 	 * @throws ModelFileError when it is corrupt or a tensor has a type that cannot be read.
 	 */
-	constructor(path: string) {
+	constructor(path: string, checkHeader?: (header: GgufHeader) => void) {
 		this.#file = new FileReader(path);
 		try {
 			this.header = readGgufHeader(this.#file);
+			checkHeader?.(this.header);
 			this.tensors = this.#checkedTensors();
 		} catch (error) {
 			this.#file.close();

@@ -18,6 +18,13 @@ interface StoredTensor extends WeightTensor {
 	readonly file: FileReader;
 }
 
+/** What the header of one file lists. */
+interface Table {
+	readonly tensors: StoredTensor[];
+	/** Name and type of tensors that cannot be read. */
+	readonly unreadable: [string, string][];
+}
+
 interface HeaderEntry {
 	dtype?: unknown;
 	shape?: unknown;
@@ -32,7 +39,7 @@ function isSizes(value: unknown): value is number[] {
  * Reads and checks the table of one file.
  * @throws ModelFileError when the header is too long, not JSON, or names bytes that are not there or are shared.
  */
-function readTable(file: FileReader): StoredTensor[] {
+function readTable(file: FileReader): Table {
 	const fail = (message: string, cause?: unknown): never => {
 		throw new ModelFileError(file.path, `is not a usable safetensors file: ${message}`, { cause });
 	};
@@ -49,6 +56,7 @@ function readTable(file: FileReader): StoredTensor[] {
 	if (typeof header !== "object" || header === null || Array.isArray(header)) fail("its header is not an object");
 	const dataOffset = 8 + length;
 	const tensors: StoredTensor[] = [];
+	const unreadable: [string, string][] = [];
 	for (const [name, entry] of Object.entries(header)) {
 		if (name === "__metadata__") continue;
 		const { dtype, shape, data_offsets: offsets } = entry ?? {};
@@ -60,7 +68,10 @@ function readTable(file: FileReader): StoredTensor[] {
 			fail(`tensor ${name} lies at ${begin}-${end} but there are ${file.size - dataOffset} bytes of data`);
 		}
 		// Tensors of other types (masks, position ids) may be there; they only matter when something reads them.
-		if (!TYPES.includes(dtype)) continue;
+		if (!TYPES.includes(dtype)) {
+			unreadable.push([name, dtype]);
+			continue;
+		}
 		const type = dtype as WeightType;
 		const columns = shape.at(-1) ?? 1;
 		const rows = shape.slice(0, -1).reduce((product, size) => product * size, 1);
@@ -75,7 +86,7 @@ function readTable(file: FileReader): StoredTensor[] {
 			fail(`tensors ${before.name} and ${sorted[i]!.name} overlap`);
 		}
 	}
-	return tensors;
+	return { tensors, unreadable };
 }
 
 /**
@@ -108,6 +119,7 @@ export function safetensorsFiles(folder: string): string[] {
 /** Reads tensors of a folder of safetensors files. */
 export class SafetensorsWeights implements WeightSource {
 	readonly tensors: ReadonlyMap<string, StoredTensor>;
+	readonly unreadable: ReadonlyMap<string, string>;
 	readonly #files: FileReader[] = [];
 	readonly #folder: string;
 
@@ -115,11 +127,14 @@ export class SafetensorsWeights implements WeightSource {
 	constructor(folder: string) {
 		this.#folder = folder;
 		const tensors = new Map<string, StoredTensor>();
+		const unreadable = new Map<string, string>();
 		try {
 			for (const path of safetensorsFiles(folder)) {
 				const file = new FileReader(path);
 				this.#files.push(file);
-				for (const tensor of readTable(file)) {
+				const table = readTable(file);
+				for (const [name, type] of table.unreadable) unreadable.set(name, type);
+				for (const tensor of table.tensors) {
 					if (tensors.has(tensor.name)) throw new ModelFileError(path, `tensor ${tensor.name} is in another file too`);
 					tensors.set(tensor.name, tensor);
 				}
@@ -129,6 +144,7 @@ export class SafetensorsWeights implements WeightSource {
 			throw error;
 		}
 		this.tensors = tensors;
+		this.unreadable = unreadable;
 	}
 
 	#tensor(name: string): StoredTensor {

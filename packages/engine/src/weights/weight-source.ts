@@ -43,6 +43,8 @@ export interface WeightTensor {
 export interface WeightSource {
 	/** By canonical name. */
 	readonly tensors: ReadonlyMap<string, WeightTensor>;
+	/** Tensors of types that cannot be read, which is no harm until one is needed: name to type. */
+	readonly unreadable: ReadonlyMap<string, string>;
 	/**
 	 * Bytes as stored of rows `firstRow`..`firstRow + rowCount`.
 	 * @throws ModelFileError for an unknown tensor or a file that ends too early.

@@ -231,8 +231,12 @@ export const GGML_TYPE_NUMBERS: Readonly<Record<WeightType, number>> = {
 
 /** What `encodeGguf` may be told beside the model. */
 export interface TinyGgufOptions {
-	/** Type of matrices of a name; vectors are always F32. */
+	/** Type of matrices of a name. */
 	readonly type?: WeightType | ((name: string) => WeightType);
+	/** Type of vectors; default F32. */
+	readonly vectorType?: "F32" | "F16" | "BF16";
+	/** Put in as the tensor rope_freqs.weight. */
+	readonly ropeFactors?: readonly number[];
 	/** More metadata, e.g. a tokenizer. */
 	readonly metadata?: Readonly<Record<string, TinyGgufValue>>;
 	readonly version?: 2 | 3;
@@ -259,17 +263,24 @@ export function encodeGguf(model: TinyLlama, options: TinyGgufOptions = {}): Buf
 		...options.metadata,
 	};
 	const header = new GgufEncoder().bytes(Buffer.from("GGUF")).u32(version);
-	header.u64(model.tensors.size).u64(Object.keys(metadata).length);
+	const tensors = new Map(model.tensors);
+	if (options.ropeFactors) {
+		tensors.set("rope_freqs.weight", {
+			shape: [options.ropeFactors.length],
+			data: Float32Array.from(options.ropeFactors),
+		});
+	}
+	header.u64(tensors.size).u64(Object.keys(metadata).length);
 	for (const [key, value] of Object.entries(metadata)) header.string(key).value(value);
 	const data: Uint8Array[] = [];
 	let offset = 0;
-	for (const [name, stored] of model.tensors) {
-		const [pattern, replacement] = GGUF_NAMES.find(([regex]) => regex.test(name))!;
+	for (const [name, stored] of tensors) {
+		const [pattern, replacement] = GGUF_NAMES.find(([regex]) => regex.test(name)) ?? [/^[^.]+/, "$&"];
 		const ggufName = `${pattern.exec(name)![0].replace(pattern, replacement)}.weight`;
 		const heads = name.includes("q_proj") ? config.num_attention_heads : config.num_key_value_heads;
 		const tensor = /[qk]_proj/.test(name) ? pairRows(stored, heads) : stored;
 		const wanted = typeof type === "function" ? type(name) : type;
-		const tensorType = tensor.shape.length === 1 ? "F32" : wanted;
+		const tensorType = tensor.shape.length === 1 ? (options.vectorType ?? "F32") : wanted;
 		const bytes = encodeWeights(tensorType, tensor.data);
 		header.string(ggufName).u32(tensor.shape.length);
 		for (const size of [...tensor.shape].reverse()) header.u64(size);
