@@ -14,6 +14,7 @@ import {
 	renameSync,
 	rmSync,
 	statSync,
+	utimesSync,
 	writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -29,6 +30,10 @@ const MANIFEST_FILE = "manifest.json";
 /** Pieces of each file that go into its fingerprint, spread evenly; the first holds the table of tensors. */
 const FINGERPRINT_PIECES = 64;
 const FINGERPRINT_BYTES = 1 << 13;
+/** Graphs that are kept when a new one is built, the new one included; the ones used last stay. */
+const KEPT_GRAPHS = 4;
+/** A graph used so recently may be about to be loaded by another process. */
+const IN_USE_MS = 10 * 60 * 1000;
 /** Unfinished folders of this age belong to processes that died. */
 const STALE_MS = 24 * 3600 * 1000;
 
@@ -117,6 +122,31 @@ function removeStale(cacheDir: string): void {
 	}
 }
 
+/** Notes that a graph is used now. */
+function markUsed(folder: string): void {
+	const now = new Date();
+	try {
+		utimesSync(join(folder, MANIFEST_FILE), now, now);
+	} catch {
+		// A cache that cannot be written serves all the same.
+	}
+}
+
+/** Removes the graphs that have not been used for the longest time. */
+function evict(cacheDir: string): void {
+	const graphs: { folder: string; usedAt: number }[] = [];
+	for (const name of readdirSync(cacheDir)) {
+		if (!/^[0-9a-f]{32}$/.test(name)) continue;
+		const folder = join(cacheDir, name);
+		const stats = statSync(join(folder, MANIFEST_FILE), { throwIfNoEntry: false });
+		if (stats) graphs.push({ folder, usedAt: stats.mtimeMs });
+	}
+	graphs.sort((a, b) => b.usedAt - a.usedAt);
+	for (const { folder, usedAt } of graphs.slice(KEPT_GRAPHS)) {
+		if (Date.now() - usedAt > IN_USE_MS) discard(folder);
+	}
+}
+
 /** A graph on disk. */
 export interface CachedGraph {
 	/** The .onnx file; its weights lie beside it. */
@@ -126,7 +156,7 @@ export interface CachedGraph {
 }
 
 /**
- * Finds or builds the graph of a model.
+ * Finds or builds the graph of a model. A build removes graphs that were not used for long, all but the last few.
  * @throws ModelFileError when the model cannot be read or the cache folder not be written.
  */
 export function cachedGraph(
@@ -137,7 +167,10 @@ export function cachedGraph(
 ): CachedGraph {
 	const folder = join(cacheDir, graphKey(model, quantization));
 	const modelPath = join(folder, MODEL_FILE);
-	if (isWhole(folder)) return { modelPath, built: false };
+	if (isWhole(folder)) {
+		markUsed(folder);
+		return { modelPath, built: false };
+	}
 	const temporary = `${folder}.building-${randomBytes(6).toString("hex")}`;
 	try {
 		mkdirSync(temporary, { recursive: true });
@@ -165,6 +198,7 @@ export function cachedGraph(
 		};
 		writeFileSync(join(temporary, MANIFEST_FILE), JSON.stringify(manifest));
 		publish(temporary, folder);
+		evict(cacheDir);
 	} catch (error) {
 		const code = (error as NodeJS.ErrnoException).code;
 		if (code && ["EACCES", "EROFS", "ENOSPC", "ENOTDIR", "EDQUOT"].includes(code)) {

@@ -282,6 +282,29 @@ describe("loading", () => {
 		expect(readdirSync(cache)).toHaveLength(2);
 	});
 
+	it("keeps the graphs used last when it builds another", async () => {
+		const cache = join(root, "cache-evict");
+		const folders = Array.from({ length: 6 }, (_, i) => writeTinyFolder(newPath(), makeTinyLlama({}, 20 + i)));
+		const names: string[] = [];
+		const build = async (i: number) => {
+			(await load(folders[i]!, { cacheDir: cache })).close();
+			const name = readdirSync(cache).find((one) => !names.includes(one));
+			if (name !== undefined) names[i] = name;
+		};
+		const usedHoursAgo = (i: number, hours: number) => {
+			const then = Date.now() / 1000 - hours * 3600;
+			utimesSync(join(cache, names[i]!, "manifest.json"), then, then);
+		};
+		for (let i = 0; i < 5; i++) await build(i);
+		// All are too young to be removed.
+		expect(readdirSync(cache)).toHaveLength(5);
+		for (let i = 0; i < 5; i++) usedHoursAgo(i, 5 - i);
+		// Loading the oldest makes it the youngest.
+		await build(0);
+		await build(5);
+		expect(readdirSync(cache).sort()).toEqual([names[0], names[3], names[4], names[5]].sort());
+	});
+
 	it("clears away what a dead process left, and nothing younger", async () => {
 		const cache = join(root, "cache-stale");
 		const stale = join(cache, "0123.building-0123456789ab");
