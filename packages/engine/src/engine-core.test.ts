@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import type { EngineRequest } from "./engine.js";
+import type { EngineRequest, SamplingOptions } from "./engine.js";
 import { EngineCore } from "./engine-core.js";
 import { FakeModelRunner } from "./mock/fake-model-runner.js";
 import { FINISH_REASONS, RECORD_SIZE } from "./step-outputs.js";
@@ -245,6 +245,89 @@ describe("EngineCore", () => {
 		expect(ignored).toMatchObject({ finish: "length", tokens: free });
 		const late = alone(request([5], { stop: { maxTokens: 40, eosTokenIds: [end], minTokens: 10 } }))[0]!;
 		expect(late.tokens.slice(0, 10)).not.toContain(end);
+	});
+
+	it("takes a prompt of the context less one, and refuses a longer one", () => {
+		const prompt = (length: number) => request(Array(length).fill(1), { stop: {} });
+		expect(alone(prompt(MAX_LEN - 1))[0]).toMatchObject({ finish: "length", tokens: { length: 1 } });
+		for (const length of [MAX_LEN, MAX_LEN + 1]) {
+			expect(alone(prompt(length))[0]).toMatchObject({ finish: "error", error: "context_length_exceeded", tokens: [] });
+		}
+		expect(alone(request([1], { stop: { maxTokens: 1 } }))[0]).toMatchObject({
+			finish: "length",
+			tokens: { length: 1 },
+		});
+		// The only token may be an end, too.
+		const [only] = alone(request([1], { stop: { maxTokens: 1 } }))[0]!.tokens;
+		expect(alone(request([1], { stop: { maxTokens: 1, eosTokenIds: [only!] } }))[0]!.finish).toBe("eos");
+	});
+
+	it("samples the same with a filter that is off as without it", () => {
+		const sampled = (more: SamplingOptions) =>
+			alone(request([5, 9], { sampling: { seed: 11, ...more }, stop: { maxTokens: 24 } }))[0]!.tokens;
+		const plain = sampled({});
+		for (const off of [
+			{ topK: 0 },
+			{ topK: -1 },
+			{ topP: 1 },
+			{ minP: 0 },
+			{ temperature: 1 },
+			{ repetitionPenalty: 1, presencePenalty: 0, frequencyPenalty: 0 },
+			{ logitBias: new Map<number, number>() },
+		]) {
+			expect(sampled(off)).toEqual(plain);
+		}
+		expect(sampled({ seed: 12 })).not.toEqual(plain);
+	});
+
+	it("forces and bans tokens by a bias of 100 and -100", () => {
+		const biased = (temperature: number, logitBias: [number, number][]) =>
+			alone(request([5], { sampling: { temperature, seed: 1, logitBias }, stop: { maxTokens: 12 } }))[0]!.tokens;
+		for (const temperature of [0, 1]) {
+			expect(biased(temperature, [[42, 100]])).toEqual(Array(12).fill(42));
+			const allowed = [3, 4, 5];
+			const banned = Array.from({ length: 97 }, (_, id): [number, number] => [id, allowed.includes(id) ? 0 : -100]);
+			for (const token of biased(temperature, banned)) expect(allowed).toContain(token);
+		}
+	});
+
+	it("keeps ends away for minTokens even against a bias, and stop ids like EOS", () => {
+		const ends = { minTokens: 6, eosTokenIds: [42], stopTokenIds: [43] };
+		const logitBias: [number, number][] = [
+			[42, 100],
+			[43, 99],
+		];
+		const { tokens, finish } = alone(
+			request([5], { sampling: { temperature: 0, logitBias }, stop: { maxTokens: 20, ...ends } }),
+		)[0]!;
+		expect(tokens.length).toBe(7);
+		expect(tokens.slice(0, 6)).not.toContain(42);
+		expect(tokens.slice(0, 6)).not.toContain(43);
+		expect({ last: tokens[6], finish }).toEqual({ last: 42, finish: "eos" });
+		// ignoreEos leaves the stop ids alone.
+		const stopped = alone(
+			request([5], { sampling: { temperature: 0, logitBias: [[43, 100]] }, stop: { ...ends, ignoreEos: true } }),
+		)[0]!;
+		expect(stopped).toMatchObject({ finish: "stop", tokens: { length: 7 } });
+	});
+
+	it("gives log-probabilities of the model's own logits, sampled or greedy, biased or not", () => {
+		const logprobs = (sampling: SamplingOptions) =>
+			alone(request([5], { sampling: { seed: 3, ...sampling }, logprobs: 2, stop: { maxTokens: 1 } }))[0]!;
+		const greedy = logprobs({ temperature: 0 });
+		const forced = logprobs({ temperature: 0.1, logitBias: [[greedy.tokens[0]!, 100]] });
+		expect(forced).toMatchObject({ tokens: greedy.tokens, logprobs: greedy.logprobs });
+		expect(greedy.logprobs[0]).toBeLessThan(0);
+	});
+
+	it("gives choice i of n what a request with seed + i gets", () => {
+		const sampling = { temperature: 1, seed: 100 };
+		const together = alone(request([5, 6], { sampling: { ...sampling, n: 6 } }));
+		for (const [i, choice] of together.entries()) {
+			const single = alone(request([5, 6], { sampling: { ...sampling, seed: 100 + i } }))[0]!;
+			expect(choice.tokens).toEqual(single.tokens);
+		}
+		expect(new Set(together.map((choice) => choice.tokens.join())).size).toBeGreaterThan(1);
 	});
 
 	it("fails the sequences of a failing step and goes on", () => {

@@ -132,13 +132,13 @@ export class FakeModelRunner implements ModelRunner {
 export async function loadModelRunner(options: {
 	readonly model: string;
 	readonly numSlots: number;
-	readonly maxModelLen: number;
+	readonly maxModelLen?: number;
 	onProgress?(stage: string, fraction: number): void;
 }): Promise<ModelRunner> {
 	options.onProgress?.("load", 1);
 	const own = JSON.parse(options.model) as Partial<FakeModelOptions> & { loadError?: string };
 	if (own.loadError !== undefined) throw new Error(own.loadError);
-	return new FakeModelRunner({ ...own, numSlots: options.numSlots, maxModelLen: options.maxModelLen });
+	return new FakeModelRunner({ ...own, numSlots: options.numSlots, maxModelLen: options.maxModelLen ?? 4096 });
 }
 
 function mix(value: number): number {
