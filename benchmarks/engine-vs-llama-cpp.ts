@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens per second of our engine and of llama.cpp (node-llama-cpp) on the same GGUF, at 1 and 8 streams, in turn.
+// Tokens per second of our engine and of llama.cpp (node-llama-cpp) on the same GGUF, at 1 and 8 streams, in turn, both
+// with the same number of threads: DYNAMO_BENCH_THREADS, or as many as there are cores.
 // node-llama-cpp is not a dependency of the project: give its node_modules folder in LLAMA_CPP_MODULES.
+// DYNAMO_BENCH_QUANTIZATION: our --quantization; default auto, the file's weights as stored, which is what llama.cpp runs.
 import { createRequire } from "node:module";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,7 +15,8 @@ if (!modulesFolder) throw new Error("set LLAMA_CPP_MODULES to a node_modules fol
 const model = await requireModel();
 const NEW_TOKENS = 64;
 const PROMPT_TOKENS = 256;
-const THREADS = availableParallelism();
+const THREADS = Number(process.env.DYNAMO_BENCH_THREADS ?? availableParallelism());
+const QUANTIZATION = (process.env.DYNAMO_BENCH_QUANTIZATION ?? "auto") as "auto" | "none" | "int8" | "int4";
 const prompt = (stream: number) =>
 	Array.from({ length: PROMPT_TOKENS }, (_, i) => 1000 + ((i * 7919 + stream * 104729) % 40000));
 
@@ -27,7 +30,8 @@ interface Subject {
 async function ours(): Promise<Subject> {
 	const engine = createEngineThread({
 		model,
-		quantization: "auto",
+		quantization: QUANTIZATION,
+		intraOpThreads: THREADS,
 		maxNumSeqs: 8,
 		maxModelLen: 2048,
 		intraOpThreads: THREADS,
@@ -122,5 +126,5 @@ rows.push({
 	"1 stream (tok/s)": (best.ours![1]! / best["llama.cpp"]![1]!).toFixed(2),
 	"8 streams (tok/s)": (best.ours![8]! / best["llama.cpp"]![8]!).toFixed(2),
 });
-report("Engine: decode rate on the same GGUF (best of 3)", rows);
+report(`Engine: decode rate on the same GGUF, ${QUANTIZATION}, ${THREADS} thread(s) each (best of 3)`, rows);
 process.exit(0);
