@@ -34,7 +34,6 @@ async function ours(): Promise<Subject> {
 		intraOpThreads: THREADS,
 		maxNumSeqs: 8,
 		maxModelLen: 2048,
-		intraOpThreads: THREADS,
 		cacheDir: process.env.DYNAMO_BENCH_CACHE ?? join(tmpdir(), "dynamo-bench-graphs"),
 	});
 	await engine.start();
