@@ -23,6 +23,8 @@ export * from "./frames/two-part-frame.js";
 export * from "./frames/wire-constants.js";
 export * from "./json.js";
 export * from "./keys.js";
+export * from "./kv/block-hash.js";
+export * from "./kv/cache-event.js";
 export * from "./llm-engine-output.js";
 export * from "./metric-names.js";
 export * from "./metrics/computed-buckets.js";
