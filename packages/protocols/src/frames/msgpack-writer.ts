@@ -254,8 +254,7 @@ export class MsgpackWriter {
 	#array(items: ArrayLike<unknown>): void {
 		const { length } = items;
 		this.#enter();
-		if (length < 0x10) this.#byte(0x90 | length);
-		else this.#counted(0xdc, length);
+		this.arrayHeader(length);
 		for (let i = 0; i < length; i++) {
 			const item = items[i];
 			if (typeof item === "number" && Number.isInteger(item)) this.integer(item);
@@ -287,6 +286,12 @@ export class MsgpackWriter {
 	mapHeader(count: number): void {
 		if (count < 0x10) this.#byte(0x80 | count);
 		else this.#counted(0xde, count);
+	}
+
+	/** The count of an array; its items must follow. */
+	arrayHeader(count: number): void {
+		if (count < 0x10) this.#byte(0x90 | count);
+		else this.#counted(0xdc, count);
 	}
 
 	/** An object's own members that are not undefined. `member` may write some of them its own way and say so. */
