@@ -42,6 +42,10 @@ export interface FrontendConfig {
 	readonly preCommitErrorPeekMs: number;
 	/** Longest silence of a worker, before the first token too; undefined: the runtime's deadlines. */
 	readonly backendStreamTimeoutMs: number | undefined;
+	/** Most times that a stream whose worker was lost goes on at another one; 0: it ends with an error. */
+	readonly migrationLimit: number;
+	/** Tokens of prompt and output together beyond which a stream is no longer moved; undefined: no limit. */
+	readonly migrationMaxSeqLen: number | undefined;
 	readonly paths: FrontendPaths;
 	/** Only models of this namespace; undefined: of all. */
 	readonly namespace: string | undefined;
@@ -84,6 +88,11 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		sseKeepAliveIntervalMs: read.integer(ENV.DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS, 0, 0, 0x7fff_ffff),
 		preCommitErrorPeekMs: read.integer(ENV.DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS, 0, 0, 0x7fff_ffff),
 		backendStreamTimeoutMs: read.seconds(ENV.DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS, 0) || undefined,
+		migrationLimit: read.integer(ENV.DYN_MIGRATION_LIMIT, 0, 0, 0xffff_ffff),
+		migrationMaxSeqLen:
+			optional(ENV.DYN_MIGRATION_MAX_SEQ_LEN) === undefined
+				? undefined
+				: read.integer(ENV.DYN_MIGRATION_MAX_SEQ_LEN, 0, 0, 0xffff_ffff),
 		paths: {
 			chat: read.text(ENV.DYN_HTTP_SVC_CHAT_PATH, "/v1/chat/completions"),
 			completions: read.text(ENV.DYN_HTTP_SVC_CMP_PATH, "/v1/completions"),

@@ -2,9 +2,10 @@
 import { type Annotated, DynamoError, type EndpointRecord } from "@dynamo-ts/protocols/internal";
 import type { ActiveRequest, OutgoingRequest, RequestOptions, ResponseSink } from "@dynamo-ts/runtime";
 import { mayTryAnother } from "./http-errors.js";
+import { type Continuation, isLoss, type MigrationObserver, type MigrationType } from "./migration.js";
 import type { WorkerSet } from "./worker-set.js";
 
-/** Most instances that one request is offered to. */
+/** Most instances that a request is offered to in a row without an item from any of them. */
 const MAX_ATTEMPTS = 8;
 
 export interface DispatchOptions extends RequestOptions {
@@ -12,6 +13,10 @@ export interface DispatchOptions extends RequestOptions {
 	readonly pinned?: EndpointRecord;
 	/** Told about each instance that is tried, before it is. */
 	readonly onAttempt?: (instance: EndpointRecord) => void;
+	/** Told about workers that were lost with the request. */
+	readonly migrations?: MigrationObserver;
+	/** What the request becomes when its stream was lost; absent: it fails. */
+	readonly continuation?: Continuation;
 }
 
 /** The error for a model whose workers are all gone or put aside. */
@@ -23,19 +28,29 @@ export function notReadyError(model: string): DynamoError {
 
 /**
  * Sends a request to an instance that the set's router picks. An instance that turns out not to be reachable is put
- * aside by the client; as long as nothing was delivered the request then goes to another one. The sink hears of the
- * last failure only.
+ * aside by the client; as long as nothing was delivered the request then goes to another one. A stream that was lost
+ * after that goes on at another one when there is a {@link Continuation} that allows it. The sink hears of the last
+ * failure only.
  */
 export class Dispatch implements ResponseSink {
 	private readonly set: WorkerSet;
-	private readonly request: OutgoingRequest;
-	private readonly tokenIds: readonly number[] | undefined;
 	private readonly sink: ResponseSink;
 	private readonly options: DispatchOptions;
 	private readonly tried = new Set<bigint>();
+	private request: OutgoingRequest;
+	private tokenIds: readonly number[] | undefined;
 	private call: ActiveRequest | undefined;
 	private instance: EndpointRecord | undefined;
+	/** Instances asked since the last item. */
+	private attempts = 0;
+	/** Times that the request was moved on the account of the migration limit. */
+	private migrations = 0;
+	/** The instance has taken the request. */
+	private opened = false;
+	/** Something of the answer was delivered, by whatever instance. */
 	private delivered = false;
+	/** A worker was lost, and no item has come from another one yet. */
+	private lost: { readonly type: MigrationType; readonly since: number } | undefined;
 	private paused = false;
 	private over = false;
 
@@ -63,6 +78,7 @@ export class Dispatch implements ResponseSink {
 	/** Abandons the request: the worker is told, the sink hears nothing more. */
 	kill(): void {
 		const { call } = this;
+		this.settle("cancelled");
 		this.finish(() => {});
 		call?.kill();
 	}
@@ -79,29 +95,52 @@ export class Dispatch implements ResponseSink {
 	}
 
 	onOpen(): void {
-		if (!this.over) this.sink.onOpen?.();
+		if (this.over) return;
+		this.opened = true;
+		this.sink.onOpen?.();
 	}
 
 	onItem(item: Annotated<unknown>): void {
 		if (this.over) return;
 		this.delivered = true;
+		if (this.lost !== undefined) this.settle("success");
 		this.sink.onItem(item);
 	}
 
 	onEnd(): void {
+		this.settle("success");
 		this.finish(() => this.sink.onEnd());
 	}
 
 	onError(error: DynamoError): void {
 		if (this.over) return;
 		this.leaveInstance();
-		if (!this.delivered && this.options.pinned === undefined && mayTryAnother(error) && this.attempt()) return;
+		this.settle("failure");
+		// A full worker is not lost: it counts only when its refusal moved the request.
+		if (mayTryAnother(error) || error.errorClass === "ResponseTimeout") this.noteLoss();
+		if (this.options.pinned === undefined && this.mayGoOn(error) && this.attempt()) return;
+		this.settle("failure");
 		this.finish(() => this.sink.onError(error));
+	}
+
+	/** Prepares the request for another instance; false when it has to end with this error. */
+	private mayGoOn(error: DynamoError): boolean {
+		if (!this.delivered && mayTryAnother(error)) return true;
+		const { continuation } = this.options;
+		if (continuation === undefined || !isLoss(error) || this.migrations >= continuation.limit) return false;
+		if (this.delivered && continuation.obstacle !== undefined) return false;
+		if (this.lost === undefined) this.noteLoss();
+		this.migrations++;
+		this.attempts = 0;
+		const rest = continuation.rest();
+		this.request = { ...this.request, payload: rest };
+		this.tokenIds = rest.token_ids;
+		return true;
 	}
 
 	/** @returns false when there is nobody (else) to ask. */
 	private attempt(): boolean {
-		if (this.tried.size >= MAX_ATTEMPTS) return false;
+		if (this.attempts >= MAX_ATTEMPTS) return false;
 		const { pinned, onAttempt } = this.options;
 		const candidates = this.set.candidates();
 		const fresh =
@@ -109,13 +148,29 @@ export class Dispatch implements ResponseSink {
 		const routing = { id: this.request.id, ...(this.tokenIds === undefined ? {} : { tokenIds: this.tokenIds }) };
 		const instance = pinned ?? this.set.router.pick(fresh, routing);
 		if (instance === undefined) return false;
+		this.attempts++;
 		this.tried.add(instance.instance_id);
 		this.instance = instance;
+		this.opened = false;
 		this.set.router.onStart?.(instance.instance_id, this.request.id);
 		onAttempt?.(instance);
 		this.call = this.set.client.send(instance, this.request, this, this.options);
 		if (this.paused) this.call.pause();
 		return true;
+	}
+
+	private noteLoss(): void {
+		const type = this.opened ? "ongoing_request" : "new_request";
+		this.lost = { type, since: performance.now() };
+		this.options.migrations?.onLost(type);
+	}
+
+	/** Tells what became of the last loss, if that is still open. */
+	private settle(outcome: "success" | "failure" | "cancelled"): void {
+		const { lost } = this;
+		if (lost === undefined) return;
+		this.lost = undefined;
+		this.options.migrations?.onOutcome(lost.type, outcome, (performance.now() - lost.since) / 1000);
 	}
 
 	private leaveInstance(): void {

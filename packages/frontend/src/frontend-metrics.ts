@@ -7,6 +7,7 @@ import {
 	FRONTEND_METRICS,
 	LABELS,
 	METRIC_PREFIXES,
+	MORE_LABELS,
 } from "@dynamo-ts/protocols/internal";
 import {
 	type Counter,
@@ -18,6 +19,7 @@ import {
 	sanitizeMetricName,
 } from "@dynamo-ts/runtime/internal";
 import type { BucketRanges } from "./config.js";
+import type { MigrationObserver } from "./migration.js";
 import type { ModelObserver } from "./model-manager.js";
 import type { WorkerSet } from "./worker-set.js";
 
@@ -76,6 +78,8 @@ export class FrontendMetrics implements ModelObserver {
 	readonly workerTimeToFirstToken: MetricVec<Gauge>;
 	readonly workerInterTokenLatency: MetricVec<Gauge>;
 	readonly workerInputTokens: MetricVec<Gauge>;
+	private readonly migrations: MetricVec<Counter>;
+	private readonly migrationDuration: MetricVec<Histogram>;
 	private readonly modelReady: MetricVec<Gauge>;
 	private readonly cardGauges: {
 		readonly gauge: MetricVec<Gauge>;
@@ -83,8 +87,11 @@ export class FrontendMetrics implements ModelObserver {
 	}[];
 	private readonly loopTimer: NodeJS.Timeout;
 
-	/** @param prefix replaces `dynamo_frontend` in the names of request and model families. */
-	constructor(prefix: string, buckets: BucketRanges) {
+	/**
+	 * @param prefix replaces `dynamo_frontend` in the names of request and model families.
+	 * @param migrationLimit shown for each model.
+	 */
+	constructor(prefix: string, buckets: BucketRanges, migrationLimit = 0) {
 		this.registry = createMetricsRegistry({ prefix });
 		const r = this.registry;
 		const fixed = r.level({ prefix: METRIC_PREFIXES.frontend });
@@ -143,6 +150,18 @@ export class FrontendMetrics implements ModelObserver {
 			"Total number of requests rejected because of overload",
 			[l.apiEndpoint, LABELS.model],
 		);
+		this.migrations = r.createCounterVec(
+			m.modelMigrationTotal,
+			"Total number of request migrations due to worker unavailability",
+			[MORE_LABELS.migrationType, LABELS.model],
+		);
+		this.migrationDuration = r.createHistogramVec(
+			m.modelMigrationDurationSeconds,
+			"Time from detecting a migratable failure until recovery, terminal failure, or cancellation",
+			[MORE_LABELS.migrationType, LABELS.model, MORE_LABELS.outcome],
+			{},
+			FRONTEND_BUCKETS.modelMigrationSeconds,
+		);
 		this.modelReady = r.createGaugeVec(
 			m.modelReady,
 			"Whether the frontend can route at least one inference request for the model (1 = ready, 0 = not ready)",
@@ -173,8 +192,8 @@ export class FrontendMetrics implements ModelObserver {
 				"Maximum number of sequences for a worker serving the model",
 				(set) => set.card.runtime_config?.max_num_seqs,
 			),
-			// Requests are not migrated, whatever the card would allow.
-			card(m.modelMigrationLimit, "Maximum number of request migrations allowed for the model", () => 0),
+			// The frontend's own limit, whatever the card says.
+			card(m.modelMigrationLimit, "Maximum number of request migrations allowed for the model", () => migrationLimit),
 			card(
 				m.modelTotalKvBlocks,
 				"Total KV cache blocks available for a worker serving the model",
@@ -238,6 +257,15 @@ export class FrontendMetrics implements ModelObserver {
 			timeToFirstToken: this.timeToFirstToken.withLabelValues(model),
 			interTokenLatency: this.interTokenLatency.withLabelValues(model),
 			outputTokens: this.outputTokens.withLabelValues(model),
+		};
+	}
+
+	/** Counts the lost workers of one request. */
+	migrationObserver(model: string): MigrationObserver {
+		return {
+			onLost: (type) => this.migrations.withLabelValues(type, model).inc(),
+			onOutcome: (type, outcome, seconds) =>
+				this.migrationDuration.withLabelValues(type, model, outcome).observe(seconds),
 		};
 	}
 

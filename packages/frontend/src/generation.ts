@@ -14,6 +14,7 @@ import { type ChoiceRules, ChoiceState, type TokenLogprob } from "./choice-state
 import { annotationEvent, type ChunkFormat, commentEvent, type UsageCounts } from "./chunk-format.js";
 import { Dispatch, type DispatchOptions } from "./dispatch.js";
 import { asDynamoError, type Failure, type FailureContext } from "./http-errors.js";
+import { Continuation, isLoss, type MigrationLimits } from "./migration.js";
 import { type NvextReport, nvextJson } from "./nvext-report.js";
 import type { RequestTracker } from "./request-tracker.js";
 import { SseWriter } from "./sse.js";
@@ -52,6 +53,7 @@ export interface GenerationPlan {
 	/** Sent to workers with the request. */
 	readonly headers: Readonly<Record<string, string>>;
 	readonly dispatch: DispatchOptions;
+	readonly migration: MigrationLimits;
 	readonly keepAliveMs: number;
 	/** How long after a worker has taken the request an error can still become a plain answer, milliseconds. */
 	readonly errorPeekMs: number;
@@ -235,7 +237,7 @@ function addDetails<T extends PromptTokensDetails | CompletionTokensDetails>(
 	return sum as unknown as T;
 }
 
-/** One prompt on its way through one worker; receives the worker's stream. */
+/** One prompt on its way through a worker, or several one after the other; receives their streams as one. */
 export class Leg implements ResponseSink {
 	readonly prompt: PromptRequest;
 	/** In the order of their numbers; all that were asked for. */
@@ -246,13 +248,19 @@ export class Leg implements ResponseSink {
 	firstAt: number | undefined;
 	/** A worker has taken it. */
 	opened = false;
+	/** The worker that began; a stream that went on at another one keeps it, as Dynamo does. */
 	workerId: bigint | undefined;
 	readonly tracker: RequestTracker;
 	private readonly generation: Generation;
+	private readonly continuation: Continuation | undefined;
+	/** Tokens of one choice after which there is nothing left to generate. */
+	private readonly mostTokens: number;
 	private open: number;
 	private completionTokens = 0;
 	private promptTokens: number;
 	private details: PromptTokensDetails | undefined;
+	/** What the worker tells of its prompt counts no more: there are generated tokens in it. */
+	private migrated = false;
 	private completionDetails: CompletionTokensDetails | undefined;
 	private over = false;
 
@@ -269,6 +277,11 @@ export class Leg implements ResponseSink {
 		this.promptTokens = prompt.body.token_ids.length;
 		// Legs of one request are requests of their own to workers, so each needs an id of its own.
 		const id = plan.prompts.length === 1 ? plan.requestId : `${plan.requestId}-${index}`;
+		const context = plan.set.contextLimit ?? Number.POSITIVE_INFINITY;
+		const { token_ids, stop_conditions } = prompt.body;
+		this.mostTokens = Math.min(stop_conditions.max_tokens ?? Number.POSITIVE_INFINITY, context - token_ids.length);
+		this.continuation =
+			plan.migration.limit > 0 ? new Continuation(prompt.body, plan.migration, this.mostTokens) : undefined;
 		this.dispatch = new Dispatch(
 			plan.set,
 			{ id, payload: prompt.body, headers: plan.headers },
@@ -276,10 +289,8 @@ export class Leg implements ResponseSink {
 			this,
 			{
 				...plan.dispatch,
-				onAttempt: (instance) => {
-					this.workerId = instance.instance_id;
-					this.tracker.workerId = instance.instance_id;
-				},
+				...(this.continuation === undefined ? {} : { continuation: this.continuation }),
+				onAttempt: (instance) => this.onAttempt(instance.instance_id),
 			},
 		);
 	}
@@ -345,7 +356,22 @@ export class Leg implements ResponseSink {
 	}
 
 	onError(error: DynamoError): void {
-		this.fail(error);
+		if (!this.over && isLoss(error) && this.hasAllTokens()) this.accept({ token_ids: [], finish_reason: "length" });
+		else this.fail(error);
+	}
+
+	private onAttempt(instanceId: bigint): void {
+		if (this.begun) {
+			this.migrated = true;
+			return;
+		}
+		this.workerId = instanceId;
+		this.tracker.workerId = instanceId;
+	}
+
+	/** The worker was lost after its last token: what is missing is only that it says so. */
+	private hasAllTokens(): boolean {
+		return this.choices.length === 1 && this.begun && this.completionTokens >= this.mostTokens;
 	}
 
 	private accept(output: LLMEngineOutput): void {
@@ -371,6 +397,7 @@ export class Leg implements ResponseSink {
 		const text = choice.accept(output);
 		const count = choice.tokens - before;
 		if (count > 0) {
+			this.continuation?.push(ids);
 			this.completionTokens += count;
 			this.tracker.onTokens(count, now, performance.now() - now);
 		}
@@ -379,6 +406,7 @@ export class Leg implements ResponseSink {
 
 	/** Generated tokens are counted here; what the prompt came to, the worker knows best. */
 	private takeUsage(usage: CompletionUsage): void {
+		if (this.migrated) return;
 		if (typeof usage.prompt_tokens === "number") this.promptTokens = usage.prompt_tokens;
 		this.details = usage.prompt_tokens_details ?? this.details;
 		this.completionDetails = usage.completion_tokens_details ?? this.completionDetails;

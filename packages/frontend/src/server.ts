@@ -64,7 +64,7 @@ export async function startFrontend(
 	const full: FrontendConfig = Object.freeze({ ...frontendConfigFromEnv(), ...config });
 	const log = runtime.log.child("dynamo_llm::http::service");
 	const prefix = metricsPrefix(full.metricsPrefix, (message) => log.warn(message));
-	const metrics = new FrontendMetrics(prefix, full.buckets);
+	const metrics = new FrontendMetrics(prefix, full.buckets, full.migrationLimit);
 	const manager = new ModelManager(metrics);
 	const files = new ModelFiles({
 		cacheDir: full.modelCacheDir,

@@ -69,7 +69,9 @@ export const FRONTEND_METRICS = {
 	modelKvCacheBlockSize: "model_kv_cache_block_size",
 	modelMaxNumBatchedTokens: "model_max_num_batched_tokens",
 	modelMaxNumSeqs: "model_max_num_seqs",
+	modelMigrationDurationSeconds: "model_migration_duration_seconds",
 	modelMigrationLimit: "model_migration_limit",
+	modelMigrationTotal: "model_migration_total",
 	modelTotalKvBlocks: "model_total_kv_blocks",
 	workerLastTimeToFirstTokenSeconds: "worker_last_time_to_first_token_seconds",
 	workerLastInterTokenLatencySeconds: "worker_last_inter_token_latency_seconds",
@@ -110,6 +112,7 @@ export const FRONTEND_BUCKETS = {
 	templateSeconds: [0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05],
 	tokenizeSeconds: [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1],
 	tokenizerLatencyMs: [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+	modelMigrationSeconds: [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60],
 } as const;
 
 /**

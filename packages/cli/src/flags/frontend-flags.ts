@@ -39,6 +39,28 @@ export const ROUTER_MODE_FLAG: FlagSpec = {
 	help: "How a worker is chosen for a request.",
 };
 
+const MIGRATION_FLAGS: readonly FlagSpec[] = [
+	{
+		flag: "migration-limit",
+		env: ENV.DYN_MIGRATION_LIMIT,
+		type: "integer",
+		min: 0,
+		max: 0xffff_ffff,
+		default: 0,
+		help: "Most times that a stream whose worker was lost goes on at another one; 0: it ends with an error.",
+	},
+	{
+		flag: "migration-max-seq-len",
+		env: ENV.DYN_MIGRATION_MAX_SEQ_LEN,
+		type: "integer",
+		metavar: "TOKENS",
+		min: 0,
+		max: 0xffff_ffff,
+		defaultText: "no limit",
+		help: "Prompt and output together beyond which a stream is no longer moved; bounds the memory for it.",
+	},
+];
+
 /** Flags of `dynamo frontend`. */
 export const FRONTEND_COMMAND: CommandSpec = {
 	name: "frontend",
@@ -148,6 +170,7 @@ export const FRONTEND_COMMAND: CommandSpec = {
 			help: "Processes for preprocessing.",
 			status: { kind: "ignored", why: "tokenizing runs in native threads" },
 		},
+		...MIGRATION_FLAGS,
 		ROUTER_MODE_FLAG,
 		...RUNTIME_FLAGS,
 		...TLS_FLAGS,

@@ -163,8 +163,6 @@ export const AIS_FLAGS: readonly FlagSpec[] = withReason("there is no performanc
 
 /** What remains of the frontend. */
 export const OTHER_FRONTEND_FLAGS: readonly FlagSpec[] = withReason("leave it out", [
-	{ flag: "migration-limit", env: ENV.DYN_MIGRATION_LIMIT, type: "number", default: 0 },
-	{ flag: "migration-max-seq-len", env: ENV.DYN_MIGRATION_MAX_SEQ_LEN, type: "string" },
 	{ flag: "kserve-grpc-server", env: ENV.DYN_KSERVE_GRPC_SERVER, type: "boolean" },
 	{ flag: "grpc-metrics-port", env: ENV.DYN_GRPC_METRICS_PORT, type: "number", default: 8788 },
 	{ flag: "frontend-route-extension", env: ENV.DYN_FRONTEND_ROUTE_EXTENSIONS, type: "string" },

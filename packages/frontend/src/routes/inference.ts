@@ -163,6 +163,7 @@ async function answer(
 	const dispatch: DispatchOptions = {
 		...(silence === undefined ? {} : { firstResponseTimeoutMs: silence, idleTimeoutMs: silence }),
 		...(pinned === undefined ? {} : { pinned }),
+		migrations: metrics.migrationObserver(request.model),
 	};
 	const stream = request.stream === true;
 	const headers = workerHeaders(incoming);
@@ -209,6 +210,7 @@ async function answer(
 			report: nvextReport(request.nvext?.extra_fields),
 			headers,
 			dispatch,
+			migration: { limit: config.migrationLimit, maxSeqLen: config.migrationMaxSeqLen },
 			keepAliveMs: config.sseKeepAliveIntervalMs,
 			errorPeekMs: config.preCommitErrorPeekMs,
 		},

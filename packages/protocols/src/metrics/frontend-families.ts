@@ -12,7 +12,6 @@ import { MORE_LABELS } from "./more-labels.js";
 
 const PARTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40, 50, 100];
 const IMAGE_TOKENS = [4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
-const MIGRATION_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60];
 
 /** The frontend's families, below `dynamo_frontend` or what DYN_METRICS_PREFIX puts in its place; by name. */
 export const FRONTEND_FAMILIES = {
@@ -88,13 +87,13 @@ export const FRONTEND_FAMILIES = {
 	]),
 	modelMaxNumSeqs: gauge(FRONTEND_METRICS.modelMaxNumSeqs, "Most sequences that a worker runs at once", [LABELS.model]),
 	modelMigrationDurationSeconds: histogram(
-		"model_migration_duration_seconds",
+		FRONTEND_METRICS.modelMigrationDurationSeconds,
 		"Time from the loss of a worker to the outcome, seconds",
 		[MORE_LABELS.migrationType, LABELS.model, MORE_LABELS.outcome],
-		MIGRATION_SECONDS,
+		FRONTEND_BUCKETS.modelMigrationSeconds,
 	),
 	modelMigrationLimit: gauge(FRONTEND_METRICS.modelMigrationLimit, "Most migrations of a request", [LABELS.model]),
-	modelMigrationTotal: counter("model_migration_total", "Workers lost while they had a request", [
+	modelMigrationTotal: counter(FRONTEND_METRICS.modelMigrationTotal, "Workers lost while they had a request", [
 		MORE_LABELS.migrationType,
 		LABELS.model,
 	]),
