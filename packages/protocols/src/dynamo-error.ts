@@ -70,6 +70,8 @@ export interface DynamoErrorOptions {
 	code?: string;
 	/** OpenAI's `param`: the request field at fault. */
 	param?: string;
+	/** The fault lies on this side (a lost broker, say): it says nothing about the instance, and no other one helps. */
+	local?: boolean;
 	cause?: unknown;
 }
 
@@ -83,6 +85,8 @@ export class DynamoError extends Error {
 	readonly publicMessage: string | undefined;
 	readonly code: string | undefined;
 	readonly param: string | undefined;
+	/** True when the fault lies on this side; never told to others. */
+	readonly local: boolean;
 
 	constructor(errorClass: ErrorClass, message: string, options: DynamoErrorOptions = {}) {
 		super(message, options.cause === undefined ? undefined : { cause: options.cause });
@@ -92,6 +96,7 @@ export class DynamoError extends Error {
 		this.publicMessage = options.publicMessage;
 		this.code = options.code;
 		this.param = options.param;
+		this.local = options.local === true;
 		Object.defineProperty(this, MARK, { value: true });
 	}
 }

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { DynamoError, ENV, type RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
 import type { DiscoveryBackend } from "./discovery/discovery.js";
 import type { MemStore } from "./discovery/mem.js";
+import { type NatsSettings, natsSettingsFromEnv } from "./net/nats-settings.js";
 
 /** How a process logs. */
 export interface LogConfig {
@@ -41,6 +42,10 @@ export interface RuntimeConfig {
 	readonly tcpPoolIdleMs: number;
 	/** Largest request frame taken or sent, headers and lengths included. */
 	readonly tcpMaxMessageBytes: number;
+	/** Where NATS is; looked at only by what uses it. */
+	readonly nats: NatsSettings;
+	/** From sending a request over NATS to its acknowledgement. */
+	readonly natsRequestTimeoutMs: number;
 	/** From sending a request to the first item; 0 for none. */
 	readonly firstResponseTimeoutMs: number;
 	/** Between two items; 0 for none. */
@@ -80,8 +85,10 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	tcpConnectTimeoutMs: (read) => read.seconds(ENV.DYN_TCP_CONNECT_TIMEOUT, 5),
 	tcpRequestTimeoutMs: (read) => read.seconds(ENV.DYN_TCP_REQUEST_TIMEOUT, 5),
 	tcpPoolSize: (read) => read.integer(ENV.DYN_TCP_POOL_SIZE, 100, 1, 65535),
-	tcpPoolIdleMs: (read) => read.seconds(ENV.DYN_TCP_POOL_IDLE_SECS, 300),
+	tcpPoolIdleMs: (read) => read.seconds(ENV.DYN_TCP_HOST_IDLE_TTL_SECS, 300),
 	tcpMaxMessageBytes: (read) => read.integer(ENV.DYN_TCP_MAX_MESSAGE_SIZE, 32 * MiB, 1024, 0x7fff_ffff),
+	nats: natsSettingsFromEnv,
+	natsRequestTimeoutMs: (read) => read.seconds(ENV.DYN_NATS_REQUEST_TIMEOUT_SECS, 10),
 	firstResponseTimeoutMs: (read) => read.seconds(ENV.DYN_REQUEST_FIRST_RESPONSE_TIMEOUT_SECS, 300),
 	idleTimeoutMs: (read) => read.seconds(ENV.DYN_REQUEST_IDLE_TIMEOUT_SECS, 120),
 	maxBufferedResponseBytes: (read) => read.integer(ENV.DYN_TCP_RESPONSE_BUFFER_SIZE, 16 * MiB, 1024, 0x7fff_ffff),

@@ -3,6 +3,8 @@ export * from "./discovery/file.js";
 export * from "./discovery/mem.js";
 export * from "./index.js";
 export * from "./net/listen.js";
+export * from "./net/nats-connection.js";
+export * from "./net/nats-settings.js";
 export * from "./observability/health.js";
 export * from "./observability/log-filter.js";
 export * from "./observability/metrics.js";

@@ -15,6 +15,7 @@ import { FileDiscovery } from "./discovery/file.js";
 import { MemDiscovery, type MemStore, sharedMemStore } from "./discovery/mem.js";
 import { DiscoveredEndpointClient } from "./endpoint-client.js";
 import { EndpointServer } from "./endpoint-server.js";
+import { NatsConnection } from "./net/nats-connection.js";
 import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
@@ -63,6 +64,7 @@ export class DistributedRuntime {
 	#workMetrics: ProcessWorkMetrics | undefined;
 	#server: Promise<RequestPlaneServer> | undefined;
 	#client: Promise<RequestPlaneClient> | undefined;
+	#nats: Promise<NatsConnection> | undefined;
 	#systemServer: SystemServer | undefined;
 	#shutdown: Promise<void> | undefined;
 
@@ -123,6 +125,22 @@ export class DistributedRuntime {
 		return this.#abort.signal;
 	}
 
+	/**
+	 * The process' connection to NATS, opened when it is first asked for and closed by {@link shutdown}.
+	 * @throws DynamoError `InvalidArgument` for bad settings, `Unavailable` when no server is reached in time.
+	 */
+	natsConnection(): Promise<NatsConnection> {
+		this.#nats ??= NatsConnection.open(
+			this.config.nats,
+			this.log.child("dynamo_runtime::transports::nats"),
+			this.#abort.signal,
+		).catch((error) => {
+			this.#nats = undefined;
+			throw error;
+		});
+		return this.#nats;
+	}
+
 	/** @throws DynamoError `InvalidArgument` for a bad name. */
 	namespace(name: string): Namespace {
 		return this.#namespaces.namespace(name);
@@ -171,6 +189,7 @@ export class DistributedRuntime {
 		for (const client of [...this.#clients]) client.close();
 		await (await this.#client?.catch(() => undefined))?.close();
 		await (await this.#server?.catch(() => undefined))?.close();
+		await (await this.#nats?.catch(() => undefined))?.close();
 		await this.discovery.close();
 		await this.#systemServer?.close();
 	}

@@ -3,6 +3,7 @@ export * from "./child-process.js";
 export * from "./fleet.js";
 export * from "./free-port.js";
 export * from "./hf-model.js";
+export * from "./nats-server.js";
 export * from "./own-processes.js";
 export * from "./prom-parse.js";
 export * from "./real-dynamo.js";

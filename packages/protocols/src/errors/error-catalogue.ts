@@ -130,12 +130,13 @@ const MIGRATABLE_REASONS: ReadonlySet<ErrorReason> = new Set<ErrorReason>([
 
 /** True when another instance may finish the request: the stream or the worker was lost, or the worker had no room. */
 export function isMigratable(error: DynamoError): boolean {
-	return MIGRATABLE_REASONS.has(errorReason(error));
+	return !error.local && MIGRATABLE_REASONS.has(errorReason(error));
 }
 
 /** True when the instance itself is in doubt and should get no requests for a while. A full worker is not. */
 export function isInstanceFault(error: DynamoError): boolean {
 	const reason = errorReason(error);
+	if (error.local) return false;
 	return (
 		reason === "backend.response_timeout" || (MIGRATABLE_REASONS.has(reason) && reason !== "capacity.worker_overloaded")
 	);
