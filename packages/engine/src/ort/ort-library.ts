@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Finds and loads libonnxruntime, the one that the package onnxruntime-node carries, and turns its
+// Finds and loads libonnxruntime, by default the one that the package onnxruntime-node carries, and turns its
 // table of C functions into callable ones.
 
 import { existsSync } from "node:fs";
@@ -34,13 +34,16 @@ const FUNCTIONS = {
 	SetSessionGraphOptimizationLevel: [23, "void *", ["void *", "int"]],
 	SetIntraOpNumThreads: [24, "void *", ["void *", "int"]],
 	SetInterOpNumThreads: [25, "void *", ["void *", "int"]],
+	CreateRunOptions: [39, "void *", ["void *"]],
 	CreateTensorWithDataAsOrtValue: [49, "void *", ["void *", "void *", "size_t", "void *", "size_t", "int", "void *"]],
+	CreateMemoryInfo: [68, "void *", ["str", "int", "int", "int", "void *"]],
 	CreateCpuMemoryInfo: [69, "void *", ["int", "int", "void *"]],
 	ReleaseEnv: [92, "void", ["void *"]],
 	ReleaseStatus: [93, "void", ["void *"]],
 	ReleaseMemoryInfo: [94, "void", ["void *"]],
 	ReleaseSession: [95, "void", ["void *"]],
 	ReleaseValue: [96, "void", ["void *"]],
+	ReleaseRunOptions: [97, "void", ["void *"]],
 	ReleaseSessionOptions: [100, "void", ["void *"]],
 	AddSessionConfigEntry: [130, "void *", ["void *", "str", "str"]],
 	RunWithBinding: [133, "void *", ["void *", "void *", "void *"]],
@@ -48,6 +51,12 @@ const FUNCTIONS = {
 	ReleaseIoBinding: [135, "void", ["void *"]],
 	BindInput: [136, "void *", ["void *", "str", "void *"]],
 	BindOutput: [137, "void *", ["void *", "str", "void *"]],
+	AddRunConfigEntry: [165, "void *", ["void *", "str", "str"]],
+	SessionOptionsAppendExecutionProvider_CUDA_V2: [204, "void *", ["void *", "void *"]],
+	CreateCUDAProviderOptions: [205, "void *", ["void *"]],
+	UpdateCUDAProviderOptions: [206, "void *", ["void *", "str *", "str *", "size_t"]],
+	ReleaseCUDAProviderOptions: [208, "void", ["void *"]],
+	UpdateCUDAProviderOptionsWithValue: [263, "void *", ["void *", "str", "void *"]],
 } as const satisfies Record<string, readonly [number, string, readonly string[]]>;
 
 type FunctionName = keyof typeof FUNCTIONS;
@@ -100,9 +109,9 @@ export function findOrtLibrary(platform: string = process.platform, arch: string
 
 /**
  * Takes one more reference to a library that nothing ever gives back. Without it the library would be unloaded
- * when the koffi handle is collected or its worker thread ends, and the process would crash in ORT's threads.
+ * when the koffi handle is collected or its worker thread ends, and the process would crash in its threads.
  */
-function pin(path: string): void {
+export function pinLibrary(path: string): void {
 	if (process.platform === "win32") {
 		koffi.load("kernel32.dll").func("LoadLibraryW", "void *", ["str16"])(path);
 		return;
@@ -111,18 +120,19 @@ function pin(path: string): void {
 	koffi.load(null).func("dlopen", "void *", ["str", "int"])(path, RTLD_NOW);
 }
 
-let loaded: OrtLibrary | undefined;
+const loaded = new Map<string, OrtLibrary>();
 
 /**
- * Loads the library, once per thread.
+ * Loads the library, once per thread and file.
  * @throws OrtError when it cannot be loaded or is too old.
  */
 export function loadOrtLibrary(path = findOrtLibrary()): OrtLibrary {
-	if (loaded?.path === path) return loaded;
+	const known = loaded.get(path);
+	if (known) return known;
 	let getApiBase: () => Pointer | null;
 	try {
 		const library = koffi.load(path);
-		pin(path);
+		pinLibrary(path);
 		getApiBase = library.func("OrtGetApiBase", "void *", []) as typeof getApiBase;
 	} catch (cause) {
 		throw new OrtError("LIBRARY", "load", `${path} cannot be loaded: ${(cause as Error).message}`, { cause });
@@ -164,7 +174,7 @@ export function loadOrtLibrary(path = findOrtLibrary()): OrtLibrary {
 		},
 	};
 	checkTable(library);
-	loaded = library;
+	loaded.set(path, library);
 	return library;
 }
 

@@ -4,7 +4,7 @@
 import { loadOrtLibrary, type OrtLibrary, type Pointer, type PointerArg } from "./ort-library.js";
 
 /** Tensor element types, as ONNXTensorElementDataType numbers them. */
-export const ElementType = { FLOAT: 1, INT32: 6, INT64: 7 } as const;
+export const ElementType = { FLOAT: 1, INT32: 6, INT64: 7, FLOAT16: 10 } as const;
 export type ElementType = (typeof ElementType)[keyof typeof ElementType];
 
 /** How a session runs. */
@@ -22,11 +22,16 @@ const ENABLE_ALL = 99;
 const ARENA_ALLOCATOR = 1;
 const DEFAULT_MEMORY = 0;
 
-interface Environment {
+/** Where the memory of a tensor lies, in the words of the library that is to use it. */
+export interface TensorPlace {
 	readonly library: OrtLibrary;
+	/** An OrtMemoryInfo. */
+	readonly memoryInfo: Pointer;
+}
+
+interface Environment extends TensorPlace {
 	/** Keeps ORT's process-wide state alive; never released, since other threads may hold it too. */
 	readonly env: Pointer;
-	readonly cpuMemory: Pointer;
 }
 
 let environment: Environment | undefined;
@@ -37,7 +42,7 @@ function ortEnvironment(): Environment {
 		environment = {
 			library,
 			env: library.create("CreateEnv", LOG_ERRORS, "dynamo"),
-			cpuMemory: library.create("CreateCpuMemoryInfo", ARENA_ALLOCATOR, DEFAULT_MEMORY),
+			memoryInfo: library.create("CreateCpuMemoryInfo", ARENA_ALLOCATOR, DEFAULT_MEMORY),
 		};
 	}
 	return environment;
@@ -52,14 +57,21 @@ export class OrtTensor {
 	/**
 	 * @param memory the elements; a view keeps its place as long as it is referenced.
 	 * @param bytes size of the memory that the shape covers.
+	 * @param place where the memory lies; by default in the host's.
 	 */
-	constructor(type: ElementType, shape: readonly number[], memory: PointerArg, bytes: number) {
-		const { library, cpuMemory } = ortEnvironment();
+	constructor(
+		type: ElementType,
+		shape: readonly number[],
+		memory: PointerArg,
+		bytes: number,
+		place: TensorPlace = ortEnvironment(),
+	) {
+		const { library, memoryInfo } = place;
 		const dimensions = BigInt64Array.from(shape, BigInt);
 		this.#release = library.api.ReleaseValue;
 		this.handle = library.create(
 			"CreateTensorWithDataAsOrtValue",
-			cpuMemory,
+			memoryInfo,
 			memory,
 			bytes,
 			dimensions,
