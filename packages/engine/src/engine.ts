@@ -47,6 +47,8 @@ export interface SamplingOptions {
 	readonly repetitionPenalty?: number | undefined;
 	/** Token id to a number added to its logit. */
 	readonly logitBias?: ReadonlyMap<number, number> | readonly (readonly [number, number])[] | undefined;
+	/** The only tokens that may be drawn; absent: all. An end-of-text id that is not among them cannot end the text. */
+	readonly allowedTokenIds?: readonly number[] | undefined;
 	/** Choices to generate from the same prompt; default 1. Choice i uses seed + i. */
 	readonly n?: number | undefined;
 }
@@ -76,6 +78,11 @@ export interface EngineRequest {
 	readonly stop: StopOptions;
 	/** Log-probabilities per token: absent = none, 0 = of the chosen token, n = also of the n likeliest. */
 	readonly logprobs?: number | undefined;
+	/**
+	 * The same of the prompt's tokens: absent = none, 0 = of each token, n = also of the n likeliest in its place. Such a
+	 * prompt is computed whole, whatever is in the cache.
+	 */
+	readonly promptLogprobs?: number | undefined;
 	/** Higher runs sooner; default 0. Among equals: first come, first served. */
 	readonly priority?: number | undefined;
 	/** Prefixes are shared only between requests of the same salt. */
@@ -87,6 +94,16 @@ export interface TopLogprob {
 	readonly rank: number;
 	readonly tokenId: number;
 	readonly logprob: number;
+}
+
+/** Log-probability of one token of the prompt, by what stands before it. */
+export interface PromptLogprob {
+	readonly tokenId: number;
+	readonly logprob: number;
+	/** 1 = the likeliest; among equals the best. */
+	readonly rank: number;
+	/** The likeliest tokens in its place, likeliest first. */
+	readonly top: readonly TopLogprob[];
 }
 
 /** What one step gave one choice of a request. The last one of a choice has a `finishReason`. */
@@ -104,6 +121,11 @@ export interface EngineOutput {
 	readonly logProbs: number[] | undefined;
 	/** The likeliest tokens, likeliest first, one list per token id. */
 	readonly topLogprobs: TopLogprob[][] | undefined;
+	/**
+	 * One per token of the prompt, null for the first; set on the first output of the request's first choice when
+	 * `EngineRequest.promptLogprobs` asks for it.
+	 */
+	readonly promptLogprobs?: readonly (PromptLogprob | null)[] | undefined;
 	/** Set on the first and on the last output of a choice. */
 	readonly promptTokens: number | undefined;
 	/** Tokens generated so far; set on the first and on the last output of a choice. */

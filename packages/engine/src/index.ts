@@ -10,6 +10,7 @@ export type {
 	EngineRequest,
 	EngineStats,
 	FinishReason,
+	PromptLogprob,
 	SamplingOptions,
 	StopOptions,
 	TopLogprob,

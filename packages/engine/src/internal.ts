@@ -12,6 +12,7 @@ export * from "./model/testing/tiny-llama.js";
 export { OrtError, type OrtErrorCode } from "./ort/ort-error.js";
 export * from "./sampler.js";
 export * from "./scheduler.js";
+export * from "./token-mask.js";
 export type { GgufArray, GgufValue } from "./weights/gguf-header.js";
 export { GgufWeights } from "./weights/gguf-weights.js";
 export { ModelFileError } from "./weights/model-file-error.js";

@@ -45,6 +45,17 @@ export class Xoshiro128 {
 		return result;
 	}
 
+	/** What the next `nextFloat` will return. */
+	peekFloat(): number {
+		const { a, b, c, d } = this;
+		const value = this.nextFloat();
+		this.a = a;
+		this.b = b;
+		this.c = c;
+		this.d = d;
+		return value;
+	}
+
 	/** Uniform in [0, 1) with 53 random bits. */
 	nextFloat(): number {
 		const high = this.nextUint32() >>> 5;

@@ -4,10 +4,12 @@ import { describe, expect, it } from "vitest";
 import type { SamplingOptions } from "./engine.js";
 import { expNonPositive } from "./fast-exp.js";
 import { Xoshiro128 } from "./prng.js";
-import { argmax, Sampler } from "./sampler.js";
+import { Sampler } from "./sampler.js";
 import { resolveSampling } from "./sampling-params.js";
 import { TokenCounts } from "./token-counts.js";
+import { maskOf } from "./token-mask.js";
 import { TopKSelector } from "./top-k-selector.js";
+import { argmax } from "./vocabulary-draw.js";
 
 /** Probabilities by the definitions: full sort, no shortcut. Order: min_p, top_k, top_p. */
 function naiveProbabilities(logits: number[], { temperature = 1, topK = 0, topP = 1, minP = 0 }: SamplingOptions) {
@@ -165,6 +167,34 @@ describe("Sampler", () => {
 				for (const [i, entry] of top.entries()) {
 					expect(entry.rank).toBe(i + 1);
 					expect(entry.logprob).toBeCloseTo(sorted[i]! - logSum, 9);
+				}
+			}),
+		);
+	});
+
+	it("ranks a token of the prompt among all, the likeliest beside it", () => {
+		const logits = Float32Array.of(9, 9, 2, 5, 5, 1);
+		const sampler = new Sampler(3);
+		const sum = Math.log(Math.exp(5) * 2 + Math.exp(1));
+		const entry = sampler.promptLogprob(logits, 3, 2, 2);
+		expect(entry).toMatchObject({ tokenId: 2, rank: 3 });
+		expect(entry.logprob).toBeCloseTo(1 - sum, 9);
+		expect(entry.top.map(({ rank, tokenId }) => [rank, tokenId])).toEqual([
+			[1, 0],
+			[2, 1],
+		]);
+		// Equals share the best rank.
+		expect(sampler.promptLogprob(logits, 3, 1, 0)).toMatchObject({ tokenId: 1, rank: 1, top: [] });
+	});
+
+	it("draws only what a mask has, as if the other logits were -Infinity", () => {
+		fc.assert(
+			fc.property(logitLists, options, fc.array(fc.nat({ max: 320 })), fc.bigInt(), (list, one, ids, seed) => {
+				const logits = Float32Array.from(list);
+				const cut = logits.map((logit, id) => (ids.includes(id) ? logit : Number.NEGATIVE_INFINITY));
+				for (const some of [one, { ...one, temperature: 0 }]) {
+					const masked = sample(logits, some, new Xoshiro128(seed), { allowedTokens: maskOf(ids) });
+					expect(masked).toBe(sample(cut, some, new Xoshiro128(seed)));
 				}
 			}),
 		);

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// From logits to a token id, on the CPU. The order of operations is that of vLLM: stop mask, logit bias, penalties,
+// From logits to a token id, on the CPU. The order of operations is that of vLLM: masks, logit bias, penalties,
 // temperature, min_p, top_k, top_p, draw. Nothing is allocated per token unless log-probabilities are asked for.
 
-import type { TopLogprob } from "./engine.js";
+import type { PromptLogprob, TopLogprob } from "./engine.js";
 import { expNonPositive } from "./fast-exp.js";
+import { LogitEdits } from "./logit-edits.js";
 import type { Xoshiro128 } from "./prng.js";
 import type { SamplingParams } from "./sampling-params.js";
 import type { TokenCounts } from "./token-counts.js";
+import { isAllowed } from "./token-mask.js";
+import { TopCandidates } from "./top-candidates.js";
 import { TopKSelector } from "./top-k-selector.js";
+import { argmax, drawPlace, drawSorted, HEAD_SIZE, largest } from "./vocabulary-draw.js";
 
 /** Bins of the nucleus search: `BINS_PER_NAT` for each factor of e below the likeliest token. */
 const BINS = 2048;
 const BINS_PER_NAT = 64;
-/** Tokens that are tried as the nucleus before the whole vocabulary is binned. */
-const HEAD_SIZE = 64;
 
 /** What one draw depends on besides the logits. */
 export interface SamplerInput {
@@ -23,6 +25,8 @@ export interface SamplerInput {
 	readonly tokenCounts: TokenCounts | undefined;
 	/** Ids that must not be drawn now; empty when any may. */
 	readonly maskedIds: readonly number[];
+	/** The only tokens that may be drawn now, as a mask (see `TokenMask`); undefined = all. */
+	readonly allowedTokens?: Uint32Array | undefined;
 }
 
 /** Log-probabilities of one generated token, before penalties and temperature. */
@@ -34,6 +38,8 @@ export interface TokenLogprobs {
 /** Scratch for one vocabulary; one per engine thread. */
 export class Sampler {
 	private readonly selector = new TopKSelector();
+	private readonly edits: LogitEdits;
+	private readonly candidates: TopCandidates;
 	private readonly headMass = new Float64Array(HEAD_SIZE);
 	private readonly allIds: Int32Array;
 	private readonly candidateIds: Int32Array;
@@ -42,13 +48,12 @@ export class Sampler {
 	private readonly binMass = new Float64Array(BINS);
 	private readonly boundaryLogits: Float32Array;
 	private readonly boundaryPlaces: Int32Array;
-	private editIds = new Int32Array(1024);
-	private editValues = new Float32Array(1024);
-	private edits = 0;
 	private readonly vocabSize: number;
 
 	constructor(vocabSize: number) {
 		this.vocabSize = vocabSize;
+		this.edits = new LogitEdits(vocabSize);
+		this.candidates = new TopCandidates(vocabSize);
 		this.allIds = Int32Array.from({ length: vocabSize }, (_, i) => i);
 		this.candidateIds = new Int32Array(vocabSize);
 		this.candidateMass = new Float64Array(vocabSize);
@@ -60,129 +65,169 @@ export class Sampler {
 	/**
 	 * Draws one token from `logits[offset .. offset + vocabSize - 1]`. The logits are changed while it runs and are
 	 * as before when it returns, so that several choices may draw from the same ones.
+	 *
+	 * To verify a draft of speculative decoding, draw as if there were none: the draft is accepted when the token is the
+	 * draft, else the token stands in its place. For a drafter that proposes one token this is speculative sampling
+	 * (accept with the draft's probability, otherwise draw from the others), and it takes the same random numbers, so
+	 * that a seed gives the same text with drafts and without.
 	 * @returns the token id, or -1 when no logit is finite.
 	 */
 	sample(logits: Float32Array, offset: number, input: SamplerInput): number {
-		this.edits = 0;
-		this.edit(logits, offset, input);
-		const { params } = input;
+		this.edits.apply(logits, offset, input);
+		const { params, allowedTokens } = input;
 		let token: number;
-		if (params.greedy) token = argmax(logits, offset, this.vocabSize);
+		if (params.greedy) token = argmax(logits, offset, this.vocabSize, allowedTokens);
 		else if (params.topK > 0 && params.topK < this.vocabSize) token = this.drawTopK(logits, offset, input);
 		else token = this.drawFromAll(logits, offset, input);
-		// In reverse, because an id may have been edited twice.
-		for (let i = this.edits - 1; i >= 0; i--) logits[offset + this.editIds[i]!] = this.editValues[i]!;
+		this.edits.undo(logits, offset);
 		return token;
+	}
+
+	/**
+	 * Draws from a row of which only the likeliest tokens are at hand, where that is enough to know what `sample` would
+	 * draw from the whole row with the same random numbers.
+	 * @param ids the k likeliest tokens at `offset`, likeliest first, the lower id first among equals.
+	 * @param logits their logits, as the model gave them.
+	 * @param logSumExp of the whole row, to within 1e-4.
+	 * @returns the token id; -1 when it takes the whole row, and then no random number was used.
+	 */
+	sampleTop(
+		ids: Int32Array,
+		logits: Float32Array,
+		k: number,
+		offset: number,
+		logSumExp: number,
+		input: SamplerInput,
+	): number {
+		return this.candidates.sample(ids, logits, k, offset, logSumExp, input);
 	}
 
 	/** Log-probability of `token` and of the `count` likeliest tokens, from logits as the model gave them. */
 	logprobs(logits: Float32Array, offset: number, token: number, count: number): TokenLogprobs {
-		const { vocabSize, selector } = this;
-		const max = largest(logits, offset, vocabSize);
+		const logSum = this.logSumExp(logits, offset);
+		return { logprob: logits[offset + token]! - logSum, top: this.likeliest(logits, offset, logSum, count) };
+	}
+
+	/**
+	 * What a row of logits says of the prompt's next token.
+	 * @param count likeliest tokens to name beside it.
+	 */
+	promptLogprob(logits: Float32Array, offset: number, token: number, count: number): PromptLogprob {
+		const logSum = this.logSumExp(logits, offset);
+		const own = logits[offset + token]!;
+		let rank = 1;
+		for (let i = offset, end = offset + this.vocabSize; i < end; i++) if (logits[i]! > own) rank++;
+		return { tokenId: token, logprob: own - logSum, rank, top: this.likeliest(logits, offset, logSum, count) };
+	}
+
+	private logSumExp(logits: Float32Array, offset: number): number {
+		const max = largest(logits, offset, this.vocabSize);
 		let sum = 0;
-		for (let i = offset, end = offset + vocabSize; i < end; i++) sum += expNonPositive(logits[i]! - max);
-		const logSum = max + Math.log(sum);
+		for (let i = offset, end = offset + this.vocabSize; i < end; i++) sum += expNonPositive(logits[i]! - max);
+		return max + Math.log(sum);
+	}
+
+	private likeliest(logits: Float32Array, offset: number, logSum: number, count: number): TopLogprob[] {
+		const { selector } = this;
 		const top: TopLogprob[] = [];
-		if (count > 0) {
-			selector.select(logits, offset, vocabSize, count);
-			for (let i = 0; i < selector.size; i++) {
-				top.push({ rank: i + 1, tokenId: selector.ids[i]!, logprob: selector.values[i]! - logSum });
-			}
+		if (count === 0) return top;
+		selector.select(logits, offset, this.vocabSize, count);
+		for (let i = 0; i < selector.size; i++) {
+			top.push({ rank: i + 1, tokenId: selector.ids[i]!, logprob: selector.values[i]! - logSum });
 		}
-		return { logprob: logits[offset + token]! - logSum, top };
+		return top;
 	}
 
-	private edit(logits: Float32Array, offset: number, input: SamplerInput): void {
-		const { params, tokenCounts, maskedIds } = input;
-		for (let i = 0; i < maskedIds.length; i++) this.write(logits, offset, maskedIds[i]!, Number.NEGATIVE_INFINITY);
-		const { biasIds, biasValues } = params;
-		for (let i = 0; i < biasIds.length; i++) {
-			const id = biasIds[i]!;
-			this.write(logits, offset, id, logits[offset + id]! + biasValues[i]!);
-		}
-		if (tokenCounts === undefined) return;
-		const { ids, counts } = tokenCounts;
-		const { repetitionPenalty, frequencyPenalty, presencePenalty } = params;
-		for (let i = 0; i < ids.length; i++) {
-			const id = ids[i]!;
-			const count = counts[i]!;
-			let value = logits[offset + id]!;
-			value = value > 0 ? value / repetitionPenalty : value * repetitionPenalty;
-			if (count > 0) value -= frequencyPenalty * count + presencePenalty;
-			this.write(logits, offset, id, value);
-		}
-	}
-
-	private write(logits: Float32Array, offset: number, id: number, value: number): void {
-		if (id < 0 || id >= this.vocabSize) return;
-		if (this.edits === this.editIds.length) {
-			const ids = new Int32Array(this.edits * 2);
-			const values = new Float32Array(this.edits * 2);
-			ids.set(this.editIds);
-			values.set(this.editValues);
-			this.editIds = ids;
-			this.editValues = values;
-		}
-		this.editIds[this.edits] = id;
-		this.editValues[this.edits++] = logits[offset + id]!;
-		logits[offset + id] = value;
-	}
-
-	private drawTopK(logits: Float32Array, offset: number, { params, random }: SamplerInput): number {
+	private drawTopK(logits: Float32Array, offset: number, { params, random, allowedTokens }: SamplerInput): number {
 		const { selector, candidateMass } = this;
-		selector.select(logits, offset, this.vocabSize, params.topK);
-		const { ids, values } = selector;
+		selector.select(logits, offset, this.vocabSize, params.topK, allowedTokens);
+		if (!Number.isFinite(selector.values[0]!)) return -1;
+		return selector.ids[drawSorted(selector.values, 0, selector.size, candidateMass, params, random.nextFloat())]!;
+	}
+
+	/** The likeliest few come first in the order of the draw: often they decide it, and a device can give them alone. */
+	private drawFromAll(logits: Float32Array, offset: number, { params, random, allowedTokens }: SamplerInput): number {
+		const { vocabSize, candidateMass, candidateIds, selector, headMass } = this;
+		selector.select(logits, offset, vocabSize, HEAD_SIZE, allowedTokens);
+		const { ids, values, size } = selector;
 		const max = values[0]!;
 		if (!Number.isFinite(max)) return -1;
+		const { minP, topP } = params;
 		const inverse = 1 / params.temperature;
-		let size = 0;
-		let sum = 0;
-		for (; size < selector.size; size++) {
-			const mass = expNonPositive((values[size]! - max) * inverse);
-			if (mass < params.minP) break;
-			candidateMass[size] = mass;
-			sum += mass;
+		if (minP > 0) {
+			if (expNonPositive((values[size - 1]! - max) * inverse) < minP) {
+				return ids[drawSorted(values, 0, size, headMass, params, random.nextFloat())]!;
+			}
+			const likely = this.collectLikely(logits, offset, max, params, allowedTokens);
+			let sum = 0;
+			for (let i = 0; i < likely; i++) sum += candidateMass[i]!;
+			if (topP < 1) sum = this.cutNucleus(logits, offset, candidateIds, likely, sum, max, params);
+			return candidateIds[drawPlace(candidateMass, likely, random.nextFloat() * sum)]!;
 		}
-		if (params.topP < 1) {
-			const wanted = params.topP * sum;
-			let kept = 0;
+		const sum = this.fillMass(logits, offset, max, inverse, allowedTokens);
+		if (topP < 1) {
 			let mass = 0;
-			while (kept < size && mass < wanted) mass += candidateMass[kept++]!;
-			size = kept;
-			sum = mass;
+			for (let i = 0; i < size; i++) {
+				headMass[i] = candidateMass[ids[i]!]!;
+				mass += headMass[i]!;
+				if (mass >= topP * sum) return ids[drawPlace(headMass, i + 1, random.nextFloat() * mass)]!;
+			}
+			const nucleus = this.cutNucleus(logits, offset, this.allIds, vocabSize, sum, max, params);
+			return drawPlace(candidateMass, vocabSize, random.nextFloat() * nucleus);
 		}
-		const place = drawPlace(candidateMass, size, random.nextFloat() * sum);
-		return ids[place]!;
+		const target = random.nextFloat() * sum;
+		let running = 0;
+		for (let i = 0; i < size; i++) {
+			const id = ids[i]!;
+			headMass[i] = candidateMass[id]!;
+			running += headMass[i]!;
+			if (running > target) return id;
+			candidateMass[id] = 0;
+		}
+		const token = drawPlace(candidateMass, vocabSize, target - running);
+		// Nothing but the head has mass, and rounding let the target pass it.
+		return candidateMass[token]! > 0 ? token : ids[drawPlace(headMass, size, sum)]!;
 	}
 
-	private drawFromAll(logits: Float32Array, offset: number, { params, random }: SamplerInput): number {
+	/** Sets the mass of every token, relative to the likeliest; 0 for those that may not be drawn. @returns the sum. */
+	private fillMass(
+		logits: Float32Array,
+		offset: number,
+		max: number,
+		inverse: number,
+		mask: Uint32Array | undefined,
+	): number {
 		const { vocabSize, candidateMass } = this;
-		const max = largest(logits, offset, vocabSize);
-		if (!Number.isFinite(max)) return -1;
-		const inverse = 1 / params.temperature;
-		const { minP, topP } = params;
 		let sum = 0;
-		if (minP > 0) {
-			const size = this.collectLikely(logits, offset, max, params);
-			for (let i = 0; i < size; i++) sum += candidateMass[i]!;
-			if (topP < 1) sum = this.cutNucleus(logits, offset, this.candidateIds, size, sum, max, params);
-			return this.candidateIds[drawPlace(candidateMass, size, random.nextFloat() * sum)]!;
+		if (mask === undefined) {
+			for (let i = 0; i < vocabSize; i++) {
+				const mass = expNonPositive((logits[offset + i]! - max) * inverse);
+				candidateMass[i] = mass;
+				sum += mass;
+			}
+			return sum;
 		}
-		for (let i = 0; i < vocabSize; i++) {
-			const mass = expNonPositive((logits[offset + i]! - max) * inverse);
-			candidateMass[i] = mass;
-			sum += mass;
+		candidateMass.fill(0);
+		for (let first = 0, word = 0; first < vocabSize; first += 32, word++) {
+			if ((mask[word] ?? 0) === 0) continue;
+			for (let i = first, end = Math.min(first + 32, vocabSize); i < end; i++) {
+				if (!isAllowed(mask, i)) continue;
+				const mass = expNonPositive((logits[offset + i]! - max) * inverse);
+				candidateMass[i] = mass;
+				sum += mass;
+			}
 		}
-		if (topP < 1) {
-			const token = this.drawFromHead(logits, offset, topP * sum, random);
-			if (token >= 0) return token;
-			sum = this.cutNucleus(logits, offset, this.allIds, vocabSize, sum, max, params);
-		}
-		return drawPlace(candidateMass, vocabSize, random.nextFloat() * sum);
+		return sum;
 	}
 
 	/** Fills the candidates with the tokens of at least `minP` times the largest mass. @returns how many. */
-	private collectLikely(logits: Float32Array, offset: number, max: number, params: SamplingParams): number {
+	private collectLikely(
+		logits: Float32Array,
+		offset: number,
+		max: number,
+		params: SamplingParams,
+		mask: Uint32Array | undefined,
+	): number {
 		const { vocabSize, candidateIds, candidateMass } = this;
 		const { minP, temperature } = params;
 		// Tokens below the floor need no exponential; the margin keeps rounding from dropping one on the edge.
@@ -191,27 +236,13 @@ export class Sampler {
 		let size = 0;
 		for (let i = 0; i < vocabSize; i++) {
 			const value = logits[offset + i]!;
-			if (!(value >= floor)) continue;
+			if (!(value >= floor) || !isAllowed(mask, i)) continue;
 			const mass = expNonPositive((value - max) * inverse);
 			if (mass < minP) continue;
 			candidateIds[size] = i;
 			candidateMass[size++] = mass;
 		}
 		return size;
-	}
-
-	/** The usual case: the nucleus lies within the likeliest few. @returns -1 when it does not. */
-	private drawFromHead(logits: Float32Array, offset: number, wanted: number, random: Xoshiro128): number {
-		const { selector, candidateMass, headMass } = this;
-		selector.select(logits, offset, this.vocabSize, HEAD_SIZE);
-		let mass = 0;
-		for (let i = 0; i < selector.size; i++) {
-			const own = candidateMass[selector.ids[i]!]!;
-			headMass[i] = own;
-			mass += own;
-			if (mass >= wanted) return selector.ids[drawPlace(headMass, i + 1, random.nextFloat() * mass)]!;
-		}
-		return -1;
 	}
 
 	/**
@@ -235,7 +266,8 @@ export class Sampler {
 		binMass.fill(0);
 		for (let i = 0; i < size; i++) {
 			const depth = (max - logits[offset + ids[i]!]!) * scale;
-			const bin = depth < BINS - 1 ? depth | 0 : BINS - 1;
+			// Below 0 only for tokens that the mask excludes; they have no mass.
+			const bin = depth < BINS - 1 ? Math.max(0, depth | 0) : BINS - 1;
 			candidateBins[i] = bin;
 			binMass[bin]! += candidateMass[i]!;
 		}
@@ -260,47 +292,4 @@ export class Sampler {
 		}
 		return mass;
 	}
-}
-
-/** Index of the largest logit, the first of equals; -1 when none is finite. */
-export function argmax(logits: Float32Array, offset: number, length: number): number {
-	const max = largest(logits, offset, length);
-	if (!Number.isFinite(max)) return -1;
-	let i = offset;
-	while (logits[i] !== max) i++;
-	return i - offset;
-}
-
-/** The largest number; NaN is passed over. Four running maxima, because one would wait for itself each time. */
-function largest(logits: Float32Array, offset: number, length: number): number {
-	let a = Number.NEGATIVE_INFINITY;
-	let b = a;
-	let c = a;
-	let d = a;
-	let i = offset;
-	const end = offset + length;
-	for (; i < end - 3; i += 4) {
-		const v = logits[i]!;
-		const w = logits[i + 1]!;
-		const x = logits[i + 2]!;
-		const y = logits[i + 3]!;
-		if (v > a) a = v;
-		if (w > b) b = w;
-		if (x > c) c = x;
-		if (y > d) d = y;
-	}
-	for (; i < end; i++) if (logits[i]! > a) a = logits[i]!;
-	return Math.max(a, b, c, d);
-}
-
-/** The first place where the running mass passes `target`; rounding at the very end falls on the last one with mass. */
-function drawPlace(mass: Float64Array, size: number, target: number): number {
-	let running = 0;
-	for (let i = 0; i < size; i++) {
-		running += mass[i]!;
-		if (running > target) return i;
-	}
-	let last = size - 1;
-	while (last > 0 && mass[last] === 0) last--;
-	return last;
 }

@@ -2,6 +2,7 @@
 // A request's sampling options with defaults filled in and limits checked, in the form the sampler reads.
 
 import type { EngineRequest, SamplingOptions } from "./engine.js";
+import { maskOf } from "./token-mask.js";
 
 /** Below this a temperature means greedy. */
 export const GREEDY_TEMPERATURE = 1e-5;
@@ -22,6 +23,10 @@ export interface SamplingParams {
 	readonly repetitionPenalty: number;
 	readonly biasIds: Int32Array;
 	readonly biasValues: Float32Array;
+	/** Some bias or penalty can make a logit larger than the model gave it. */
+	readonly mayRaise: boolean;
+	/** The only tokens that may be drawn, as a mask; undefined = all. */
+	readonly allowedTokens: Uint32Array | undefined;
 }
 
 /**
@@ -47,7 +52,10 @@ export function checkSampling(request: EngineRequest, vocabSize: number): string
 		outside("logprobs", request.logprobs, 0, MAX_LOGPROBS) ??
 		notWhole("logprobs", request.logprobs) ??
 		(Number.isNaN(request.priority) ? "priority must be a number, got NaN" : undefined) ??
+		outside("prompt_logprobs", request.promptLogprobs, 0, MAX_LOGPROBS) ??
+		notWhole("prompt_logprobs", request.promptLogprobs) ??
 		checkBias(s.logitBias, vocabSize) ??
+		checkAllowed(s.allowedTokenIds, vocabSize) ??
 		outside("max_tokens", request.stop.maxTokens, 0, Number.MAX_SAFE_INTEGER) ??
 		notWhole("max_tokens", request.stop.maxTokens) ??
 		outside("min_tokens", request.stop.minTokens, 0, Number.MAX_SAFE_INTEGER)
@@ -79,20 +87,34 @@ function checkBias(bias: SamplingOptions["logitBias"], vocabSize: number): strin
 	return undefined;
 }
 
+function checkAllowed(ids: SamplingOptions["allowedTokenIds"], vocabSize: number): string | undefined {
+	if (ids === undefined) return undefined;
+	if (ids.length === 0) return "allowed_token_ids is empty: no token could be drawn";
+	const strange = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
+	if (strange === undefined) return undefined;
+	return `allowed_token_ids names token id ${strange}, which is not in the vocabulary of ${vocabSize} tokens`;
+}
+
 /** Fills in defaults; the options must have passed `checkSampling`. */
 export function resolveSampling(options: SamplingOptions): SamplingParams {
 	const temperature = options.temperature ?? 1;
 	const bias = [...(options.logitBias ?? [])];
+	const presencePenalty = options.presencePenalty ?? 0;
+	const frequencyPenalty = options.frequencyPenalty ?? 0;
+	const repetitionPenalty = options.repetitionPenalty ?? 1;
+	const lowers = presencePenalty >= 0 && frequencyPenalty >= 0 && repetitionPenalty >= 1;
 	return {
 		greedy: temperature < GREEDY_TEMPERATURE,
 		temperature,
 		topP: options.topP ?? 1,
 		topK: Math.max(0, options.topK ?? 0),
 		minP: options.minP ?? 0,
-		presencePenalty: options.presencePenalty ?? 0,
-		frequencyPenalty: options.frequencyPenalty ?? 0,
-		repetitionPenalty: options.repetitionPenalty ?? 1,
+		presencePenalty,
+		frequencyPenalty,
+		repetitionPenalty,
 		biasIds: Int32Array.from(bias, ([id]) => id),
 		biasValues: Float32Array.from(bias, ([, value]) => value),
+		mayRaise: !lowers || bias.some(([, value]) => value > 0),
+		allowedTokens: options.allowedTokenIds === undefined ? undefined : maskOf(options.allowedTokenIds),
 	};
 }

@@ -7,6 +7,12 @@ export class TokenCounts {
 	readonly counts: number[] = [];
 	private readonly places = new Map<number, number>();
 
+	/** How often a token was generated, 0 for one that is only in the prompt; undefined for one that was not seen. */
+	countOf(id: number): number | undefined {
+		const place = this.places.get(id);
+		return place === undefined ? undefined : this.counts[place];
+	}
+
 	/** Notes a token of the prompt (seen, but not generated). */
 	addPromptToken(id: number): void {
 		if (this.places.has(id)) return;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The k largest of many, by a bounded heap: one comparison for nearly every element, no sort of the whole.
 
+import { isAllowed } from "./token-mask.js";
+
 /** Reusable scratch; after `select`, `ids` and `values` hold the result, largest first. */
 export class TopKSelector {
 	ids: Int32Array = new Int32Array(64);
@@ -10,9 +12,10 @@ export class TopKSelector {
 
 	/**
 	 * The k largest of `source[offset .. offset + length - 1]`; `ids` are positions relative to `offset`. Among equal
-	 * values the lower position wins. NaN counts as -Infinity.
+	 * values the lower position wins. NaN, and positions that `mask` (see `TokenMask`) does not have, count as
+	 * -Infinity.
 	 */
-	select(source: Float32Array, offset: number, length: number, k: number): void {
+	select(source: Float32Array, offset: number, length: number, k: number, mask?: Uint32Array): void {
 		const size = Math.min(k, length);
 		if (size > this.ids.length) {
 			const capacity = Math.max(size, this.ids.length * 2);
@@ -25,36 +28,39 @@ export class TopKSelector {
 		for (let i = 0; i < size; i++) {
 			const value = source[offset + i]!;
 			ids[i] = i;
-			values[i] = Number.isNaN(value) ? Number.NEGATIVE_INFINITY : value;
+			values[i] = Number.isNaN(value) || !isAllowed(mask, i) ? Number.NEGATIVE_INFINITY : value;
 		}
 		for (let i = (size >> 1) - 1; i >= 0; i--) siftDown(ids, values, i, size);
 		let smallest = values[0]!;
-		// A later element that only equals the smallest loses by position.
-		const consider = (i: number): void => {
-			const value = source[offset + i]!;
-			if (value <= smallest || Number.isNaN(value)) return;
-			ids[0] = i;
-			values[0] = value;
-			siftDown(ids, values, 0, size);
-			smallest = values[0]!;
-		};
 		let i = size;
-		// Four at a time: nearly all lose, and one branch for four costs a third of four.
-		for (const end = length - 3; i < end; i += 4) {
+		while (i < length) {
+			if (mask !== undefined && (i & 31) === 0 && (mask[i >> 5] ?? 0) === 0) {
+				i += 32;
+				continue;
+			}
 			const at = offset + i;
+			// Four at a time: nearly all lose, and one branch for four costs a third of four.
 			if (
-				source[at]! > smallest ||
-				source[at + 1]! > smallest ||
-				source[at + 2]! > smallest ||
-				source[at + 3]! > smallest
+				(i & 3) === 0 &&
+				i + 4 <= length &&
+				!(source[at]! > smallest) &&
+				!(source[at + 1]! > smallest) &&
+				!(source[at + 2]! > smallest) &&
+				!(source[at + 3]! > smallest)
 			) {
-				consider(i);
-				consider(i + 1);
-				consider(i + 2);
-				consider(i + 3);
+				i += 4;
+				continue;
+			}
+			// The mask is asked only about those that would win. An equal one loses by position.
+			for (const end = Math.min((i | 3) + 1, length); i < end; i++) {
+				const value = source[offset + i]!;
+				if (!(value > smallest) || !isAllowed(mask, i)) continue;
+				ids[0] = i;
+				values[0] = value;
+				siftDown(ids, values, 0, size);
+				smallest = values[0]!;
 			}
 		}
-		for (; i < length; i++) consider(i);
 		for (let end = size - 1; end > 0; end--) {
 			const id = ids[0]!;
 			const value = values[0]!;
