@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Child, until } from "./child-process.js";
 import { freePort } from "./free-port.js";
-import { startDynamo, startOwnHttp } from "./own-processes.js";
+import { startDynamo, startExample, startOwnHttp } from "./own-processes.js";
 import { type PromPage, parsePrometheus } from "./prom-parse.js";
 import { fileDiscoveryEnv, type HttpChild } from "./real-dynamo.js";
 import { http } from "./sse-client.js";
@@ -76,6 +76,15 @@ export class Fleet {
 			...env,
 		});
 		await child.waitForOutput(/simulated workers? serves? /);
+		return { child, system: `http://127.0.0.1:${port}` };
+	}
+
+	/** Starts a worker of `examples/` and waits until it is registered. */
+	async example(name: string, args: readonly string[] = [], env: Record<string, string> = {}): Promise<WorkerChild> {
+		const port = await freePort();
+		const child = startExample(name, args, { env: { ...this.env, DYN_SYSTEM_PORT: String(port), ...env } });
+		this.children.push(child);
+		await child.waitForOutput(/^serving /m);
 		return { child, system: `http://127.0.0.1:${port}` };
 	}
 

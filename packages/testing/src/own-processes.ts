@@ -14,6 +14,12 @@ export function startDynamo(args: readonly string[], options: ChildOptions = {})
 	return new Child(process.execPath, [join(PROJECT_ROOT, "bin", "dynamo"), ...args], options);
 }
 
+/** Starts a program of `examples/`, with the TypeScript loader that the project has. */
+export function startExample(name: string, args: readonly string[] = [], options: ChildOptions = {}): Child {
+	const file = join(PROJECT_ROOT, "examples", name);
+	return new Child(process.execPath, ["--import", "tsx", file, ...args], { cwd: PROJECT_ROOT, ...options });
+}
+
 /** Starts `dynamo serve` or `dynamo frontend` on a free port and waits until it lists `model`. */
 export async function startOwnHttp(
 	command: "serve" | "frontend",

@@ -38,26 +38,12 @@ export interface CardOptions {
  */
 export async function buildCard(options: CardOptions): Promise<ModelDeploymentCard> {
 	const { files, info } = options;
-	const { urlOf } = options;
-	const checked = async (file: string): Promise<CheckedFile> =>
-		checkedFile(urlOf?.(file) ?? file, await readFile(file));
-	const [config, tokenizer, tokenizerConfig, generationConfig, chatTemplate, ...extra] = await Promise.all([
-		checked(files.config),
-		checked(files.tokenizer),
-		files.tokenizerConfig === undefined ? undefined : checked(files.tokenizerConfig),
-		files.generationConfig === undefined ? undefined : checked(files.generationConfig),
-		files.chatTemplate === undefined ? undefined : checked(files.chatTemplate.path),
-		...(urlOf === undefined ? [] : files.extra.map(checked)),
-	]);
+	const { extra_files, ...slots } = await checkedModelFiles(files, options.urlOf);
 	return {
 		display_name: options.displayName,
 		slug: slugify(options.displayName),
 		source_path: options.sourcePath,
-		model_info: { hf_config_json: config },
-		tokenizer: { hf_tokenizer_json: tokenizer },
-		...(tokenizerConfig === undefined ? {} : { prompt_formatter: { hf_tokenizer_config_json: tokenizerConfig } }),
-		...(chatTemplate === undefined ? {} : { chat_template_file: chatTemplateSlot(files, chatTemplate) }),
-		...(generationConfig === undefined ? {} : { gen_config: { hf_generation_config_json: generationConfig } }),
+		...slots,
 		architectural_max_context_length: await architecturalMax(files.config, info.maxModelLen),
 		context_length: options.contextLength,
 		kv_cache_block_size: info.blockSize,
@@ -87,6 +73,40 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 		},
 		media_decoder: null,
 		media_fetcher: null,
+		...(extra_files === undefined ? {} : { extra_files }),
+	};
+}
+
+/**
+ * The members of a card that refer to files.
+ * @param urlOf see {@link CardOptions.urlOf}.
+ * @throws Error when a file cannot be read.
+ */
+export async function checkedModelFiles(
+	files: ModelFiles,
+	urlOf: CardOptions["urlOf"],
+): Promise<
+	Pick<
+		ModelDeploymentCard,
+		"model_info" | "tokenizer" | "prompt_formatter" | "chat_template_file" | "gen_config" | "extra_files"
+	>
+> {
+	const checked = async (file: string): Promise<CheckedFile> =>
+		checkedFile(urlOf?.(file) ?? file, await readFile(file));
+	const [config, tokenizer, tokenizerConfig, generationConfig, chatTemplate, ...extra] = await Promise.all([
+		checked(files.config),
+		checked(files.tokenizer),
+		files.tokenizerConfig === undefined ? undefined : checked(files.tokenizerConfig),
+		files.generationConfig === undefined ? undefined : checked(files.generationConfig),
+		files.chatTemplate === undefined ? undefined : checked(files.chatTemplate.path),
+		...(urlOf === undefined ? [] : files.extra.map(checked)),
+	]);
+	return {
+		model_info: { hf_config_json: config },
+		tokenizer: { hf_tokenizer_json: tokenizer },
+		...(tokenizerConfig === undefined ? {} : { prompt_formatter: { hf_tokenizer_config_json: tokenizerConfig } }),
+		...(chatTemplate === undefined ? {} : { chat_template_file: chatTemplateSlot(files, chatTemplate) }),
+		...(generationConfig === undefined ? {} : { gen_config: { hf_generation_config_json: generationConfig } }),
 		...(urlOf === undefined ? {} : { extra_files: extra }),
 	};
 }

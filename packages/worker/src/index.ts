@@ -1,7 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
+export {
+	type CustomModel,
+	type CustomModelOptions,
+	type EndReason,
+	type Generated,
+	serveModel,
+	type TextModelOptions,
+	type TokensModelOptions,
+} from "./custom-engine.js";
 export { formatEndpointAddress, parseEndpointAddress } from "./endpoint-address.js";
 export type { SamplingDefaults } from "./generate-request.js";
+export type { GenerateContext } from "./generator-handler.js";
 export { type MockerOptions, startMocker } from "./mocker.js";
 export { findModelFiles, type ModelFiles } from "./model-files.js";
 export { preloadTokenizer } from "./preload-tokenizer.js";
+export type { OpenAIRequest, TextItem } from "./text-items.js";
+export type { TokensItem } from "./tokens-items.js";
 export { startWorker, type WorkerHandle, type WorkerOptions } from "./worker.js";

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Puts an engine on the runtime: start, register, serve, and leave in an order in which no request gets lost.
 import type { Engine, EngineInfo } from "@dynamo-ts/engine";
-import {
-	DynamoError,
-	type EndpointId,
-	type ModelDeploymentCard,
-	type ModelRecord,
-	mdcsum,
-} from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime, ServedEndpoint } from "@dynamo-ts/runtime";
+import type { EndpointId, ModelDeploymentCard, ModelRecord } from "@dynamo-ts/protocols/internal";
+import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { buildCard, hostModelFiles } from "./card.js";
 import { formatEndpointAddress } from "./endpoint-address.js";
 import { registerEngineMetrics } from "./engine-metrics.js";
 import { createGenerateHandler } from "./generate-handler.js";
 import type { SamplingDefaults } from "./generate-request.js";
 import { type ModelFiles, readSamplingDefaults } from "./model-files.js";
+import { checkNeighbours, ModelRegistration, tokensHealthCheck } from "./registration.js";
 
 export interface WorkerOptions {
 	readonly engine: Engine;
@@ -113,7 +108,7 @@ async function serve(
 		instance_id: runtime.instanceId,
 		card_json: card,
 	};
-	await checkNeighbours(runtime, record);
+	await checkNeighbours(runtime, record, TARGET);
 
 	const endpoint = runtime.namespace(id.namespace).component(id.component).endpoint(id.name);
 	const eosTokenIds = [...new Set([...info.eosTokenIds, ...(options.eosTokenIds ?? [])])];
@@ -131,13 +126,15 @@ async function serve(
 	});
 	const served = await endpoint.serve(handler, {
 		register: false,
-		healthCheckPayload: healthCheckPayload(options.modelName),
+		healthCheckPayload: tokensHealthCheck(options.modelName),
 		...(info.device === "mock" ? {} : { deviceType: info.device }),
 	});
 	registerEngineMetrics(endpoint.component.metrics, engine, info, options.modelName);
-	const worker = new Worker(runtime, engine, info, card, record, served, () => hosted?.remove());
+	const worker = new Worker(runtime, engine, info, new ModelRegistration(runtime, record, served), () =>
+		hosted?.remove(),
+	);
 	try {
-		await worker.register();
+		await worker.registration.register();
 	} catch (error) {
 		await served.stop();
 		throw error;
@@ -161,57 +158,41 @@ function watchForFailure(engine: Engine): Promise<Error> {
 
 class Worker implements WorkerHandle {
 	readonly info: EngineInfo;
-	readonly card: ModelDeploymentCard;
+	readonly registration: ModelRegistration;
 	readonly failed: Promise<Error>;
 	readonly #runtime: DistributedRuntime;
 	readonly #engine: Engine;
-	readonly #record: ModelRecord;
-	readonly #served: ServedEndpoint;
 	readonly #removeFiles: () => void;
 	#tellFailed: (error: Error) => void = () => {};
-	#registered = false;
 	#closing: Promise<void> | undefined;
 
 	constructor(
 		runtime: DistributedRuntime,
 		engine: Engine,
 		info: EngineInfo,
-		card: ModelDeploymentCard,
-		record: ModelRecord,
-		served: ServedEndpoint,
+		registration: ModelRegistration,
 		removeFiles: () => void,
 	) {
 		this.#runtime = runtime;
 		this.#engine = engine;
 		this.info = info;
-		this.card = card;
-		this.#record = record;
-		this.#served = served;
+		this.registration = registration;
 		this.#removeFiles = removeFiles;
 		this.failed = new Promise((resolve) => {
 			this.#tellFailed = resolve;
 		});
 	}
 
+	get card(): ModelDeploymentCard {
+		return this.registration.record.card_json;
+	}
+
 	get inflight(): number {
-		return this.#served.inflight;
+		return this.registration.inflight;
 	}
 
-	/** The card first: a model without instances is not listed, an instance without a card is of no use. */
-	async register(): Promise<void> {
-		await this.#runtime.discovery.put(this.#record);
-		this.#registered = true;
-		await this.#served.register();
-	}
-
-	async drain(timeoutMs = this.#runtime.config.shutdownTimeoutMs): Promise<boolean> {
-		this.#runtime.health.setEndpointReady(this.#record.endpoint, false, { gating: true });
-		await this.#unregister();
-		const grace = this.#runtime.config.shutdownGraceMs;
-		// Within one process the news is instant.
-		if (grace > 0 && this.#runtime.discovery.backend !== "mem")
-			await new Promise((resolve) => setTimeout(resolve, grace));
-		return this.#served.drain(timeoutMs);
+	drain(timeoutMs?: number): Promise<boolean> {
+		return this.registration.drain(timeoutMs);
 	}
 
 	close(): Promise<void> {
@@ -220,19 +201,14 @@ class Worker implements WorkerHandle {
 	}
 
 	async #close(): Promise<void> {
-		await this.#unregister();
+		const { served } = this.registration;
+		await this.registration.unregister();
 		// The engine answers what is under way with an error that lets frontends go on elsewhere; once that is out, the
 		// endpoint has nothing left to cut off.
 		await this.#engine.close();
-		await this.#served.drain(LAST_WORDS_MS);
-		await this.#served.stop();
+		await served.drain(LAST_WORDS_MS);
+		await served.stop();
 		this.#removeFiles();
-	}
-
-	async #unregister(): Promise<void> {
-		if (!this.#registered) return;
-		this.#registered = false;
-		await Promise.all([this.#served.unregister(), this.#runtime.discovery.delete(this.#record)]);
 	}
 
 	async engineDied(error: Error): Promise<void> {
@@ -244,50 +220,5 @@ class Worker implements WorkerHandle {
 			this.#runtime.log.child(TARGET).error("leaving failed", { error: closing });
 		}
 		this.#tellFailed(error);
-	}
-}
-
-/** One token from a prompt of one: proves that engine and endpoint work. */
-function healthCheckPayload(model: string): Record<string, unknown> {
-	return {
-		model,
-		token_ids: [1],
-		stop_conditions: { max_tokens: 1, ignore_eos: true },
-		sampling_options: { temperature: 0 },
-		output_options: {},
-		eos_token_ids: [],
-		annotations: [],
-		routing: {},
-		_HEALTH_CHECK: true,
-	};
-}
-
-/** Looks at who serves the same endpoint already: frontends could not tell two models on it apart. */
-async function checkNeighbours(runtime: DistributedRuntime, record: ModelRecord): Promise<void> {
-	const own = record.card_json;
-	const sum = mdcsum(own);
-	for (const other of await runtime.discovery.list("v1/mdc")) {
-		if (other.type !== "Model" || (other.model_suffix ?? "") !== "") continue;
-		if (
-			other.namespace !== record.namespace ||
-			other.component !== record.component ||
-			other.endpoint !== record.endpoint
-		) {
-			continue;
-		}
-		const address = formatEndpointAddress({ ...other, name: other.endpoint });
-		if (other.card_json.display_name !== own.display_name) {
-			const message = `${address} serves the model ${other.card_json.display_name} already; give ${own.display_name} a component of its own, e.g. --endpoint dyn://${record.namespace}.${own.slug.replaceAll(/[^a-z0-9_-]/g, "-")}.${record.endpoint}`;
-			throw new DynamoError("Conflict", message, { publicMessage: message });
-		}
-		if (mdcsum(other.card_json) !== sum) {
-			runtime.log
-				.child(TARGET)
-				.warn(
-					"another worker registered this model with other files or limits; frontends send requests only to workers that agree with the first",
-					{ model: own.display_name, endpoint: address, other_instance: other.instance_id },
-				);
-			return;
-		}
 	}
 }
