@@ -36,6 +36,11 @@ describe("runtime configuration", () => {
 			DYN_LOGGING_JSONL: "1",
 			DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS: "7",
 			DYN_LOG_USE_LOCAL_TZ: "on",
+			DYN_HEALTH_CHECK_ENABLED: "true",
+			DYN_CANARY_WAIT_TIME: "2",
+			DYN_HEALTH_CHECK_REQUEST_TIMEOUT: "1.5",
+			DYN_HEALTH_CHECK_PAYLOAD: '{"a":1}',
+			DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS: '["generate"]',
 		});
 		expect(config).toMatchObject({
 			discoveryBackend: "mem",
@@ -46,6 +51,11 @@ describe("runtime configuration", () => {
 			systemPort: 0,
 			startsReady: true,
 			shutdownTimeoutMs: 7000,
+			healthCheckEnabled: true,
+			canaryWaitMs: 2000,
+			healthCheckTimeoutMs: 1500,
+			healthCheckPayload: '{"a":1}',
+			healthEndpoints: ["generate"],
 			log: { filter: "debug", format: "jsonl", localTime: true },
 		});
 		expect(runtimeConfigFromEnv({ DYN_LOGGING_JSONL: "1", DYN_LOGGING_CONSOLE_FORMAT: "readable" }).log.format).toBe(
@@ -89,6 +99,8 @@ describe("runtime configuration", () => {
 		["DYN_TCP_CONNECT_TIMEOUT", "soon", "a number of seconds"],
 		["DYN_TCP_CONNECT_TIMEOUT", "-1", "a number of seconds"],
 		["DYN_LOGGING_JSONL", "maybe", "true or false"],
+		["DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "generate", "a JSON list of endpoint names"],
+		["DYN_HEALTH_CHECK_PAYLOAD", "{", "JSON or @FILE with JSON"],
 	])("refuses %s=%s and says what is valid", (name, value, valid) => {
 		try {
 			runtimeConfigFromEnv({ [name]: value });

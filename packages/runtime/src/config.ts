@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { DynamoError, ENV, type RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
+import { DynamoError, ENV, parseJson, type RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
 import type { DiscoveryBackend } from "./discovery/discovery.js";
 import type { MemStore } from "./discovery/mem.js";
 import { type NatsSettings, natsSettingsFromEnv } from "./net/nats-settings.js";
@@ -61,6 +62,16 @@ export interface RuntimeConfig {
 	readonly systemLivePath: string;
 	/** Ready from the start, before any endpoint is. */
 	readonly startsReady: boolean;
+	/** Endpoints (names) that must be ready for the process to be, whether they have a health payload or not. */
+	readonly healthEndpoints: readonly string[];
+	/** Endpoints with a health payload are asked when they were silent for a while. */
+	readonly healthCheckEnabled: boolean;
+	/** Silence of an endpoint after which it is asked. */
+	readonly canaryWaitMs: number;
+	/** Longest wait for the first item of the answer. */
+	readonly healthCheckTimeoutMs: number;
+	/** JSON that replaces the payloads that endpoints bring; empty: theirs. */
+	readonly healthCheckPayload: string;
 	/** After leaving discovery, requests are still taken for this long. */
 	readonly shutdownGraceMs: number;
 	/** Longest wait for requests under way at shutdown. */
@@ -99,6 +110,11 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	systemLivePath: (read) => read.text(ENV.DYN_SYSTEM_LIVE_PATH, "/live"),
 	startsReady: (read) =>
 		read.choice(ENV.DYN_SYSTEM_STARTING_HEALTH_STATUS, ["notready", "ready"], "notready") === "ready",
+	healthEndpoints: (read) => endpointNames(read),
+	healthCheckEnabled: (read) => read.flag(ENV.DYN_HEALTH_CHECK_ENABLED, false),
+	canaryWaitMs: (read) => read.seconds(ENV.DYN_CANARY_WAIT_TIME, 10),
+	healthCheckTimeoutMs: (read) => read.seconds(ENV.DYN_HEALTH_CHECK_REQUEST_TIMEOUT, 3),
+	healthCheckPayload: (read) => healthCheckPayload(read),
 	shutdownGraceMs: (read) => read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0.5),
 	shutdownTimeoutMs: (read) =>
 		read.seconds(
@@ -134,6 +150,32 @@ export function runtimeConfigFromEnv(
 function logFormat(read: EnvReader): "readable" | "jsonl" {
 	const byFlag = read.flag(ENV.DYN_LOGGING_JSONL, false) ? "jsonl" : "readable";
 	return read.choice(ENV.DYN_LOGGING_CONSOLE_FORMAT, ["readable", "jsonl"], byFlag);
+}
+
+/** A JSON list of names, as Dynamo has it. */
+function endpointNames(read: EnvReader): readonly string[] {
+	const text = read.text(ENV.DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS, "[]");
+	let names: unknown;
+	try {
+		names = JSON.parse(text);
+	} catch {
+		names = undefined;
+	}
+	if (Array.isArray(names) && names.every((name) => typeof name === "string")) return names as string[];
+	throw bad(ENV.DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS, text, 'a JSON list of endpoint names, e.g. ["generate"]');
+}
+
+/** JSON, or @ and the path of a file with it. */
+function healthCheckPayload(read: EnvReader): string {
+	const text = read.text(ENV.DYN_HEALTH_CHECK_PAYLOAD, "");
+	if (text === "") return "";
+	try {
+		const json = text.startsWith("@") ? readFileSync(text.slice(1), "utf8") : text;
+		parseJson(json);
+		return json;
+	} catch (error) {
+		throw bad(ENV.DYN_HEALTH_CHECK_PAYLOAD, text, `JSON or @FILE with JSON (${(error as Error).message})`);
+	}
 }
 
 /** Reads typed values out of an environment; each refusal names the variable, the value and what is valid. */

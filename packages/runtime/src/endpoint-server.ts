@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { DynamoError, type EndpointRecord, endpointPath } from "@dynamo-ts/protocols/internal";
+import { DynamoError, type EndpointRecord, endpointPath, parseJson } from "@dynamo-ts/protocols/internal";
 import type { Endpoint, ServedEndpoint, ServeOptions } from "./component.js";
 import type { RuntimeConfig } from "./config.js";
 import type { Discovery } from "./discovery/discovery.js";
+import { Canary } from "./observability/canary.js";
 import type { Health } from "./observability/health.js";
 import type { Logger } from "./observability/logging.js";
 import type {
@@ -23,12 +24,34 @@ export interface EndpointServerOptions {
 	readonly onStop: (served: EndpointServer) => void;
 }
 
+/** Every item that goes out tells the canary that the endpoint works. Errors are no items. */
+function watched(observer: EndpointObserver, canary: Canary): EndpointObserver {
+	return {
+		onInvalid: (kind) => observer.onInvalid(kind),
+		onRequest: (bytes, headers) => {
+			const inner = observer.onRequest(bytes, headers);
+			return {
+				onPrologue: () => inner.onPrologue(),
+				onResponseBytes: (count) => {
+					canary.activity();
+					inner.onResponseBytes(count);
+				},
+				onError: (kind) => inner.onError(kind),
+				onCancel: (kind) => inner.onCancel(kind),
+				onClose: () => inner.onClose(),
+			};
+		},
+	};
+}
+
 /** One endpoint as this process serves it: handler, record, readiness. */
 export class EndpointServer implements ServedEndpoint {
 	readonly record: EndpointRecord;
 	readonly #options: EndpointServerOptions;
 	readonly #gating: boolean;
 	readonly #registration: EndpointRegistration;
+	/** Decides about readiness while the endpoint is registered; undefined where health checks are off. */
+	readonly #canary: Canary | undefined;
 	#registered = false;
 	#stopped = false;
 	/** Writes and deletes of the record, one after the other. */
@@ -39,7 +62,9 @@ export class EndpointServer implements ServedEndpoint {
 		const path = endpointPath(discovery.instanceId, endpoint.id);
 		this.#options = options;
 		this.#gating = serve.healthCheckPayload !== undefined;
-		this.#registration = server.register(path, handler, options.observer);
+		this.#canary = this.#gating && config.healthCheckEnabled ? this.#makeCanary(handler, serve) : undefined;
+		const observer = this.#canary === undefined ? options.observer : watched(options.observer, this.#canary);
+		this.#registration = server.register(path, handler, observer);
 		this.record = {
 			type: "Endpoint",
 			namespace: endpoint.id.namespace,
@@ -68,12 +93,14 @@ export class EndpointServer implements ServedEndpoint {
 			if (this.#registered) return;
 			await this.#options.discovery.put(this.record);
 			this.#registered = true;
-			this.#options.health.setEndpointReady(this.#options.endpoint.name, true);
+			if (this.#canary === undefined) this.#options.health.setEndpointReady(this.#options.endpoint.name, true);
+			else this.#canary.start();
 			this.#options.log.info("endpoint registered", { endpoint: this.#name, instance_id: this.record.instance_id });
 		});
 	}
 
 	unregister(): Promise<void> {
+		this.#canary?.stop();
 		this.#options.health.setEndpointReady(this.#options.endpoint.name, false);
 		return this.#change(async () => {
 			if (!this.#registered) return;
@@ -95,6 +122,18 @@ export class EndpointServer implements ServedEndpoint {
 		this.#registration.close();
 		this.#options.health.removeEndpoint(this.#options.endpoint.name);
 		this.#options.onStop(this);
+	}
+
+	#makeCanary(handler: EndpointHandler, serve: ServeOptions): Canary {
+		const { config, health, endpoint, log } = this.#options;
+		return new Canary({
+			handler,
+			payload: config.healthCheckPayload === "" ? serve.healthCheckPayload : parseJson(config.healthCheckPayload),
+			waitMs: config.canaryWaitMs,
+			timeoutMs: config.healthCheckTimeoutMs,
+			onResult: (healthy) => health.setEndpointReady(endpoint.name, healthy),
+			log,
+		});
 	}
 
 	get #name(): string {

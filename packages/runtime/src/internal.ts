@@ -5,6 +5,7 @@ export * from "./index.js";
 export * from "./net/listen.js";
 export * from "./net/nats-connection.js";
 export * from "./net/nats-settings.js";
+export * from "./observability/canary.js";
 export * from "./observability/health.js";
 export * from "./observability/log-filter.js";
 export * from "./observability/metrics.js";

@@ -243,6 +243,49 @@ for (const backend of ["mem", "file"] as const) {
 	});
 }
 
+describe("distributed runtime - health checks", () => {
+	it("/health follows what the endpoint answers, and asks the payload that it brought", async () => {
+		const runtime = await DistributedRuntime.create({
+			discoveryBackend: "mem",
+			memStore: createMemStore(),
+			systemHost: "127.0.0.1",
+			systemPort: 0,
+			healthCheckEnabled: true,
+			canaryWaitMs: 20,
+			healthCheckTimeoutMs: 1000,
+			log: QUIET,
+		});
+		try {
+			let well = false;
+			const asked: unknown[] = [];
+			const endpoint = runtime.namespace("ns").component("c").endpoint("generate");
+			const health = async () => {
+				const answer = await fetch(`${runtime.systemServer?.url}/health`);
+				const { status, endpoints } = (await answer.json()) as { status: string; endpoints: unknown };
+				return [answer.status, status, endpoints];
+			};
+			await endpoint.serve(
+				(request, response) => {
+					asked.push(request.payload);
+					if (well) response.send({ data: {} });
+					response.end();
+				},
+				{ healthCheckPayload: { check: 1 } },
+			);
+			expect(await health()).toEqual([503, "notready", { generate: "notready" }]);
+			well = true;
+			await eventually(async () => (await health())[0] === 200, "the endpoint is healthy");
+			expect(await health()).toEqual([200, "ready", { generate: "ready" }]);
+			well = false;
+			await eventually(async () => (await health())[0] === 503, "the endpoint is ill");
+			expect(asked[0]).toEqual({ check: 1 });
+			expect(await runtime.metrics.scrape()).not.toMatch(/requests_total\{[^}]*\} [1-9]/);
+		} finally {
+			await runtime.shutdown();
+		}
+	});
+});
+
 describe("distributed runtime - ports", () => {
 	it("a taken port is one clear error", async () => {
 		const blocker = createServer();

@@ -78,7 +78,7 @@ export class DistributedRuntime {
 			{ prefix: METRIC_PREFIXES.component, labels: { [LABELS.workerId]: idHex(discovery.instanceId) } },
 			(error) => log.error("a metrics callback failed", { error }),
 		);
-		this.health = createHealth(config.startsReady);
+		this.health = createHealth(config.startsReady, config.healthEndpoints);
 		const host: EndpointHost = {
 			serve: (endpoint, handler, options) => this.#serve(endpoint, handler, options),
 			client: (endpoint) => this.#connect(endpoint),

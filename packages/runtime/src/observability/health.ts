@@ -21,8 +21,11 @@ interface EndpointHealth {
 	gating: boolean;
 }
 
-/** @param startsReady ready as long as no endpoint with a health payload says otherwise. */
-export function createHealth(startsReady: boolean): Health {
+/**
+ * @param startsReady ready as long as no endpoint with a health payload says otherwise.
+ * @param required names of endpoints that must be there and ready, with or without a payload.
+ */
+export function createHealth(startsReady: boolean, required: readonly string[] = []): Health {
 	const endpoints = new Map<string, EndpointHealth>();
 	let withdrawn = false;
 	return {
@@ -34,7 +37,8 @@ export function createHealth(startsReady: boolean): Health {
 				if (!endpoint.ready) return false;
 				gating++;
 			}
-			return startsReady || gating > 0;
+			for (const name of required) if (endpoints.get(name)?.ready !== true) return false;
+			return startsReady || gating > 0 || required.length > 0;
 		},
 		endpoints: () => Object.fromEntries([...endpoints].map(([name, { ready }]) => [name, ready])),
 		setEndpointReady(name, ready, options) {
