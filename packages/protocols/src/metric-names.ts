@@ -8,6 +8,7 @@ export const LABELS = {
 	model: "model",
 	workerId: "worker_id",
 	errorType: "error_type",
+	topic: "topic",
 } as const;
 
 /** Prefixes of metric families; a family's full name is `{prefix}_{name}`. */
@@ -27,6 +28,15 @@ export const COMPONENT_METRICS = {
 	requestDurationSeconds: "request_duration_seconds",
 	cancellationTotal: "cancellation_total",
 	errorsTotal: "errors_total",
+} as const;
+
+/** Families of the event plane, below {@link METRIC_PREFIXES}.component; by topic. */
+export const EVENT_METRICS = {
+	publishedTotal: "event_plane_published_total",
+	droppedTotal: "event_plane_dropped_total",
+	receivedTotal: "event_plane_received_total",
+	lostTotal: "event_plane_lost_total",
+	malformedTotal: "event_plane_malformed_total",
 } as const;
 
 /** Families of the process' request handling as a whole, below {@link METRIC_PREFIXES}.workHandler. */

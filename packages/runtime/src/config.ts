@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { DynamoError, ENV, parseJson, type RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
 import type { DiscoveryBackend } from "./discovery/discovery.js";
 import type { MemStore } from "./discovery/mem.js";
+import { type EventSettings, eventSettingsFromEnv } from "./event-plane/event-settings.js";
 import { type NatsSettings, natsSettingsFromEnv } from "./net/nats-settings.js";
 
 /** How a process logs. */
@@ -55,6 +56,8 @@ export interface RuntimeConfig {
 	readonly maxBufferedResponseBytes: number;
 	/** How long a failed instance is put aside. */
 	readonly inhibitedDurationMs: number;
+	/** How events travel. */
+	readonly events: EventSettings;
 	readonly systemHost: string;
 	/** -1: no system server, 0: any port. */
 	readonly systemPort: number;
@@ -104,6 +107,7 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	idleTimeoutMs: (read) => read.seconds(ENV.DYN_REQUEST_IDLE_TIMEOUT_SECS, 120),
 	maxBufferedResponseBytes: (read) => read.integer(ENV.DYN_TCP_RESPONSE_BUFFER_SIZE, 16 * MiB, 1024, 0x7fff_ffff),
 	inhibitedDurationMs: (read) => read.seconds(ENV.DYN_RUNTIME_INHIBITED_DURATION_SECS, 5),
+	events: eventSettingsFromEnv,
 	systemHost: (read) => read.text(ENV.DYN_SYSTEM_HOST, "0.0.0.0"),
 	systemPort: (read) => read.integer(ENV.DYN_SYSTEM_PORT, -1, -1, 65535),
 	systemHealthPath: (read) => read.text(ENV.DYN_SYSTEM_HEALTH_PATH, "/health"),

@@ -10,6 +10,7 @@ export type {
 export { EnvReader, type LogConfig, type RuntimeConfig, runtimeConfigFromEnv } from "./config.js";
 export type { Discovery, DiscoveryBackend, DiscoveryEvent, Watch } from "./discovery/discovery.js";
 export { createMemStore, type MemStore } from "./discovery/mem.js";
+export type { EventListener, EventPlane, EventPublisher, EventSubscription } from "./event-plane/event-plane.js";
 export type { Health } from "./observability/health.js";
 export { createLogger, type LineWriter, type LogFields, type Logger, type LogLevel } from "./observability/logging.js";
 export {

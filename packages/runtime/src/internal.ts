@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./discovery/file.js";
 export * from "./discovery/mem.js";
+export * from "./event-plane/event-host.js";
+export * from "./event-plane/event-plane.js";
+export * from "./event-plane/event-settings.js";
+export * from "./event-plane/log-throttle.js";
+export * from "./event-plane/sequence-tracker.js";
+export * from "./event-plane/zmq-brokers.js";
+export * from "./event-plane/zmq-sockets.js";
 export * from "./index.js";
 export * from "./net/listen.js";
 export * from "./net/nats-connection.js";

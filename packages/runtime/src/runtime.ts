@@ -2,6 +2,7 @@
 import {
 	COMPONENT_METRICS,
 	DynamoError,
+	type EndpointRecord,
 	endpointPath,
 	idHex,
 	LABELS,
@@ -15,6 +16,8 @@ import { FileDiscovery } from "./discovery/file.js";
 import { MemDiscovery, type MemStore, sharedMemStore } from "./discovery/mem.js";
 import { DiscoveredEndpointClient } from "./endpoint-client.js";
 import { EndpointServer } from "./endpoint-server.js";
+import { createEventPlane } from "./event-plane/create-event-plane.js";
+import type { EventPlane } from "./event-plane/event-plane.js";
 import { NatsConnection } from "./net/nats-connection.js";
 import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger } from "./observability/logging.js";
@@ -23,10 +26,14 @@ import { type SystemServer, startSystemServer } from "./observability/system-ser
 import { InProcessClient, InProcessServer, inProcessRegistryOf } from "./request-plane/in-process.js";
 import { logRequests } from "./request-plane/request-log.js";
 import type {
+	ActiveRequest,
 	EndpointHandler,
 	EndpointObserver,
+	OutgoingRequest,
+	RequestOptions,
 	RequestPlaneClient,
 	RequestPlaneServer,
+	ResponseSink,
 } from "./request-plane/request-plane.js";
 import { TcpRequestPlaneClient } from "./request-plane/tcp-client.js";
 import { TcpRequestPlaneServer } from "./request-plane/tcp-server.js";
@@ -55,6 +62,8 @@ export class DistributedRuntime {
 	/** Metrics of the whole process; its page is what the system server shows. */
 	readonly metrics: MetricsRegistry;
 	readonly health: Health;
+	/** Publishes and receives events; opens sockets when first used. */
+	readonly events: EventPlane;
 	readonly #memStore: MemStore | undefined;
 	readonly #abort = new AbortController();
 	readonly #namespaces: NamespaceTree;
@@ -79,6 +88,14 @@ export class DistributedRuntime {
 			(error) => log.error("a metrics callback failed", { error }),
 		);
 		this.health = createHealth(config.startsReady, config.healthEndpoints);
+		this.events = createEventPlane({
+			settings: config.events,
+			discovery,
+			world: memStore,
+			nats: () => this.natsConnection(),
+			metrics: this.metrics,
+			log: log.child("dynamo_runtime::transports::event_plane"),
+		});
 		const host: EndpointHost = {
 			serve: (endpoint, handler, options) => this.#serve(endpoint, handler, options),
 			client: (endpoint) => this.#connect(endpoint),
@@ -105,8 +122,9 @@ export class DistributedRuntime {
 			memStore === undefined
 				? await FileDiscovery.open({ root: full.fileKvRoot, log: log.child("dynamo_runtime::discovery") })
 				: new MemDiscovery(memStore);
-		const runtime = new DistributedRuntime(full, log, discovery, memStore);
+		let runtime: DistributedRuntime;
 		try {
+			runtime = new DistributedRuntime(full, log, discovery, memStore);
 			await runtime.#startSystemServer();
 		} catch (error) {
 			await discovery.close();
@@ -156,6 +174,21 @@ export class DistributedRuntime {
 	}
 
 	/**
+	 * Sends one request to one instance whose record is known from elsewhere than an endpoint's discovery (an EventSource
+	 * names one). Failures are delivered to the sink.
+	 * @throws DynamoError `Unavailable` when this process cannot send at all.
+	 */
+	async send(
+		instance: EndpointRecord,
+		request: OutgoingRequest,
+		sink: ResponseSink,
+		options?: RequestOptions,
+	): Promise<ActiveRequest> {
+		this.#refuseAfterShutdown();
+		return (await this.#requestClient()).send(instance, request, sink, options);
+	}
+
+	/**
 	 * Leaves in order: not ready; records gone from discovery; requests still taken for the grace time; then new ones
 	 * refused and those under way finished, as long as the time limit allows; then connections and listeners closed.
 	 * Idempotent.
@@ -187,6 +220,7 @@ export class DistributedRuntime {
 		}
 		for (const endpoint of served) await endpoint.stop();
 		for (const client of [...this.#clients]) client.close();
+		await this.events.close();
 		await (await this.#client?.catch(() => undefined))?.close();
 		await (await this.#server?.catch(() => undefined))?.close();
 		await (await this.#nats?.catch(() => undefined))?.close();

@@ -10,3 +10,4 @@ export * from "./real-dynamo.js";
 export * from "./sse-client.js";
 export * from "./stream-load.js";
 export * from "./stream-validator.js";
+export * from "./zmq-broker.js";
