@@ -92,7 +92,7 @@ describe("runtime configuration", () => {
 
 	it.each([
 		["DYN_DISCOVERY_BACKEND", "etcd", "one of file, mem"],
-		["DYN_REQUEST_PLANE", "nats", "one of tcp"],
+		["DYN_REQUEST_PLANE", "http", "one of tcp, nats"],
 		["DYN_SYSTEM_PORT", "-2", "a whole number from -1 to 65535"],
 		["DYN_SYSTEM_PORT", "8080x", "a whole number from -1 to 65535"],
 		["DYN_TCP_POOL_SIZE", "0", "a whole number from 1 to 65535"],

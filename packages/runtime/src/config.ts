@@ -7,6 +7,7 @@ import type { DiscoveryBackend } from "./discovery/discovery.js";
 import type { MemStore } from "./discovery/mem.js";
 import { type EventSettings, eventSettingsFromEnv } from "./event-plane/event-settings.js";
 import { type NatsSettings, natsSettingsFromEnv } from "./net/nats-settings.js";
+import { type TcpTlsSettings, tcpTlsSettingsFromEnv } from "./net/tcp-tls.js";
 
 /** How a process logs. */
 export interface LogConfig {
@@ -26,7 +27,7 @@ export interface RuntimeConfig {
 	readonly fileKvRoot: string;
 	/** The store of the mem backend; absent: the one that all runtimes of this process share. */
 	readonly memStore?: MemStore;
-	readonly requestPlane: "tcp";
+	readonly requestPlane: "tcp" | "nats";
 	/** What our endpoint records ask clients to send. */
 	readonly requestPlaneCodec: RequestPlaneCodec;
 	/** Listener of the request plane, and the host that it is advertised under. Port 0: any. */
@@ -44,6 +45,8 @@ export interface RuntimeConfig {
 	readonly tcpPoolIdleMs: number;
 	/** Largest request frame taken or sent, headers and lengths included. */
 	readonly tcpMaxMessageBytes: number;
+	/** Certificates of the TCP listeners and connections. */
+	readonly tcpTls: TcpTlsSettings;
 	/** Where NATS is; looked at only by what uses it. */
 	readonly nats: NatsSettings;
 	/** From sending a request over NATS to its acknowledgement. */
@@ -90,7 +93,7 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	fileKvRoot: (read) => read.text(ENV.DYN_FILE_KV, join(tmpdir(), "dynamo_store_kv")),
 	// Not a matter of the environment.
 	memStore: () => undefined,
-	requestPlane: (read) => read.choice(ENV.DYN_REQUEST_PLANE, ["tcp"], "tcp"),
+	requestPlane: (read) => read.choice(ENV.DYN_REQUEST_PLANE, ["tcp", "nats"], "tcp"),
 	requestPlaneCodec: (read) => read.choice(ENV.DYN_REQUEST_PLANE_CODEC, ["msgpack", "json"], "msgpack"),
 	tcpRpcHost: (read) => read.text(ENV.DYN_TCP_RPC_HOST, "127.0.0.1"),
 	tcpRpcPort: (read) => read.integer(ENV.DYN_TCP_RPC_PORT, 0, 0, 65535),
@@ -101,6 +104,7 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	tcpPoolSize: (read) => read.integer(ENV.DYN_TCP_POOL_SIZE, 100, 1, 65535),
 	tcpPoolIdleMs: (read) => read.seconds(ENV.DYN_TCP_HOST_IDLE_TTL_SECS, 300),
 	tcpMaxMessageBytes: (read) => read.integer(ENV.DYN_TCP_MAX_MESSAGE_SIZE, 32 * MiB, 1024, 0x7fff_ffff),
+	tcpTls: tcpTlsSettingsFromEnv,
 	nats: natsSettingsFromEnv,
 	natsRequestTimeoutMs: (read) => read.seconds(ENV.DYN_NATS_REQUEST_TIMEOUT_SECS, 10),
 	firstResponseTimeoutMs: (read) => read.seconds(ENV.DYN_REQUEST_FIRST_RESPONSE_TIMEOUT_SECS, 300),

@@ -91,6 +91,7 @@ export class EndpointServer implements ServedEndpoint {
 		return this.#change(async () => {
 			if (this.#stopped) throw new DynamoError("Unavailable", `endpoint ${this.#name} is stopped`);
 			if (this.#registered) return;
+			await this.#registration.ready();
 			await this.#options.discovery.put(this.record);
 			this.#registered = true;
 			if (this.#canary === undefined) this.#options.health.setEndpointReady(this.#options.endpoint.name, true);

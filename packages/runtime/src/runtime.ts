@@ -19,11 +19,15 @@ import { EndpointServer } from "./endpoint-server.js";
 import { createEventPlane } from "./event-plane/create-event-plane.js";
 import type { EventPlane } from "./event-plane/event-plane.js";
 import { NatsConnection } from "./net/nats-connection.js";
+import { loadTcpTls, type TcpTls } from "./net/tcp-tls.js";
 import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
 import { type SystemServer, startSystemServer } from "./observability/system-server.js";
+import type { CallHomeOptions } from "./request-plane/call-home-client.js";
 import { InProcessClient, InProcessServer, inProcessRegistryOf } from "./request-plane/in-process.js";
+import { openNatsClient } from "./request-plane/nats-carrier.js";
+import { NatsRequestPlaneServer } from "./request-plane/nats-server.js";
 import { logRequests } from "./request-plane/request-log.js";
 import type {
 	ActiveRequest,
@@ -35,7 +39,7 @@ import type {
 	RequestPlaneServer,
 	ResponseSink,
 } from "./request-plane/request-plane.js";
-import { TcpRequestPlaneClient } from "./request-plane/tcp-client.js";
+import { openTcpClient } from "./request-plane/tcp-client.js";
 import { TcpRequestPlaneServer } from "./request-plane/tcp-server.js";
 import {
 	createEndpointObserver,
@@ -74,6 +78,7 @@ export class DistributedRuntime {
 	#server: Promise<RequestPlaneServer> | undefined;
 	#client: Promise<RequestPlaneClient> | undefined;
 	#nats: Promise<NatsConnection> | undefined;
+	#tls: TcpTls | undefined;
 	#systemServer: SystemServer | undefined;
 	#shutdown: Promise<void> | undefined;
 
@@ -310,59 +315,87 @@ export class DistributedRuntime {
 	}
 
 	#requestServer(): Promise<RequestPlaneServer> {
-		if (this.#server === undefined) {
-			const { config } = this;
-			this.#server =
-				this.#memStore !== undefined
-					? Promise.resolve(new InProcessServer(inProcessRegistryOf(this.#memStore)))
-					: TcpRequestPlaneServer.listen({
-							host: config.tcpRpcHost,
-							port: config.tcpRpcPort,
-							maxMessageBytes: config.tcpMaxMessageBytes,
-							connectTimeoutMs: config.tcpConnectTimeoutMs,
-							maxBufferedResponseBytes: config.maxBufferedResponseBytes,
-							log: this.log.child("dynamo_runtime::request_plane::server"),
-						});
-			// A taken port may be free at the next try.
-			this.#server.catch(() => {
-				this.#server = undefined;
-			});
-		}
+		// A taken port may be free at the next try.
+		this.#server ??= this.#openServer().catch((error) => {
+			this.#server = undefined;
+			throw error;
+		});
 		return this.#server;
 	}
 
 	#requestClient(): Promise<RequestPlaneClient> {
-		if (this.#client === undefined) {
-			const { config } = this;
-			const log = this.log.child("dynamo_runtime::request_plane::client");
-			const { firstResponseTimeoutMs, idleTimeoutMs } = config;
-			this.#client =
-				this.#memStore !== undefined
-					? Promise.resolve(
-							new InProcessClient(inProcessRegistryOf(this.#memStore), {
-								firstResponseTimeoutMs,
-								idleTimeoutMs,
-								maxWaitingItems: Math.ceil(config.maxBufferedResponseBytes / IN_PROCESS_ITEM_BYTES),
-								log,
-							}),
-						)
-					: TcpRequestPlaneClient.open({
-							responseHost: config.tcpResponseHost,
-							responsePort: config.tcpResponsePort,
-							connectTimeoutMs: config.tcpConnectTimeoutMs,
-							ackTimeoutMs: config.tcpRequestTimeoutMs,
-							callHomeTimeoutMs: CALL_HOME_CONNECT_TIMEOUTS * config.tcpConnectTimeoutMs,
-							firstResponseTimeoutMs,
-							idleTimeoutMs,
-							poolSize: config.tcpPoolSize,
-							poolIdleMs: config.tcpPoolIdleMs,
-							maxMessageBytes: config.tcpMaxMessageBytes,
-							log,
-						});
-			this.#client.catch(() => {
-				this.#client = undefined;
+		this.#client ??= this.#openClient().catch((error) => {
+			this.#client = undefined;
+			throw error;
+		});
+		return this.#client;
+	}
+
+	async #openServer(): Promise<RequestPlaneServer> {
+		const { config } = this;
+		if (this.#memStore !== undefined) return new InProcessServer(inProcessRegistryOf(this.#memStore));
+		const tls = this.#loadTls();
+		const options = {
+			connectTimeoutMs: config.tcpConnectTimeoutMs,
+			maxBufferedResponseBytes: config.maxBufferedResponseBytes,
+			clientTls: tls.client,
+			log: this.log.child("dynamo_runtime::request_plane::server"),
+		};
+		if (config.requestPlane === "nats") {
+			return new NatsRequestPlaneServer({ ...options, connection: await this.natsConnection() });
+		}
+		return await TcpRequestPlaneServer.listen({
+			...options,
+			host: config.tcpRpcHost,
+			port: config.tcpRpcPort,
+			maxMessageBytes: config.tcpMaxMessageBytes,
+			serverTls: tls.server,
+		});
+	}
+
+	async #openClient(): Promise<RequestPlaneClient> {
+		const { config } = this;
+		const log = this.log.child("dynamo_runtime::request_plane::client");
+		const { firstResponseTimeoutMs, idleTimeoutMs } = config;
+		if (this.#memStore !== undefined) {
+			return new InProcessClient(inProcessRegistryOf(this.#memStore), {
+				firstResponseTimeoutMs,
+				idleTimeoutMs,
+				maxWaitingItems: Math.ceil(config.maxBufferedResponseBytes / IN_PROCESS_ITEM_BYTES),
+				log,
 			});
 		}
-		return this.#client;
+		const tls = this.#loadTls();
+		const options: CallHomeOptions = {
+			responseHost: config.tcpResponseHost,
+			responsePort: config.tcpResponsePort,
+			callHomeTimeoutMs: CALL_HOME_CONNECT_TIMEOUTS * config.tcpConnectTimeoutMs,
+			firstResponseTimeoutMs,
+			idleTimeoutMs,
+			maxMessageBytes: config.tcpMaxMessageBytes,
+			serverTls: tls.server,
+			log,
+		};
+		if (config.requestPlane === "nats") {
+			return await openNatsClient({
+				...options,
+				callHomeTimeoutMs: options.callHomeTimeoutMs + config.natsRequestTimeoutMs,
+				connection: await this.natsConnection(),
+				ackTimeoutMs: config.natsRequestTimeoutMs,
+			});
+		}
+		return await openTcpClient({
+			...options,
+			connectTimeoutMs: config.tcpConnectTimeoutMs,
+			ackTimeoutMs: config.tcpRequestTimeoutMs,
+			poolSize: config.tcpPoolSize,
+			poolIdleMs: config.tcpPoolIdleMs,
+			clientTls: tls.client,
+		});
+	}
+
+	#loadTls(): TcpTls {
+		this.#tls ??= loadTcpTls(this.config.tcpTls, this.log.child("dynamo_runtime::tls_utils"));
+		return this.#tls;
 	}
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+export * from "./certificates.js";
 export * from "./child-process.js";
 export * from "./fleet.js";
 export * from "./free-port.js";

@@ -3,7 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { ENV } from "@dynamo-ts/protocols/internal";
 import type { Command, CommandContext } from "../command.js";
 import { FRONTEND_COMMAND } from "../flags/frontend-flags.js";
-import { checkPlanes } from "../flags/runtime-flags.js";
+import { checkPlanes, setRuntimeVariables } from "../flags/runtime-flags.js";
 import { cacheDirs } from "../models/cache-dirs.js";
 import { requireRouterMode } from "../router-mode.js";
 import { explainPort, startRuntime } from "../start-runtime.js";
@@ -20,7 +20,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		console.note("dynamo frontend: mem discovery is within one process, so no worker will ever be found");
 	}
 	const env: NodeJS.ProcessEnv = { ...flags.env };
-	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
+	setRuntimeVariables(flags, env);
 	env[ENV.DYN_HTTP_HOST] = flags.string("http-host");
 	env[ENV.DYN_HTTP_PORT] = String(flags.number("http-port"));
 	env[ENV.DYN_MIGRATION_LIMIT] = String(flags.number("migration-limit"));

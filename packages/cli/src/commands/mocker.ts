@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import { ENV } from "@dynamo-ts/protocols/internal";
 import type { Command, CommandContext } from "../command.js";
 import { MOCKER_COMMAND } from "../flags/model-flags.js";
-import { checkPlanes } from "../flags/runtime-flags.js";
+import { checkPlanes, setRuntimeVariables } from "../flags/runtime-flags.js";
 import { modelNames } from "../model-names.js";
 import { cacheDirs } from "../models/cache-dirs.js";
 import { resolveModel } from "../models/resolve-model.js";
@@ -14,7 +13,7 @@ export const command: Command = { spec: MOCKER_COMMAND, run };
 async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
 	checkPlanes("mocker", flags);
 	const env: NodeJS.ProcessEnv = { ...flags.env };
-	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
+	setRuntimeVariables(flags, env);
 	const model = await lifecycle.breakable(
 		resolveModel(flags.string("model-path"), {
 			env,

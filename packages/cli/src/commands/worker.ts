@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import { mkdir } from "node:fs/promises";
-import { ENV } from "@dynamo-ts/protocols/internal";
 import { EXIT } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
 import { createEngine, defaultNumThreads, startEngine } from "../engine-options.js";
 import { WORKER_COMMAND } from "../flags/model-flags.js";
-import { checkPlanes } from "../flags/runtime-flags.js";
+import { checkPlanes, setRuntimeVariables } from "../flags/runtime-flags.js";
 import { modelNames } from "../model-names.js";
 import { cacheDirs } from "../models/cache-dirs.js";
 import { resolveModel } from "../models/resolve-model.js";
@@ -20,7 +19,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		console.note("dynamo worker: mem discovery is within one process, so no frontend will ever find this worker");
 	}
 	const env: NodeJS.ProcessEnv = { ...flags.env };
-	env[ENV.DYN_DISCOVERY_BACKEND] = flags.string("discovery-backend");
+	setRuntimeVariables(flags, env);
 	const model = await lifecycle.breakable(
 		resolveModel(flags.positionals[0] ?? flags.string("model"), {
 			env,

@@ -10,23 +10,13 @@ function withReason(why: string, rows: readonly Row[]): FlagSpec[] {
 	return rows.map((row) => ({ ...row, help: "", status: { kind: "missing", why } }) as FlagSpec);
 }
 
-/** Certificates. */
+/** Certificates of the HTTP listener. */
 export const TLS_FLAGS: readonly FlagSpec[] = withReason(
-	"listeners have no TLS yet; put a proxy that ends TLS in front",
+	"the HTTP listener has no TLS yet; put a proxy that ends TLS in front",
 	[
 		{ flag: "tls-cert-path", env: ENV.DYN_TLS_CERT_PATH, type: "string" },
 		{ flag: "tls-key-path", env: ENV.DYN_TLS_KEY_PATH, type: "string" },
 		{ flag: "tls-client-ca-cert-path", env: ENV.DYN_TLS_CLIENT_CA_CERT_PATH, type: "string" },
-		{ flag: "tcp-tls-cert-path", env: ENV.DYN_TCP_TLS_CERT_PATH, type: "string" },
-		{ flag: "tcp-tls-key-path", env: ENV.DYN_TCP_TLS_KEY_PATH, type: "string" },
-		{ flag: "tcp-tls-ca-cert-path", env: ENV.DYN_TCP_TLS_CA_CERT_PATH, type: "string" },
-		{ flag: "tcp-tls-client-cert-path", env: ENV.DYN_TCP_TLS_CLIENT_CERT_PATH, type: "string" },
-		{ flag: "tcp-tls-client-key-path", env: ENV.DYN_TCP_TLS_CLIENT_KEY_PATH, type: "string" },
-		{ flag: "tcp-tls-client-ca-cert-path", env: ENV.DYN_TCP_TLS_CLIENT_CA_CERT_PATH, type: "string" },
-		{ flag: "nats-tls-ca-cert-path", env: ENV.NATS_TLS_CA_CERT_PATH, type: "string" },
-		{ flag: "nats-tls-insecure", env: ENV.NATS_TLS_INSECURE, type: "boolean" },
-		{ flag: "nats-tls-client-cert-path", env: ENV.NATS_TLS_CLIENT_CERT_PATH, type: "string" },
-		{ flag: "nats-tls-client-key-path", env: ENV.NATS_TLS_CLIENT_KEY_PATH, type: "string" },
 	],
 );
 

@@ -108,8 +108,8 @@ describe("refusals name what is wrong and what is right", () => {
 		expect(error.exitCode).toBe(2);
 		const file = parseFlags(FRONTEND_COMMAND, [], { DYN_DISCOVERY_BACKEND: "file" });
 		checkPlanes("frontend", file);
-		const nats = parseFlags(FRONTEND_COMMAND, ["--discovery-backend", "file", "--request-plane", "nats"], {});
-		expect(refusal(() => checkPlanes("frontend", nats)).message).toMatch(/--request-plane nats.*use tcp/);
+		const quic = parseFlags(FRONTEND_COMMAND, ["--discovery-backend", "file", "--response-plane", "quic"], {});
+		expect(refusal(() => checkPlanes("frontend", quic)).message).toMatch(/--response-plane quic.*use tcp/);
 	});
 });
 

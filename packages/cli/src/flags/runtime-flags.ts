@@ -3,6 +3,7 @@ import { ENV } from "@dynamo-ts/protocols/internal";
 import { CliError, EXIT, usageError } from "../cli-error.js";
 import type { FlagSpec } from "./flag-spec.js";
 import type { ParsedFlags } from "./parse-flags.js";
+import { TRANSPORT_TLS_FLAGS } from "./transport-tls-flags.js";
 
 const GROUP = "runtime options";
 
@@ -24,7 +25,7 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		choices: ["nats", "tcp"],
 		default: "tcp",
 		group: GROUP,
-		help: "How requests reach workers. This version has tcp.",
+		help: `How requests reach workers, the same for every process: tcp, or nats (${ENV.NATS_SERVER}). Responses come over TCP either way.`,
 	},
 	{
 		flag: "response-plane",
@@ -44,7 +45,16 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		help: "How events are published.",
 		status: { kind: "ignored", why: "this version publishes no events" },
 	},
+	...TRANSPORT_TLS_FLAGS,
 ];
+
+/** Sets the variables of these flags to what the flags say, so that the runtime reads it. */
+export function setRuntimeVariables(flags: ParsedFlags, env: NodeJS.ProcessEnv): void {
+	for (const { flag, env: variable } of RUNTIME_FLAGS) {
+		const value = flags.values[flag];
+		if (variable !== undefined && value !== undefined) env[variable] = String(value);
+	}
+}
 
 /**
  * Refuses the planes that this version does not have, with what works instead.
@@ -57,11 +67,6 @@ export function checkPlanes(command: string, flags: ParsedFlags): void {
 		throw new CliError(
 			`dynamo ${command} finds the others through ${backend}${asked ? "" : " by default"}, which this version does not have yet: add --discovery-backend file (or set ${ENV.DYN_DISCOVERY_BACKEND}=file) to every process, or run \`dynamo serve\`, which needs none`,
 			EXIT.usage,
-		);
-	}
-	if (flags.string("request-plane") === "nats") {
-		throw usageError(
-			`--request-plane nats is not in this version: use tcp (--request-plane tcp, or unset ${ENV.DYN_REQUEST_PLANE})`,
 		);
 	}
 	if (flags.string("response-plane") === "quic") {

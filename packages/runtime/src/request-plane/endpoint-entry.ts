@@ -46,6 +46,10 @@ export class EndpointEntry implements EndpointRegistration {
 		return this.#active.size;
 	}
 
+	ready(): Promise<void> {
+		return Promise.resolve();
+	}
+
 	/** True when new requests are to be turned away. */
 	get refusing(): boolean {
 		return this.#refusing;

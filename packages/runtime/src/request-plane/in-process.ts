@@ -11,7 +11,7 @@ import type { Logger } from "../observability/logging.js";
 import { type DeadlineHolder, Deadlines, deadlineAfter } from "./deadlines.js";
 import { type ActiveResponse, EndpointEntry } from "./endpoint-entry.js";
 import { CancellableRequest } from "./ingress-request.js";
-import { headersToSend } from "./request-headers.js";
+import { headersToSend, REQUEST_HEADERS } from "./request-headers.js";
 import type {
 	CancelKind,
 	EndpointHandler,
@@ -183,7 +183,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 			return;
 		}
 		const { log } = this.#options;
-		const headers = headersToSend(this.#outgoing, entry.path);
+		const headers = { ...headersToSend(this.#outgoing), [REQUEST_HEADERS.endpointPath]: entry.path };
 		this.#request = new CancellableRequest(
 			{ id: this.id, headers, payload: this.#outgoing.payload, codec: "msgpack", receivedAt: performance.now() },
 			(error) => log.error("a cancellation callback failed", { request_id: this.id, error }),

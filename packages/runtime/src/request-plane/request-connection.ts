@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-import { connect, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { AckDecoder, DynamoError } from "@dynamo-ts/protocols/internal";
 import { formatHostPort } from "../net/listen.js";
+import { dialStream } from "../net/streams.js";
+import type { ClientTls } from "../net/tcp-tls.js";
+import type { AckWaiter, SentRequest } from "./request-carrier.js";
 import { type Flushable, flushAfterTurn } from "./turn-flush.js";
-
-/** Waits for the acknowledgement of one request frame. Exactly one of the two is called. */
-export interface AckWaiter {
-	/** The ack's text; "" means accepted. */
-	onAck(text: string): void;
-	/** The connection ended, or never stood, before the ack. */
-	onConnectionLost(error: DynamoError): void;
-}
 
 export interface ConnectionPoolOptions {
 	readonly connectTimeoutMs: number;
@@ -18,13 +13,14 @@ export interface ConnectionPoolOptions {
 	readonly size: number;
 	/** Unused connections are closed after this. */
 	readonly idleMs: number;
+	readonly tls: ClientTls | undefined;
 }
 
 /** A further connection is opened when every open one has this many requests without an ack. */
 const BUSY_UNACKED = 16;
 
 /** One connection to a worker's request listener: many requests in flight, acks in the order of the requests. */
-class RequestConnection implements Flushable {
+class RequestConnection implements Flushable, SentRequest {
 	readonly #address: string;
 	readonly #socket: Socket;
 	readonly #waiters: AckWaiter[] = [];
@@ -36,9 +32,18 @@ class RequestConnection implements Flushable {
 	constructor(host: string, port: number, options: ConnectionPoolOptions, onClosed: () => void) {
 		this.#address = formatHostPort(host, port);
 		this.#onClosed = onClosed;
-		const socket = connect({ host, port, noDelay: true });
+		const socket = dialStream({
+			host,
+			port,
+			tls: options.tls,
+			connectTimeoutMs: options.connectTimeoutMs,
+			onReady: () => {
+				this.#connected = true;
+				socket.setTimeout(options.idleMs);
+			},
+		});
 		this.#socket = socket;
-		socket.setTimeout(options.connectTimeoutMs, () => {
+		socket.on("timeout", () => {
 			if (!this.#connected) {
 				this.#close(
 					new DynamoError(
@@ -47,10 +52,6 @@ class RequestConnection implements Flushable {
 					),
 				);
 			} else if (this.unacked === 0) this.#close(undefined);
-		});
-		socket.on("connect", () => {
-			this.#connected = true;
-			socket.setTimeout(options.idleMs);
 		});
 		socket.on("error", (error) => this.#close(this.#failure(error.message, error)));
 		socket.on("end", () => this.#close(this.#failure("closed by the worker")));
@@ -86,7 +87,17 @@ class RequestConnection implements Flushable {
 		this.#socket.uncork();
 	}
 
-	/** Gives the connection up: an ack is overdue, so those behind it are too. */
+	overdue(timeoutMs: number): DynamoError {
+		return new DynamoError(
+			"ConnectionTimeout",
+			`worker ${this.#address} did not acknowledge the request within ${timeoutMs} ms`,
+		);
+	}
+
+	/** The ack is waited for all the same: it has its place in the order. */
+	settled(): void {}
+
+	/** Closes it: acks come in order, so what was sent after an overdue request waits in vain too. */
 	giveUp(): void {
 		this.#close(this.#failure("an acknowledgement is overdue"));
 	}
@@ -140,14 +151,11 @@ export class ConnectionPool {
 		this.#options = options;
 	}
 
-	/**
-	 * Sends a frame to `host:port`.
-	 * @returns how to give up the connection that took it.
-	 */
-	send(host: string, port: number, frame: Buffer, waiter: AckWaiter): () => void {
+	/** Sends a frame to `host:port`. */
+	send(host: string, port: number, frame: Buffer, waiter: AckWaiter): SentRequest {
 		const connection = this.#pick(host, port);
 		connection.send(frame, waiter);
-		return () => connection.giveUp();
+		return connection;
 	}
 
 	/** Connections open now. */

@@ -17,11 +17,10 @@ export const REQUEST_HEADERS = {
 } as const;
 
 /** The caller's headers and the runtime's own. A time of sending that the caller gave is kept. */
-export function headersToSend(request: OutgoingRequest, path: string): Record<string, string> {
+export function headersToSend(request: OutgoingRequest): Record<string, string> {
 	return {
 		[REQUEST_HEADERS.sentAtNs]: BigInt(Math.round(wallClockMs() * 1e6)).toString(),
 		...request.headers,
 		[REQUEST_HEADERS.requestId]: request.id,
-		[REQUEST_HEADERS.endpointPath]: path,
 	};
 }

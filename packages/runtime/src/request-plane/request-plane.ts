@@ -120,6 +120,8 @@ export interface RequestPlaneClient {
 export interface EndpointRegistration {
 	/** Requests being handled now. */
 	readonly inflight: number;
+	/** Resolves once requests that are sent from now on arrive. @throws DynamoError `Unavailable`. */
+	ready(): Promise<void>;
 	/** Refuses new requests with `Server unavailable`; those under way go on. */
 	refuse(): void;
 	/** Resolves true when no request is under way, false when `timeoutMs` milliseconds have passed. */

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-import { createServer, type Server, type Socket } from "node:net";
+import type { Server, Socket } from "node:net";
 import { ENV, KILL_FRAME, parseHandshake, TwoPartDecoder } from "@dynamo-ts/protocols/internal";
 import { advertisedHost, formatHostPort, listenTcp } from "../net/listen.js";
+import { createStreamServer } from "../net/streams.js";
+import type { ServerTls } from "../net/tcp-tls.js";
 import type { Logger } from "../observability/logging.js";
+import { rateLimited } from "../observability/rate-limited-log.js";
 
 /** Waits for a worker to call home. */
 export interface ResponseStreamOwner {
@@ -22,11 +25,14 @@ export interface ResponseServerOptions {
 	readonly host: string;
 	readonly port: number;
 	readonly maxMessageBytes: number;
+	readonly tls: ServerTls | undefined;
 	readonly log: Logger;
 }
 
 /** A worker that dials must say for which stream within this time. */
 const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** What a worker may send before its handshake is whole. */
+const MAX_HANDSHAKE_BYTES = 64 * 1024;
 /** How long a worker may take to close a stream that nobody waits for. */
 const REFUSAL_LINGER_MS = 1000;
 
@@ -39,16 +45,19 @@ export class ResponseServer {
 	readonly #waiting = new Map<string, ResponseStreamOwner>();
 	readonly #sockets = new Set<Socket>();
 
-	private constructor(options: ResponseServerOptions, server: Server, port: number) {
+	readonly #log: Logger;
+
+	private constructor(options: ResponseServerOptions, server: Server, port: number, log: Logger) {
 		this.#options = options;
 		this.#server = server;
+		this.#log = log;
 		this.address = formatHostPort(advertisedHost(options.host), port);
-		server.on("connection", (socket) => this.#onConnection(socket));
 	}
 
 	/** @throws DynamoError `Unavailable` when the address cannot be listened on. */
 	static async listen(options: ResponseServerOptions): Promise<ResponseServer> {
-		const server = createServer({ noDelay: true });
+		const log = rateLimited(options.log);
+		const server = createStreamServer(options.tls, log, (socket) => responses.#onConnection(socket));
 		const port = await listenTcp(
 			server,
 			{
@@ -57,9 +66,10 @@ export class ResponseServer {
 				purpose: "response streams",
 				variables: { host: ENV.DYN_TCP_RESPONSE_STREAM_HOST, port: ENV.DYN_TCP_RESPONSE_STREAM_PORT },
 			},
-			options.log,
+			log,
 		);
-		return new ResponseServer(options, server, port);
+		const responses = new ResponseServer(options, server, port, log);
+		return responses;
 	}
 
 	/** Requests whose worker has not called home yet. */
@@ -101,7 +111,7 @@ export class ResponseServer {
 			const owner = this.#waiting.get(subject);
 			if (owner === undefined) {
 				refused = true;
-				this.#options.log.debug("a worker called home for a request that is over", { subject });
+				this.#log.debug("a worker called home for a request that is over", { subject });
 				socket.setTimeout(REFUSAL_LINGER_MS);
 				socket.end(KILL_FRAME);
 				return;
@@ -119,10 +129,13 @@ export class ResponseServer {
 			if (refused) return;
 			try {
 				decoder.push(chunk, onFrame);
+				if (receiver === undefined && decoder.bufferedBytes > MAX_HANDSHAKE_BYTES) {
+					throw new RangeError(`a handshake of more than ${MAX_HANDSHAKE_BYTES} bytes`);
+				}
 			} catch (error) {
 				why = (error as Error).message;
 				refused = true;
-				this.#options.log.debug("response connection closed", { reason: why });
+				this.#log.warn("response connection closed", { worker: socket.remoteAddress, reason: why });
 				socket.destroy();
 			}
 		});

@@ -13,7 +13,7 @@ import {
 	STOP_FRAME,
 } from "@dynamo-ts/protocols/internal";
 import { type DeadlineHolder, type Deadlines, deadlineAfter } from "./deadlines.js";
-import type { AckWaiter } from "./request-connection.js";
+import type { AckWaiter, SentRequest } from "./request-carrier.js";
 import type { PlaneRequest, ResponseSink } from "./request-plane.js";
 import type { ResponseStreamOwner, ResponseStreamReceiver } from "./response-server.js";
 
@@ -51,7 +51,7 @@ export class TcpActiveRequest
 	readonly #options: TcpActiveRequestOptions;
 	readonly #sink: ResponseSink;
 	readonly #startedAt: number;
-	#giveUpConnection: (() => void) | undefined;
+	#sent: SentRequest | undefined;
 	#socket: Socket | undefined;
 	#ackAt: number;
 	#homeAt: number;
@@ -79,9 +79,10 @@ export class TcpActiveRequest
 		options.deadlines.add(this);
 	}
 
-	/** Set right after sending: how to give up the connection whose ack is overdue. */
-	sentOver(giveUpConnection: () => void): void {
-		this.#giveUpConnection = giveUpConnection;
+	/** Called right after sending. */
+	sentAs(sent: SentRequest): void {
+		if (this.#finished || this.#socket !== undefined) sent.settled();
+		else this.#sent = sent;
 	}
 
 	get finished(): boolean {
@@ -146,6 +147,7 @@ export class TcpActiveRequest
 
 	onAck(text: string): void {
 		this.#ackAt = NEVER;
+		this.#sent = undefined;
 		if (this.#finished || text === "") return;
 		switch (ackMeaning(text)) {
 			case "unavailable":
@@ -161,6 +163,7 @@ export class TcpActiveRequest
 
 	onConnectionLost(error: DynamoError): void {
 		this.#ackAt = NEVER;
+		this.#sent = undefined;
 		// A worker that calls home has accepted, whatever became of its ack.
 		if (this.#socket === undefined) this.fail(error);
 	}
@@ -171,6 +174,7 @@ export class TcpActiveRequest
 		this.#socket = socket;
 		this.#ackAt = NEVER;
 		this.#homeAt = NEVER;
+		this.#settle();
 		if (this.#stopAsked) socket.write(STOP_FRAME);
 		if (this.#paused) socket.pause();
 		return this;
@@ -206,14 +210,13 @@ export class TcpActiveRequest
 	checkDeadlines(now: number): void {
 		if (this.#finished) return;
 		if (now >= this.#ackAt) {
+			const sent = this.#sent;
+			this.#sent = undefined;
 			this.fail(
-				new DynamoError(
-					"ConnectionTimeout",
-					`worker ${this.#options.target} did not acknowledge the request within ${this.#options.ackTimeoutMs} ms`,
-				),
+				sent?.overdue(this.#options.ackTimeoutMs) ??
+					new DynamoError("ConnectionTimeout", `the request was not sent within ${this.#options.ackTimeoutMs} ms`),
 			);
-			// Acks come in order: what was sent after this request on the same connection waits in vain too.
-			this.#giveUpConnection?.();
+			sent?.giveUp();
 		} else if (now >= this.#homeAt) {
 			this.fail(
 				new DynamoError(
@@ -324,10 +327,17 @@ export class TcpActiveRequest
 		this.#options.deliverEnd(this.#sink, undefined);
 	}
 
+	#settle(): void {
+		const sent = this.#sent;
+		this.#sent = undefined;
+		sent?.settled();
+	}
+
 	#release(): void {
 		this.#finished = true;
 		this.#finishedAt = performance.now();
 		this.#held = [];
+		this.#settle();
 		this.#options.deadlines.remove(this);
 		this.#options.onFinished();
 		const socket = this.#socket;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { connect, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import {
 	type Annotated,
 	COMPLETE_FINAL_FRAME,
@@ -14,6 +14,8 @@ import {
 	TwoPartDecoder,
 	toWireError,
 } from "@dynamo-ts/protocols/internal";
+import { dialStream } from "../net/streams.js";
+import type { ClientTls } from "../net/tcp-tls.js";
 import type { Logger } from "../observability/logging.js";
 import type { ActiveResponse } from "./endpoint-entry.js";
 import type { CancellableRequest } from "./ingress-request.js";
@@ -25,6 +27,7 @@ export interface ResponseWriterOptions {
 	readonly connectTimeoutMs: number;
 	/** A client that lets more than this pile up is cut off. */
 	readonly maxBufferedBytes: number;
+	readonly tls: ClientTls | undefined;
 	readonly log: Logger;
 }
 
@@ -73,11 +76,15 @@ export class TcpResponseWriter implements ActiveResponse {
 		this.#request = request;
 		this.#observer = observer;
 		this.#onDone = onDone;
-		const socket = connect({ host: callHome.host, port: callHome.port, noDelay: true });
+		const socket = dialStream({
+			host: callHome.host,
+			port: callHome.port,
+			tls: options.tls,
+			connectTimeoutMs: options.connectTimeoutMs,
+			onReady: () => this.#onConnect(),
+		});
 		this.#socket = socket;
-		socket.setTimeout(options.connectTimeoutMs);
 		socket.on("timeout", () => this.#lost(this.#connected ? "the client did not close the stream" : "connect timeout"));
-		socket.on("connect", () => this.#onConnect());
 		socket.on("error", (error) => this.#lost(error.message));
 		socket.on("close", () => this.#lost("closed by the client"));
 		socket.on("end", () => this.#lost("closed by the client"));

@@ -31,8 +31,9 @@ import {
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { createLogger } from "../observability/logging.js";
+import type { CallHomeClient } from "./call-home-client.js";
 import type { EndpointHandler, RequestOptions, ResponseSink } from "./request-plane.js";
-import { TcpRequestPlaneClient } from "./tcp-client.js";
+import { openTcpClient } from "./tcp-client.js";
 import { TcpRequestPlaneServer } from "./tcp-server.js";
 
 const log = createLogger({ filter: "off", format: "readable", ansi: false, localTime: false });
@@ -360,10 +361,10 @@ class Sink implements ResponseSink {
 }
 
 describe("client, against recorded and wicked workers", () => {
-	let client: TcpRequestPlaneClient;
+	let client: CallHomeClient;
 
 	const open = async (callHomeTimeoutMs: number) => {
-		const opened = await TcpRequestPlaneClient.open({
+		const opened = await openTcpClient({
 			responseHost: "127.0.0.1",
 			responsePort: 0,
 			connectTimeoutMs: 5000,

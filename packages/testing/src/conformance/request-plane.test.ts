@@ -5,10 +5,19 @@ import {
 	InProcessClient,
 	type InProcessRegistry,
 	InProcessServer,
+	loadTcpTls,
+	NatsConnection,
+	NatsRequestPlaneServer,
+	openNatsClient,
+	openTcpClient,
 	type RequestPlaneServer,
-	TcpRequestPlaneClient,
+	runtimeConfigFromEnv,
 	TcpRequestPlaneServer,
+	type TcpTls,
 } from "@dynamo-ts/runtime/internal";
+import { afterAll, beforeAll, describe, it } from "vitest";
+import { CertificateAuthority, findOpenssl } from "../certificates.js";
+import { findNatsServer, NatsServer } from "../nats-server.js";
 import { requestPlaneConformance } from "./request-plane.js";
 
 const log = createLogger({ filter: "off", format: "readable", ansi: false, localTime: false });
@@ -27,35 +36,111 @@ function instanceOf(server: RequestPlaneServer, path: string, codec: RequestPlan
 	};
 }
 
-for (const codec of ["msgpack", "json"] as const) {
-	requestPlaneConformance(`TCP, ${codec}`, async () => {
+const CLIENT = {
+	responseHost: "127.0.0.1",
+	responsePort: 0,
+	connectTimeoutMs: 5000,
+	ackTimeoutMs: 5000,
+	callHomeTimeoutMs: 5000,
+	firstResponseTimeoutMs: 20_000,
+	idleTimeoutMs: 20_000,
+	poolSize: 4,
+	poolIdleMs: 60_000,
+	maxMessageBytes: 32 * 1024 * 1024,
+	log,
+};
+const SERVER = {
+	host: "127.0.0.1",
+	port: 0,
+	maxMessageBytes: 32 * 1024 * 1024,
+	connectTimeoutMs: 5000,
+	maxBufferedResponseBytes: BUFFER_LIMIT,
+	log,
+};
+
+function overTcp(name: string, codec: RequestPlaneCodec, tls: () => TcpTls): void {
+	requestPlaneConformance(name, async () => {
 		const server = await TcpRequestPlaneServer.listen({
-			host: "127.0.0.1",
-			port: 0,
-			maxMessageBytes: 32 * 1024 * 1024,
-			connectTimeoutMs: 5000,
-			maxBufferedResponseBytes: BUFFER_LIMIT,
-			log,
+			...SERVER,
+			connectTimeoutMs: 30_000,
+			serverTls: tls().server,
+			clientTls: tls().client,
 		});
-		const client = await TcpRequestPlaneClient.open({
-			responseHost: "127.0.0.1",
-			responsePort: 0,
-			connectTimeoutMs: 5000,
-			ackTimeoutMs: 5000,
-			callHomeTimeoutMs: 5000,
-			firstResponseTimeoutMs: 20_000,
-			idleTimeoutMs: 20_000,
-			poolSize: 4,
-			poolIdleMs: 60_000,
-			maxMessageBytes: 32 * 1024 * 1024,
-			log,
+		const client = await openTcpClient({
+			...CLIENT,
+			ackTimeoutMs: 30_000,
+			callHomeTimeoutMs: 30_000,
+			serverTls: tls().server,
+			clientTls: tls().client,
 		});
 		return {
 			server,
 			client,
 			instance: (path) => instanceOf(server, path, codec),
 			bufferLimit: BUFFER_LIMIT,
+			largestRequest: CLIENT.maxMessageBytes,
 			dispose: async () => {},
+		};
+	});
+}
+
+for (const codec of ["msgpack", "json"] as const) {
+	overTcp(`TCP, ${codec}`, codec, () => ({ server: undefined, client: undefined }));
+}
+
+const openssl = findOpenssl();
+if ("missing" in openssl) {
+	describe(`request plane conformance - TCP with mutual TLS [skipped: ${openssl.missing}]`, () => {
+		it.skip("is not run", () => {});
+	});
+} else {
+	const authority = new CertificateAuthority();
+	const { cert, key } = authority.sign();
+	const tls = loadTcpTls(
+		runtimeConfigFromEnv({
+			DYN_TCP_TLS_CERT_PATH: cert,
+			DYN_TCP_TLS_KEY_PATH: key,
+			DYN_TCP_TLS_CA_CERT_PATH: authority.ca,
+			DYN_TCP_TLS_CLIENT_CA_CERT_PATH: authority.ca,
+			DYN_TCP_TLS_CLIENT_CERT_PATH: cert,
+			DYN_TCP_TLS_CLIENT_KEY_PATH: key,
+			// Hundreds of handshakes share one event loop here.
+			DYN_TCP_TLS_HANDSHAKE_TIMEOUT_SECS: "30",
+		}).tcpTls,
+		log,
+	);
+	afterAll(() => authority.remove());
+	overTcp("TCP with mutual TLS", "msgpack", () => tls);
+}
+
+const natsServer = findNatsServer();
+if ("missing" in natsServer) {
+	describe(`request plane conformance - NATS [skipped: ${natsServer.missing}]`, () => {
+		it.skip("is not run", () => {});
+	});
+} else {
+	let nats: NatsServer;
+	beforeAll(async () => {
+		nats = await NatsServer.start({ jetStream: false });
+	});
+	afterAll(() => nats.stop());
+	requestPlaneConformance("NATS", async () => {
+		const { nats: settings } = runtimeConfigFromEnv({ NATS_SERVER: nats.url });
+		// Two connections, as of two processes.
+		const theirs = await NatsConnection.open(settings, log);
+		const ours = await NatsConnection.open(settings, log);
+		const server = new NatsRequestPlaneServer({ ...SERVER, connection: theirs });
+		const client = await openNatsClient({ ...CLIENT, connection: ours });
+		return {
+			server,
+			client,
+			instance: (path) => instanceOf(server, path, "msgpack"),
+			bufferLimit: BUFFER_LIMIT,
+			largestRequest: ours.maxPayload,
+			dispose: async () => {
+				await ours.close();
+				await theirs.close();
+			},
 		};
 	});
 }
@@ -74,6 +159,7 @@ requestPlaneConformance("in process", async () => {
 		client,
 		instance: (path) => instanceOf(server, path, "msgpack"),
 		bufferLimit: 1000,
+		largestRequest: undefined,
 		dispose: async () => {},
 	};
 });

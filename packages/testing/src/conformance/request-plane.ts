@@ -24,6 +24,8 @@ export interface RequestPlaneWorld {
 	instance(path: string): EndpointRecord;
 	/** What a response may pile up for a client that does not read, in the writer's unit. */
 	readonly bufferLimit: number;
+	/** Bytes of the largest request message that is taken; undefined: any. */
+	readonly largestRequest: number | undefined;
 	dispose(): Promise<void>;
 }
 
@@ -86,13 +88,14 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		/** Serves; each request is kept for the test, and `handler` runs. */
-		const serve = (handler: EndpointHandler = () => {}) => {
+		const serve = async (handler: EndpointHandler = () => {}) => {
 			registration = world.server.register(PATH, (request, response) => {
 				requests.push(request);
 				responses.push(response);
 				request.onCancel((kind) => cancels.push(kind));
 				return handler(request, response);
 			});
+			await registration.ready();
 		};
 		const send = (payload: unknown, options?: RequestOptions): { sink: CollectingSink; call: ActiveRequest } => {
 			const sink = new CollectingSink();
@@ -109,7 +112,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			});
 
 		it("carries a request and its responses", async () => {
-			serve((_request, response) => {
+			await serve((_request, response) => {
 				response.send({ data: { token_ids: [1, 2], text: "héllo\n" } });
 				response.send({ data: { token_ids: [], finish_reason: "stop" }, id: "x" });
 				response.end();
@@ -133,14 +136,14 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("never delivers within the call that sends", async () => {
-			serve((_request, response) => response.end());
+			await serve((_request, response) => response.end());
 			const { sink } = send({});
 			expect(sink.ends).toBe(0);
 			await sink.done;
 		});
 
 		it("delivers 100 concurrent streams of 50 items each in exact order", async () => {
-			serve((request, response) => {
+			await serve((request, response) => {
 				let next = 0;
 				const step = () => {
 					for (let i = 0; i < 5 && next < 50; i++) {
@@ -159,8 +162,60 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			}
 		});
 
+		it("carries large requests and large items whole", async () => {
+			await serve((request, response) => {
+				response.send({ data: { text: (request.payload as { text: string }).text.slice(0, 100_000) } });
+				response.end();
+			});
+			const text = "é".repeat(300_000);
+			const { sink } = send({ text });
+			await sink.done;
+			expect(sink.error).toBeUndefined();
+			expect(requests[0]?.payload).toEqual({ text });
+			expect(sink.items).toEqual([{ data: { text: text.slice(0, 100_000) } }]);
+		});
+
+		it("a request that is too large is refused with both numbers, and costs the worker nothing", async () => {
+			await serve((_request, response) => response.end());
+			const limit = world.largestRequest;
+			const { sink } = send({ text: "x".repeat(limit ?? 1024) });
+			const small = send({});
+			await Promise.all([sink.done, small.sink.done]);
+			expect(small.sink.error).toBeUndefined();
+			if (limit === undefined) {
+				expect(sink.error).toBeUndefined();
+				return;
+			}
+			expect(sink.error?.errorClass).toBe("PayloadTooLarge");
+			expect(sink.error?.publicMessage).toContain(String(limit));
+			const bytes = Number(/(\d+) bytes/.exec(sink.error?.publicMessage ?? "")?.[1]);
+			expect(bytes).toBeGreaterThan(limit);
+			expect(requests).toHaveLength(1);
+		});
+
+		it("header values of any text arrive, and one that no header can carry fails its request alone", async () => {
+			await serve((_request, response) => response.end());
+			const ask = (value: string) => {
+				const sink = new CollectingSink();
+				sinks.push(sink);
+				world.client.send(world.instance(PATH), { id: "h", payload: {}, headers: { "x-note": value } }, sink);
+				return sink;
+			};
+			const fine = ask("grüße, 世界");
+			await fine.done;
+			expect(fine.error).toBeUndefined();
+			expect(requests[0]?.headers["x-note"]).toBe("grüße, 世界");
+			const odd = ask("two\r\nlines");
+			await odd.done;
+			const after = ask("next");
+			await after.done;
+			expect(after.error).toBeUndefined();
+			if (odd.error === undefined) expect(requests[1]?.headers["x-note"]).toBe("two\r\nlines");
+			else expect(odd.error.errorClass).toBe("InvalidRequest");
+		});
+
 		it("kill reaches the worker and ends the call as cancelled", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink, call } = send({});
 			await firstItem(sink);
 			const { signal } = requests[0] as IngressRequest;
@@ -176,7 +231,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a kill right after sending does not leave the worker working", async () => {
-			serve();
+			await serve();
 			const { sink, call } = send({});
 			call.kill();
 			await sink.done;
@@ -187,8 +242,35 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			other.call.kill();
 		});
 
+		it("a kill between acceptance and the first item reaches the worker", async () => {
+			await serve();
+			const { sink, call } = send({});
+			await accepted();
+			call.kill();
+			await sink.done;
+			expect(sink.error?.errorClass).toBe("Cancelled");
+			await eventually(() => cancels.length === 1, "the cancellation");
+			expect(["kill", "disconnect"]).toContain(cancels[0]);
+		});
+
+		it("kill and stop after the end do nothing", async () => {
+			await serve((_request, response) => {
+				response.send({ data: { token_ids: [1] } });
+				response.end();
+			});
+			const { sink, call } = send({});
+			await sink.done;
+			call.kill();
+			call.stop();
+			call.pause();
+			call.resume();
+			await eventually(() => registration.inflight === 0, "the end");
+			expect(sink.error).toBeUndefined();
+			expect(cancels).toEqual([]);
+		});
+
 		it("stop reaches the worker, and what it still sends arrives", async () => {
-			serve((request, response) => {
+			await serve((request, response) => {
 				response.send({ data: { token_ids: [1] } });
 				request.onCancel((kind) => {
 					if (kind !== "stop") return;
@@ -208,7 +290,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a stop may be followed by a kill", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink, call } = send({});
 			await firstItem(sink);
 			call.stop();
@@ -219,7 +301,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("onCancel after the cancellation calls back at once", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink, call } = send({});
 			await firstItem(sink);
 			call.kill();
@@ -232,7 +314,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a handler that throws fails its request and no other", async () => {
-			serve((request, response) => {
+			await serve((request, response) => {
 				if ((request.payload as { bad?: boolean }).bad) throw new Error("boom");
 				response.end();
 			});
@@ -245,7 +327,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a handler whose promise is rejected fails its request", async () => {
-			serve(async () => {
+			await serve(async () => {
 				await Promise.resolve();
 				throw new DynamoError("InvalidArgument", "no such thing");
 			});
@@ -256,7 +338,9 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an error before the first item arrives with its class and message", async () => {
-			serve((_request, response) => response.fail(new DynamoError("InvalidArgument", "dp_rank 9 is out of bounds")));
+			await serve((_request, response) =>
+				response.fail(new DynamoError("InvalidArgument", "dp_rank 9 is out of bounds")),
+			);
 			const { sink } = send({});
 			await sink.done;
 			expect(sink.items).toEqual([]);
@@ -265,7 +349,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an error some time after the request was taken arrives too", async () => {
-			serve();
+			await serve();
 			const { sink } = send({});
 			await accepted();
 			await new Promise((resolve) => setTimeout(resolve, 30));
@@ -275,7 +359,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an error after items comes after them", async () => {
-			serve((_request, response) => {
+			await serve((_request, response) => {
 				response.send({ data: { token_ids: [1] } });
 				response.send({ data: { token_ids: [2] } });
 				response.fail(new DynamoError("Internal", "engine died"));
@@ -288,7 +372,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an error item that a handler sends itself is an error", async () => {
-			serve((_request, response) => {
+			await serve((_request, response) => {
 				response.send({ event: "error", comment: ["it broke"] });
 				response.end();
 			});
@@ -299,7 +383,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a worker that vanishes mid-stream is a disconnect", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink } = send({});
 			await firstItem(sink);
 			await world.server.close();
@@ -310,7 +394,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a worker that is not there cannot be connected to, or refuses", async () => {
-			serve();
+			await serve();
 			await world.server.close();
 			const { sink } = send({});
 			await sink.done;
@@ -318,7 +402,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an endpoint that nobody serves refuses", async () => {
-			serve();
+			await serve();
 			const sink = new CollectingSink();
 			sinks.push(sink);
 			world.client.send(world.instance("ab12/dynamo/backend/other"), { id: "x", payload: {} }, sink);
@@ -327,7 +411,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a worker that takes the request and says nothing fails at the first deadline, and is told", async () => {
-			serve();
+			await serve();
 			const { sink } = send({}, { firstResponseTimeoutMs: 100 });
 			await sink.done;
 			expect(sink.error?.errorClass).toBe("ResponseTimeout");
@@ -335,7 +419,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a worker that falls silent between items fails at the idle deadline", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink } = send({}, { idleTimeoutMs: 100 });
 			await sink.done;
 			expect(sink.items).toHaveLength(1);
@@ -344,7 +428,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("deadlines rest while the receiver has paused", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink, call } = send({}, { idleTimeoutMs: 100 });
 			await firstItem(sink);
 			call.pause();
@@ -357,7 +441,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("nothing is delivered while paused, nothing is lost, and the order holds", async () => {
-			serve();
+			await serve();
 			const { sink, call } = send({});
 			await accepted();
 			const pauseAt = [1, 7, 40];
@@ -383,7 +467,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a receiver that does not read is cut off when its limit is reached", async () => {
-			serve();
+			await serve();
 			const { sink, call } = send({});
 			await accepted();
 			const response = responses[0] as ResponseWriter;
@@ -411,7 +495,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("draining refuses new requests and waits for those under way", async () => {
-			serve();
+			await serve();
 			const old = send({});
 			await accepted();
 			registration.refuse();
@@ -428,8 +512,20 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			expect(old.sink.items).toHaveLength(1);
 		});
 
+		it("an endpoint that was closed can be served again", async () => {
+			await serve((_request, response) => response.end());
+			registration.close();
+			const refused = send({});
+			await refused.sink.done;
+			expect(["CannotConnect", "WorkerUnavailable"]).toContain(refused.sink.error?.errorClass);
+			await serve((_request, response) => response.end());
+			const { sink } = send({});
+			await sink.done;
+			expect(sink.error).toBeUndefined();
+		});
+
 		it("closing an endpoint ends what is under way", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink } = send({});
 			await firstItem(sink);
 			registration.close();
@@ -439,7 +535,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("closing the client ends what is under way, and the worker hears of it", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const { sink } = send({});
 			await firstItem(sink);
 			await world.client.close();
@@ -448,7 +544,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("a receiver that throws loses its own request only", async () => {
-			serve((_request, response) => {
+			await serve((_request, response) => {
 				response.send({ data: { token_ids: [1] } });
 				response.send({ data: { token_ids: [2] } });
 				response.end();
@@ -464,7 +560,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an instance that left discovery fails a request that it has not taken", async () => {
-			serve();
+			await serve();
 			const sink = new CollectingSink();
 			sinks.push(sink);
 			const call = world.client.send(world.instance(PATH), { id: "gone", payload: {} }, sink);
@@ -475,7 +571,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 		});
 
 		it("an instance that left discovery finishes the streams that it has", async () => {
-			serve((_request, response) => response.send({ data: { token_ids: [1] } }));
+			await serve((_request, response) => response.send({ data: { token_ids: [1] } }));
 			const sink = new CollectingSink();
 			sinks.push(sink);
 			const call = world.client.send(world.instance(PATH), { id: "leaving", payload: {} }, sink);
