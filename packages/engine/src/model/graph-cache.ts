@@ -18,7 +18,7 @@ import {
 	writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { buildLlamaGraph, GRAPH_VERSION } from "../onnx/llama-graph.js";
+import { buildDecoderGraph, GRAPH_VERSION } from "../onnx/decoder-graph.js";
 import { WeightsWriter } from "../onnx/weights-writer.js";
 import { ModelFileError } from "../weights/model-file-error.js";
 import type { Quantization } from "./model-runner.js";
@@ -178,7 +178,7 @@ export function cachedGraph(
 		const writer = new WeightsWriter(join(temporary, WEIGHTS_FILE));
 		let graph: Uint8Array;
 		try {
-			graph = buildLlamaGraph({
+			graph = buildDecoderGraph({
 				config: model.description.config,
 				source: model.weights,
 				quantization,

@@ -2,7 +2,7 @@
 // From a model on disk to a ModelRunner.
 
 import { statSync } from "node:fs";
-import { weightFormats } from "../onnx/llama-graph.js";
+import { weightFormats } from "../onnx/decoder-graph.js";
 import { chooseMaxModelLen } from "./cache-memory.js";
 import { cachedGraph } from "./graph-cache.js";
 import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";

@@ -2,13 +2,15 @@
 // The seam between scheduling and computing: the engine thread decides which tokens to run, a
 // ModelRunner runs them. Calls are synchronous because the engine has a thread of its own.
 
+import type { ModelFamily } from "./families.js";
+
 /** How the matrices are stored in the graph. See `matrixFormat` for what each picks. */
 export type Quantization = "auto" | "none" | "int8" | "int4";
 
 /** Position scaling of rotary embeddings, as `rope_scaling` of a config.json says it. */
 export type RopeScaling =
 	| { readonly type: "linear"; readonly factor: number }
-	/** Divisors of each rotary frequency [headDim / 2], as GGUF files carry them in place of settings. */
+	/** Divisors of each rotary frequency [rotaryDim / 2], as GGUF files carry them in place of settings. */
 	| { readonly type: "factors"; readonly factors: readonly number[] }
 	| {
 			readonly type: "llama3";
@@ -16,12 +18,50 @@ export type RopeScaling =
 			readonly lowFreqFactor: number;
 			readonly highFreqFactor: number;
 			readonly originalMaxPositionEmbeddings: number;
+	  }
+	/** The base grows with the longest context that is served, where that is longer than the original one. */
+	| { readonly type: "dynamic"; readonly factor: number; readonly originalMaxPositionEmbeddings: number }
+	| {
+			readonly type: "yarn";
+			readonly factor: number;
+			readonly originalMaxPositionEmbeddings: number;
+			/** Turns over the original context above which a pair keeps its speed, and below which it is slowed down. */
+			readonly betaFast: number;
+			readonly betaSlow: number;
+			/** Whether the borders between pairs are rounded to whole pairs. */
+			readonly truncate: boolean;
+			/** Multiplies cosines and sines. */
+			readonly attentionFactor: number;
+	  }
+	/** Divisors of each frequency: the short ones where at most the original context is served, else the long ones. */
+	| {
+			readonly type: "longrope";
+			readonly shortFactors: readonly number[];
+			readonly longFactors: readonly number[];
+			readonly originalMaxPositionEmbeddings: number;
+			/** Multiplies cosines and sines. */
+			readonly attentionFactor: number;
 	  };
 
-/** The architecture of a model of the Llama family, whatever file it was read from. */
+/** How fast the pairs of a head turn. */
+export interface RotarySettings {
+	/** Base of the frequencies. */
+	readonly theta: number;
+	readonly scaling: RopeScaling | null;
+}
+
+/** What differs between the attention of layers. */
+export interface LayerAttention {
+	/** Tokens that a token sees, itself included; null where it sees all before it. */
+	readonly window: number | null;
+	/** Which rotary embedding turns queries and keys; "none" where they carry no position. */
+	readonly rope: "global" | "local" | "none";
+}
+
+/** The architecture of a model, whatever file it was read from. */
 export interface ModelConfig {
-	/** Name of the family: "llama". */
-	readonly family: "llama";
+	/** What its layers are made of: see FAMILIES. */
+	readonly family: ModelFamily;
 	/** Rows of the embedding, and logits per token. */
 	readonly vocabSize: number;
 	readonly hiddenSize: number;
@@ -30,12 +70,27 @@ export interface ModelConfig {
 	readonly numLayers: number;
 	/** Query heads. */
 	readonly numHeads: number;
-	/** Key/value heads; divides `numHeads`. */
+	/** Key/value heads; divides `numHeads`. The same in every layer. */
 	readonly numKvHeads: number;
 	readonly headDim: number;
-	readonly ropeTheta: number;
-	readonly ropeScaling: RopeScaling | null;
+	/** The first so many numbers of a head turn with the position; even, at most `headDim`. */
+	readonly rotaryDim: number;
+	readonly rope: RotarySettings;
+	/** Of the layers that say "local". */
+	readonly localRope: RotarySettings | null;
+	/** One entry per layer. */
+	readonly layers: readonly LayerAttention[];
+	/** Factor of the products of queries and keys. */
+	readonly attentionScale: number;
+	/** Scores x become cap * tanh(x / cap). */
+	readonly attentionSoftcap: number | null;
+	/** The same for logits. */
+	readonly logitSoftcap: number | null;
+	/** Factor of the embedding where it enters the first layer. */
+	readonly embeddingScale: number;
 	readonly rmsNormEps: number;
+	/** Added to the weights of all norms. */
+	readonly normOffset: number;
 	/** The longest context that the model was made for, in tokens. */
 	readonly maxPositionEmbeddings: number;
 	/** True where the output matrix is the embedding. */

@@ -11,7 +11,7 @@ import { ModelFileError } from "../weights/model-file-error.js";
 import type { WeightType } from "../weights/weight-source.js";
 import { loadModelRunner } from "./load-model-runner.js";
 import { configFromJson } from "./model-config.js";
-import type { ModelRunner, Quantization } from "./model-runner.js";
+import type { ModelConfig, ModelRunner, Quantization } from "./model-runner.js";
 import { referenceLogits } from "./testing/llama-reference.js";
 import {
 	encodeGguf,
@@ -23,6 +23,11 @@ import {
 	writeTinyFolder,
 } from "./testing/tiny-llama.js";
 import { encodeWeights } from "./testing/weight-encoders.js";
+
+/** Turning speeds of a model as its config.json says them. */
+function frequenciesOf({ rope, rotaryDim, maxPositionEmbeddings }: ModelConfig): Float32Array {
+	return rotaryFrequencies(rope, rotaryDim, maxPositionEmbeddings);
+}
 
 const root = mkdtempSync(join(tmpdir(), "variants-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -153,7 +158,7 @@ describe("rotary scaling", () => {
 	for (const scaling of [llama3, linear]) {
 		it(`${scaling === linear ? "linear" : "llama3"} in config.json`, async () => {
 			const tiny = makeTinyLlama({ rope_scaling: scaling });
-			const frequencies = [...rotaryFrequencies(configFromJson("", tiny.config))];
+			const frequencies = [...frequenciesOf(configFromJson("", tiny.config))];
 			const logits = await withRunner(writeTinyFolder(newPath(), tiny), "none", logitsOf);
 			expect(relativeError(logits, referenceLogits(tiny, TEXT, { frequencies }))).toBeLessThan(FP32_ERROR);
 			expect(relativeError(logits, referenceLogits(tiny, TEXT))).toBeGreaterThan(0.01);
@@ -162,7 +167,7 @@ describe("rotary scaling", () => {
 
 	it("factors and linear scaling in GGUF", async () => {
 		const tiny = makeTinyLlama();
-		const plain = [...rotaryFrequencies(configFromJson("", tiny.config))];
+		const plain = [...frequenciesOf(configFromJson("", tiny.config))];
 		const ropeFactors = plain.map((_, i) => 1 + i / 2);
 		const factored = await withRunner(writeGguf(tiny, { ropeFactors }), "none", logitsOf);
 		const divided = plain.map((frequency, i) => frequency / ropeFactors[i]!);
@@ -239,24 +244,27 @@ describe("what cannot run is refused", () => {
 	}
 
 	it("other families, before anything else about them", async () => {
-		for (const architecture of ["qwen2", "gemma3", "phi3"]) {
+		for (const architecture of ["gemma", "qwen3moe", "mamba"]) {
 			const header = new GgufEncoder().bytes(Buffer.from("GGUF")).u32(3).u64(1).u64(1);
 			header.string("general.architecture").value(architecture);
 			header.string("blk.0.ffn_up.weight").u32(2).u64(256).u64(4).u32(12).u64(0);
 			const path = newPath(".gguf");
 			writeFileSync(path, Buffer.concat([header.finish(), Buffer.alloc(8192)]));
-			expect(await refusal(path)).toContain(`general.architecture is "${architecture}"; only "llama" works`);
+			expect(await refusal(path)).toContain(
+				`general.architecture is "${architecture}"; llama, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, olmo2 work`,
+			);
 		}
-		expect(await refusal(folderWith({ architectures: ["Qwen2ForCausalLM"], model_type: "qwen2" }))).toMatch(
-			/"Qwen2ForCausalLM" is not supported; LlamaForCausalLM works/,
+		expect(await refusal(folderWith({ architectures: ["Qwen3MoeForCausalLM"], model_type: "qwen3_moe" }))).toMatch(
+			/"Qwen3MoeForCausalLM" is not supported; LlamaForCausalLM, .*Qwen3ForCausalLM, .* work/,
 		);
 		expect(await refusal(folderWith({ architectures: undefined, model_type: "gemma" }))).toMatch(/"gemma"/);
 	});
 
-	it("biases, in the settings or in the weights", async () => {
-		expect(await refusal(folderWith({ attention_bias: true }))).toMatch(/attention_bias is true/);
-		const bias = withTensor("model.layers.0.self_attn.q_proj.bias", { shape: [64], data: new Float32Array(64) });
-		expect(await refusal(folderWith({}, bias))).toMatch(/has the bias model\.layers\.0\.self_attn\.q_proj\.bias/);
+	it("tensors that the family's layers have no place for", async () => {
+		const norm = withTensor("model.layers.0.self_attn.q_norm.weight", { shape: [16], data: new Float32Array(16) });
+		expect(await refusal(folderWith({}, norm))).toMatch(
+			/the tensor model\.layers\.0\.self_attn\.q_norm\.weight has no place in the layers of the family llama/,
+		);
 	});
 
 	it("weights that are quantized in another way", async () => {

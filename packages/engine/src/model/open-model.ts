@@ -8,7 +8,8 @@ import { GgufWeights } from "../weights/gguf-weights.js";
 import { ModelFileError } from "../weights/model-file-error.js";
 import { SafetensorsWeights, safetensorsFiles } from "../weights/safetensors.js";
 import type { WeightSource, WeightType } from "../weights/weight-source.js";
-import { checkGgufFamily, configFromGguf, configFromJson } from "./model-config.js";
+import { checkGgufFamily, configFromGguf } from "./gguf-config.js";
+import { configFromJson } from "./model-config.js";
 import type { ModelConfig } from "./model-runner.js";
 
 /** What a model is, without its weights. */
@@ -72,11 +73,6 @@ function openFolder(path: string): OpenModel {
 	const generation = existsSync(generationPath) ? readJson(generationPath) : undefined;
 	const config = configFromJson(configPath, readJson(configPath), generation);
 	const weights = new SafetensorsWeights(path);
-	for (const name of weights.tensors.keys()) {
-		if (!/^model\.layers\..*\.bias$/.test(name)) continue;
-		weights.close();
-		throw new ModelFileError(path, `has the bias ${name}; only models without biases work`);
-	}
 	const files = [configPath, ...safetensorsFiles(path)];
 	return {
 		description: { path, format: "safetensors", config, weightTypes: weightTypes(weights), files },

@@ -20,11 +20,16 @@ import { dequantize } from "../weights/dequantize.js";
 import type { WeightType } from "../weights/weight-source.js";
 import { loadModelRunner } from "./load-model-runner.js";
 import { configFromJson } from "./model-config.js";
-import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";
+import type { ModelConfig, ModelRunner, ModelRunnerOptions } from "./model-runner.js";
 import { describeModel } from "./open-model.js";
 import { referenceLogits } from "./testing/llama-reference.js";
 import { encodeGguf, makeTinyLlama, type TinyLlama, type TinyTensor, writeTinyFolder } from "./testing/tiny-llama.js";
 import { encodeWeights } from "./testing/weight-encoders.js";
+
+/** Turning speeds of a model as its config.json says them. */
+function frequenciesOf({ rope, rotaryDim, maxPositionEmbeddings }: ModelConfig): Float32Array {
+	return rotaryFrequencies(rope, rotaryDim, maxPositionEmbeddings);
+}
 
 const root = mkdtempSync(join(tmpdir(), "runner-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -105,7 +110,7 @@ describe("fp32 graphs against a plain implementation", () => {
 			original_max_position_embeddings: 64,
 		};
 		const tiny = makeTinyLlama({ rope_scaling: scaling });
-		const frequencies = [...rotaryFrequencies(configFromJson("", tiny.config))];
+		const frequencies = [...frequenciesOf(configFromJson("", tiny.config))];
 		const logits = await withRunner(writeTinyFolder(newPath(), tiny), {}, allLogits);
 		expect(distance(logits, referenceLogits(tiny, TEXT, { frequencies }))).toBeLessThan(1e-3);
 		expect(distance(logits, referenceLogits(tiny, TEXT))).toBeGreaterThan(1e-2);

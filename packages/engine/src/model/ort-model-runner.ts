@@ -2,7 +2,7 @@
 // Executes prefill chunks and decode steps of a built graph. All memory that ONNX Runtime reads and writes is
 // ours and bound once; a step writes its few integers and runs.
 
-import { rotaryCaches } from "../onnx/rope-cache.js";
+import { rotaryTables } from "../onnx/rope-cache.js";
 import { ElementType, type OrtBinding, OrtSession, type OrtSessionOptions, OrtTensor } from "../ort/ort-session.js";
 import { KvMemory } from "./kv-memory.js";
 import type { ModelConfig, ModelRunner } from "./model-runner.js";
@@ -38,10 +38,8 @@ export class OrtModelRunner implements ModelRunner {
 	readonly weightFormats: readonly string[];
 	readonly #session: OrtSession;
 	readonly #kv: KvMemory;
-	readonly #cos: OrtTensor;
-	readonly #sin: OrtTensor;
-	/** Keeps the memory of the two tensors above. */
-	readonly #rotary: { cos: Float32Array; sin: Float32Array };
+	/** Rotary tables by input name, with their memory. */
+	readonly #rotary: readonly { name: string; tensor: OrtTensor; values: Float32Array }[];
 	/** New token ids of a call; grows to the longest chunk. */
 	#ids = fixedInts(64);
 	readonly #seqlens: Int32Array;
@@ -64,11 +62,11 @@ export class OrtModelRunner implements ModelRunner {
 		this.#kv = new KvMemory(options.config, options.numSlots, options.maxModelLen);
 		this.kvBytesPerToken = this.#kv.bytesPerToken;
 		this.#session = new OrtSession(modelPath, options);
-		const pairs = this.config.headDim / 2;
-		this.#rotary = rotaryCaches(this.config, this.maxModelLen);
-		const rotaryShape = [this.maxModelLen, pairs];
-		this.#cos = this.#floats(this.#rotary.cos, rotaryShape);
-		this.#sin = this.#floats(this.#rotary.sin, rotaryShape);
+		this.#rotary = rotaryTables(this.config, this.maxModelLen).map(({ name, width, values }) => ({
+			name,
+			values,
+			tensor: this.#floats(values, [this.maxModelLen, width]),
+		}));
 		this.#totalTensor = this.#ints(this.#total, [1]);
 		this.#seqlens = fixedInts(this.numSlots);
 		this.#history = new Int32Array(this.numSlots * this.maxModelLen).fill(-1);
@@ -101,8 +99,7 @@ export class OrtModelRunner implements ModelRunner {
 			bound("input", `past_key_values.${i >> 1}.${side}`, tensor, true);
 			bound("output", `present.${i >> 1}.${side}`, tensor);
 		}
-		bound("input", "cos_cache", this.#cos, true);
-		bound("input", "sin_cache", this.#sin, true);
+		for (const { name, tensor } of this.#rotary) bound("input", name, tensor, true);
 		bound("input", "total_sequence_length", this.#totalTensor, true);
 		bound("input", "seqlens_k", this.#ints(this.#seqlens.subarray(0, batch), [batch]));
 		return binding;
@@ -218,7 +215,8 @@ export class OrtModelRunner implements ModelRunner {
 		for (const binding of [...this.#decodeBindings, ...this.#prefillBindings]) binding?.release();
 		this.#decodeBindings.length = 0;
 		this.#prefillBindings.length = 0;
-		for (const tensor of [this.#cos, this.#sin, this.#totalTensor]) tensor.release();
+		for (const { tensor } of this.#rotary) tensor.release();
+		this.#totalTensor.release();
 		this.#session.close();
 	}
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors of a GGUF file of the Llama family under their canonical names.
+// Tensors of a GGUF file under their canonical names.
 
+import { FAMILIES, familyOfGguf } from "../model/families.js";
 import { dequantize } from "./dequantize.js";
 import { FileReader } from "./file-reader.js";
 import { type GgufHeader, readGgufHeader } from "./gguf-header.js";
@@ -53,32 +54,68 @@ const TOP_NAMES: Record<string, string> = {
 	"token_embd.weight": "model.embed_tokens.weight",
 	"output_norm.weight": "model.norm.weight",
 	"output.weight": "lm_head.weight",
+	"output.bias": "lm_head.bias",
 };
 
-const LAYER_NAMES: Record<string, string> = {
-	"attn_norm.weight": "input_layernorm.weight",
-	"attn_q.weight": "self_attn.q_proj.weight",
-	"attn_k.weight": "self_attn.k_proj.weight",
-	"attn_v.weight": "self_attn.v_proj.weight",
-	"attn_output.weight": "self_attn.o_proj.weight",
-	"ffn_norm.weight": "post_attention_layernorm.weight",
-	"ffn_gate.weight": "mlp.gate_proj.weight",
-	"ffn_up.weight": "mlp.up_proj.weight",
-	"ffn_down.weight": "mlp.down_proj.weight",
+/** Modules of a layer, whose names have ".weight" or ".bias" added. */
+const LAYER_MODULES: Record<string, string> = {
+	attn_norm: "input_layernorm",
+	attn_q: "self_attn.q_proj",
+	attn_k: "self_attn.k_proj",
+	attn_v: "self_attn.v_proj",
+	attn_qkv: "self_attn.qkv_proj",
+	attn_output: "self_attn.o_proj",
+	attn_q_norm: "self_attn.q_norm",
+	attn_k_norm: "self_attn.k_norm",
+	post_attention_norm: "post_attention_layernorm",
+	ffn_norm: "post_attention_layernorm",
+	ffn_gate: "mlp.gate_proj",
+	ffn_up: "mlp.up_proj",
+	ffn_down: "mlp.down_proj",
+	post_ffw_norm: "post_feedforward_layernorm",
+};
+
+/** Modules that mean something else in some architectures. */
+const ARCHITECTURE_MODULES: Record<string, Record<string, string>> = {
+	gemma2: { ffn_norm: "pre_feedforward_layernorm" },
+	gemma3: { ffn_norm: "pre_feedforward_layernorm" },
+	// Gate and up in one.
+	phi3: { ffn_up: "mlp.gate_up_proj" },
 };
 
 /** Canonical name of a GGUF tensor; a name without a counterpart stays as it is. */
-export function canonicalGgufName(name: string): string {
-	const layer = /^blk\.(\d+)\.(.+)$/.exec(name);
-	if (!layer) return TOP_NAMES[name] ?? name;
-	const rest = LAYER_NAMES[layer[2]!];
-	return rest ? `model.layers.${layer[1]}.${rest}` : name;
+export function canonicalGgufName(name: string, architecture: string): string {
+	const layer = /^blk\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name);
+	if (!layer) return TOP_NAMES[name] ?? name.replace(/^blk\.(?=\d)/, "model.layers.");
+	const [, number, module, part] = layer as unknown as [string, string, string, string];
+	const canonical = ARCHITECTURE_MODULES[architecture]?.[module] ?? LAYER_MODULES[module] ?? module;
+	return `model.layers.${number}.${canonical}.${part}`;
 }
 
 interface StoredTensor extends WeightTensor {
 	readonly offset: number;
 	/** Rows of one head, when rows are stored in the order of interleaved rotary pairs; else 0. */
 	readonly pairedHeadRows: number;
+}
+
+/**
+ * Undoes the order of rotary pairs, which llama.cpp stores side by side for some architectures: its row 2i+j of a head
+ * is row j * head/2 + i of Hugging Face.
+ * @param stored whole heads
+ * @param head rows of a head
+ * @param first row that is wanted, counted from the first stored one
+ * @param stride bytes of a row
+ */
+function unpaired(stored: Uint8Array, head: number, first: number, count: number, stride: number): Uint8Array {
+	const out = new Uint8Array(count * stride);
+	for (let i = 0; i < count; i++) {
+		const row = first + i;
+		const inHead = row % head;
+		const pair = inHead % (head / 2);
+		const source = row - inHead + 2 * pair + (inHead < head / 2 ? 0 : 1);
+		out.set(stored.subarray(source * stride, (source + 1) * stride), i * stride);
+	}
+	return out;
 }
 
 /** Reads tensors of one GGUF file. */
@@ -112,8 +149,12 @@ export class GgufWeights implements WeightSource {
 			const value = this.header.metadata.get(key);
 			return typeof value === "number" ? value : 0;
 		};
-		const heads = count("llama.attention.head_count");
-		const kvHeads = count("llama.attention.head_count_kv") || heads;
+		const architecture = String(this.header.metadata.get("general.architecture"));
+		const heads = count(`${architecture}.attention.head_count`);
+		const kvHeads = count(`${architecture}.attention.head_count_kv`) || heads;
+		const family = familyOfGguf(architecture);
+		const pairs: Record<string, number> =
+			family && FAMILIES[family].pairedRows ? { attn_q: heads, attn_k: kvHeads } : {};
 		const tensors = new Map<string, StoredTensor>();
 		for (const { name, shape, type: typeNumber, offset } of this.header.tensors) {
 			const type = (GGML_TYPES[typeNumber] ?? `number ${typeNumber}`) as WeightType;
@@ -136,11 +177,13 @@ export class GgufWeights implements WeightSource {
 					`tensor ${name} reaches to byte ${end} but the file has ${this.#file.size}; it is cut short or corrupt`,
 				);
 			}
-			const canonical = canonicalGgufName(name);
+			const canonical = canonicalGgufName(name, architecture);
 			if (tensors.has(canonical)) throw new ModelFileError(path, `tensor ${name} is there twice`);
-			const paired = name.endsWith("attn_q.weight") ? heads : name.endsWith("attn_k.weight") ? kvHeads : 0;
-			if (paired && rows % (paired * 2) !== 0) {
-				throw new ModelFileError(path, `tensor ${name} has ${rows} rows, which ${paired} heads do not divide`);
+			const paired = pairs[/^blk\.\d+\.(\w+)\.(weight|bias)$/.exec(name)?.[1] ?? ""] ?? 0;
+			// A bias is a vector: its numbers are what a matrix's rows are.
+			const height = shape.length === 1 ? columns : rows;
+			if (paired && height % (paired * 2) !== 0) {
+				throw new ModelFileError(path, `tensor ${name} has ${height} rows, which ${paired} heads do not divide`);
 			}
 			tensors.set(canonical, {
 				name: canonical,
@@ -149,7 +192,7 @@ export class GgufWeights implements WeightSource {
 				rows,
 				columns,
 				offset,
-				pairedHeadRows: paired ? rows / paired : 0,
+				pairedHeadRows: paired ? height / paired : 0,
 			});
 		}
 		return tensors;
@@ -163,22 +206,15 @@ export class GgufWeights implements WeightSource {
 
 	readRaw(name: string, firstRow: number, rowCount: number): Uint8Array {
 		const tensor = this.#tensor(name);
-		const stride = rowBytes(tensor.type, tensor.columns);
-		const head = tensor.pairedHeadRows;
-		if (head === 0) return this.#file.read(tensor.offset + firstRow * stride, rowCount * stride, `tensor ${name}`);
-		// llama.cpp stores rotary pairs side by side: its row 2i+j of a head is row j * head/2 + i of Hugging Face.
+		const { shape, columns, type, pairedHeadRows: head } = tensor;
+		const stride = rowBytes(type, columns);
+		const read = (from: number, to: number) =>
+			this.#file.read(tensor.offset + from * stride, (to - from) * stride, `tensor ${name}`);
+		if (head === 0) return read(firstRow, firstRow + rowCount);
+		if (shape.length === 1) return unpaired(read(0, 1), head, 0, columns, stride / columns);
 		const from = Math.floor(firstRow / head) * head;
 		const to = Math.ceil((firstRow + rowCount) / head) * head;
-		const stored = this.#file.read(tensor.offset + from * stride, (to - from) * stride, `tensor ${name}`);
-		const out = new Uint8Array(rowCount * stride);
-		for (let i = 0; i < rowCount; i++) {
-			const row = firstRow + i - from;
-			const inHead = row % head;
-			const pair = inHead % (head / 2);
-			const source = row - inHead + 2 * pair + (inHead < head / 2 ? 0 : 1);
-			out.set(stored.subarray(source * stride, (source + 1) * stride), i * stride);
-		}
-		return out;
+		return unpaired(read(from, to), head, firstRow - from, rowCount, stride);
 	}
 
 	readRows(name: string, firstRow: number, rowCount: number): Float32Array {

@@ -12,6 +12,11 @@ import { rowBytes, type WeightSource, type WeightTensor, type WeightType } from 
 const MAX_HEADER_BYTES = 100_000_000;
 const TYPES: readonly string[] = ["F32", "F16", "BF16"];
 
+/** Canonical name of a tensor: the text part of a model that sees images too stands in a module of its own. */
+function canonicalName(name: string): string {
+	return name.replace(/^(language_model\.model|model\.language_model)\./, "model.").replace(/^language_model\./, "");
+}
+
 interface StoredTensor extends WeightTensor {
 	/** From the start of the file, bytes. */
 	readonly offset: number;
@@ -57,8 +62,9 @@ function readTable(file: FileReader): Table {
 	const dataOffset = 8 + length;
 	const tensors: StoredTensor[] = [];
 	const unreadable: [string, string][] = [];
-	for (const [name, entry] of Object.entries(header)) {
-		if (name === "__metadata__") continue;
+	for (const [stored, entry] of Object.entries(header)) {
+		if (stored === "__metadata__") continue;
+		const name = canonicalName(stored);
 		const { dtype, shape, data_offsets: offsets } = entry ?? {};
 		if (typeof dtype !== "string" || !isSizes(shape) || !isSizes(offsets) || offsets.length !== 2) {
 			return fail(`tensor ${name} has a broken entry`);

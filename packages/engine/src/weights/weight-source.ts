@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The common face of weight files. Tensors carry the names of Hugging Face's Llama
+// The common face of weight files. Tensors carry the names that Hugging Face gives them
 // (`model.layers.0.self_attn.q_proj.weight`) whatever the file calls them.
 
 /** Storage types that can be read. Q types are GGUF's, in blocks of 32 weights. */

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every family against logits that transformers computed in fp32 (scripts/golden-families.py): prompts in one
+// piece, in chunks, and token by token.
+
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, describe, expect, it } from "vitest";
+import { FAMILIES } from "./families.js";
+import { loadModelRunner } from "./load-model-runner.js";
+import type { ModelRunner, Quantization } from "./model-runner.js";
+
+const FIXTURES = fileURLToPath(new URL("../../fixtures/families/", import.meta.url));
+const NAMES = readdirSync(FIXTURES).sort();
+/** Of fp32 arithmetic in another order; logits reach 60. */
+const LOGIT_ERROR = 5e-4;
+
+const root = mkdtempSync(join(tmpdir(), "families-"));
+afterAll(() => rmSync(root, { recursive: true }));
+
+interface Golden {
+	readonly ids: Int32Array;
+	readonly vocabSize: number;
+	/** [ids, vocabSize] */
+	readonly logits: Float32Array;
+}
+
+function golden(name: string): Golden {
+	const json = JSON.parse(readFileSync(join(FIXTURES, name, "golden.json"), "utf8"));
+	const bytes = new Uint8Array(Buffer.from(json.logits, "base64"));
+	return { ids: Int32Array.from(json.ids), vocabSize: json.vocabSize, logits: new Float32Array(bytes.buffer) };
+}
+
+async function withRunner<T>(name: string, quantization: Quantization, use: (runner: ModelRunner) => T): Promise<T> {
+	const { ids } = golden(name);
+	const runner = await loadModelRunner({
+		model: join(FIXTURES, name),
+		numSlots: 2,
+		maxModelLen: ids.length,
+		quantization,
+		cacheDir: join(root, "cache"),
+	});
+	try {
+		return use(runner);
+	} finally {
+		runner.close();
+	}
+}
+
+/** Logits of a text whose first tokens are computed in chunks of the sizes given and whose rest is decoded. */
+function logitsOf(runner: ModelRunner, ids: Int32Array, chunks: readonly number[]): number[] {
+	const out: number[] = [];
+	let at = 0;
+	for (const size of chunks) {
+		for (const value of runner.prefillAllLogits(0, ids.slice(at, at + size), at)) out.push(value);
+		at += size;
+	}
+	for (; at < ids.length; at++) {
+		for (const value of runner.decode(1, ids.slice(at, at + 1), Int32Array.of(at))) out.push(value);
+	}
+	return out;
+}
+
+function largestDifference(actual: readonly number[], expected: Float32Array): number {
+	expect(actual.length).toBe(expected.length);
+	return actual.reduce((max, value, i) => Math.max(max, Math.abs(value - expected[i]!)), 0);
+}
+
+describe.each(NAMES)("%s", (name) => {
+	const { ids, logits, vocabSize } = golden(name);
+
+	it.each([
+		["in one piece", [ids.length]],
+		["in chunks", [7, 13, 3, ids.length - 23]],
+		["decoded", [1]],
+		["in chunks, then decoded", [16, 5]],
+	])("gives the logits of the reference: %s", async (_, chunks) => {
+		const actual = await withRunner(name, "none", (runner) => logitsOf(runner, ids, chunks));
+		expect(largestDifference(actual, logits)).toBeLessThan(LOGIT_ERROR);
+	});
+
+	it.each(["auto", "int8", "int4"] as const)("runs quantized: %s", async (quantization) => {
+		const actual = await withRunner(name, quantization, (runner) => logitsOf(runner, ids, [16, 5]));
+		expect(actual.length).toBe(ids.length * vocabSize);
+		const power = logits.reduce((sum, value) => sum + value ** 2, 0);
+		const error = actual.reduce((sum, value, i) => sum + (value - logits[i]!) ** 2, 0);
+		expect(Math.sqrt(error / power)).toBeLessThan(quantization === "int4" ? 0.6 : 0.12);
+	});
+});
+
+it("every family has a golden file", () => {
+	const families = new Set(NAMES.map((name) => name.split("-")[0]));
+	expect([...families].sort()).toEqual(Object.keys(FAMILIES).sort());
+});
