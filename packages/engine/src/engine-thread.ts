@@ -94,6 +94,10 @@ class EngineThread implements Engine {
 		this.failureCallbacks.push(callback);
 	}
 
+	onKvEvents(): void {
+		throw new Error("this engine does not tell what its cache holds");
+	}
+
 	async close(): Promise<void> {
 		if (this.state !== "closed") {
 			const wasLoading = this.state === "loading";

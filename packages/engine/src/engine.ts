@@ -2,6 +2,8 @@
 // What a worker sees of an engine, real or simulated. Push-based: tokens arrive through one callback per
 // request, all callbacks of a step in one turn of the event loop, with no promise per token.
 
+import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
+
 /**
  * Why a sequence ended. "eos": an end-of-text id; "stop": one of the request's stop ids; "length": maxTokens or
  * the context is used up; "cancelled": aborted or the engine closed; "error": see `EngineOutput.error`.
@@ -187,6 +189,28 @@ export interface EngineStats {
 	cacheHitTokens: number;
 }
 
+/** How many requests there are of a kind, and how long they are, in tokens. */
+export interface LengthSummary {
+	readonly requests: number;
+	/** Sum of the lengths. */
+	readonly tokens: number;
+	/** Variance of the lengths. */
+	readonly variance: number;
+}
+
+/** What one step held, and what waited when it ended. */
+export interface StepReport {
+	/** How long it took. */
+	readonly seconds: number;
+	/** Prompt tokens computed, and the tokens of these requests that were in the cache already. */
+	readonly prefill: LengthSummary & { readonly cachedTokens: number };
+	/** Sequences that got a token, by the length of what they hold in the cache. */
+	readonly decode: LengthSummary;
+	readonly waitingPrefill: LengthSummary;
+	/** Sequences that had to give way. */
+	readonly waitingDecode: LengthSummary;
+}
+
 /** One engine; `createEngineThread` and `createMockEngine` make them. */
 export interface Engine {
 	/**
@@ -208,6 +232,13 @@ export interface Engine {
 	abort(requestId: string): void;
 	/** A fresh snapshot; cheap enough for every scrape. */
 	stats(): EngineStats;
+	/**
+	 * `callback` gets each change of what the cache holds, in order. Register it before `start`: an engine that nobody
+	 * listens to at its start gathers none.
+	 */
+	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void;
+	/** `callback` gets a report of each step. Absent: this engine makes none. */
+	onStep?(callback: (report: StepReport) => void): void;
 	/** `callback` runs once if the engine dies by itself; pending requests have had their error by then. */
 	onFailure(callback: (error: Error) => void): void;
 	/** Ends pending requests with "cancelled" and frees everything. May be called twice. */

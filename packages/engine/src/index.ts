@@ -10,8 +10,10 @@ export type {
 	EngineRequest,
 	EngineStats,
 	FinishReason,
+	LengthSummary,
 	PromptLogprob,
 	SamplingOptions,
+	StepReport,
 	StopOptions,
 	TopLogprob,
 } from "./engine.js";

@@ -3,8 +3,8 @@
 // shared while in use, and stays as idle cache afterwards until its place is needed. A block that is not full yet is
 // only counted.
 
-/** A chained hash of a block; 53 bits, since a false hit costs a simulation nothing. */
-export type BlockHash = number;
+/** Names a block in its place: Dynamo's sequence hash. */
+export type BlockHash = bigint;
 
 export class MockBlockPool {
 	readonly capacity: number;
@@ -13,10 +13,15 @@ export class MockBlockPool {
 	/** In the order of eviction: longest idle first. */
 	private readonly idle = new Set<BlockHash>();
 	private unnamed = 0;
+	private readonly onEvicted: (hash: BlockHash) => void;
 
-	/** @param capacity blocks. */
-	constructor(capacity: number) {
+	/**
+	 * @param capacity blocks.
+	 * @param onEvicted told of each block that can no longer be found.
+	 */
+	constructor(capacity: number, onEvicted: (hash: BlockHash) => void = () => {}) {
 		this.capacity = capacity;
+		this.onEvicted = onEvicted;
 	}
 
 	/** Blocks of running sequences. */
@@ -55,15 +60,21 @@ export class MockBlockPool {
 		for (const hash of this.idle) {
 			if (this.used + this.idle.size <= this.capacity) break;
 			this.idle.delete(hash);
+			this.onEvicted(hash);
 		}
 		return true;
 	}
 
-	/** Names a block taken by `allocate`, now that it is full; two of the same content become one. */
-	name(hash: BlockHash): void {
+	/**
+	 * Names a block taken by `allocate`, now that it is full; two of the same content become one.
+	 * @returns true when no block had the name before.
+	 */
+	name(hash: BlockHash): boolean {
 		this.unnamed--;
-		this.idle.delete(hash);
-		this.active.set(hash, (this.active.get(hash) ?? 0) + 1);
+		const uses = this.active.get(hash) ?? 0;
+		const known = this.idle.delete(hash) || uses > 0;
+		this.active.set(hash, uses + 1);
+		return !known;
 	}
 
 	/** Gives back a sequence's blocks: the named ones in order from its start, and how many have no name. */
@@ -83,23 +94,15 @@ export class MockBlockPool {
 	}
 }
 
-/** The hash of the block `tokens[start .. end - 1]` behind the block `parent` (0 for the first one). */
-export function hashBlock(parent: BlockHash, tokens: Int32Array, start: number, end: number): BlockHash {
-	let low = (parent ^ 0x9e3779b1) | 0;
-	let high = (Math.floor(parent / 4294967296) ^ 0x85ebca6b) | 0;
-	for (let i = start; i < end; i++) {
-		const token = tokens[i]!;
-		low = Math.imul(low ^ token, 0x01000193);
+/** A number out of a text: the seed of a request that has none. */
+export function hashText(text: string): number {
+	let low = 0x9e3779b1 | 0;
+	let high = 0x85ebca6b | 0;
+	for (let i = 0; i < text.length; i++) {
+		low = Math.imul(low ^ text.charCodeAt(i), 0x01000193);
 		low ^= low >>> 15;
-		high = Math.imul(high ^ token ^ low, 0x5bd1e995);
+		high = Math.imul(high ^ text.charCodeAt(i) ^ low, 0x5bd1e995);
 		high ^= high >>> 13;
 	}
 	return (high & 0x1fffff) * 4294967296 + (low >>> 0);
-}
-
-/** A first parent for a cache salt; 0 for none. Also serves as a seed from a request id. */
-export function hashText(text: string): BlockHash {
-	if (text === "") return 0;
-	const codes = Int32Array.from({ length: text.length }, (_, i) => text.charCodeAt(i));
-	return hashBlock(0, codes, 0, codes.length);
 }

@@ -2,12 +2,21 @@
 // The simulated engine without its clock: which sequences take part in a step, how long it takes, what it gives.
 // Continuous batching as vLLM does it: running sequences first, then waiting ones while sequences, tokens and blocks last.
 
+import {
+	type BlocksStored,
+	blockSeed,
+	type KvCacheEvent,
+	type StoredBlock,
+	sequenceHash,
+	tokensHash,
+} from "@dynamo-ts/protocols/internal";
 import { checkRequest } from "../check-request.js";
-import type { EngineRequest, EngineStats, FinishReason } from "../engine.js";
+import type { EngineRequest, EngineStats, FinishReason, StepReport } from "../engine.js";
 import { choiceCount } from "../sampling-params.js";
 import { Sequence } from "../sequence.js";
 import { StepOutputs } from "../step-outputs.js";
-import { type BlockHash, hashBlock, hashText, MockBlockPool } from "./mock-block-pool.js";
+import { LengthTally } from "./length-tally.js";
+import { type BlockHash, hashText, MockBlockPool } from "./mock-block-pool.js";
 import { decodeMilliseconds, prefillMilliseconds } from "./mock-timing.js";
 
 export interface MockCoreOptions {
@@ -45,7 +54,9 @@ interface MockSequence {
 	unnamed: number;
 	/** Tokens that the step in progress computes. */
 	planned: number;
-	readonly saltHash: BlockHash;
+	/** Where the hashes of its blocks begin. */
+	readonly seed: bigint;
+	readonly cacheSalt: string | undefined;
 	/** What `knownBlocks` gave; a request that waits is looked at in every step. */
 	known: BlockHash[] | undefined;
 }
@@ -60,6 +71,21 @@ export class MockCore {
 	readonly maxModelLen: number;
 	readonly totalBlocks: number;
 	private readonly options: MockCoreOptions;
+	/** Gather what the cache tells; off until somebody listens. */
+	collectKvEvents = false;
+	private kvEvents: KvCacheEvent[] = [];
+	private evicted: bigint[] = [];
+	/** The run of blocks that the next one may belong to. */
+	private storing:
+		| { parentHash: bigint | undefined; blocks: StoredBlock[]; tokenIds: number[]; cacheSalt: string | undefined }
+		| undefined;
+	private stepMs = 0;
+	private readonly prefilling = new LengthTally();
+	private readonly decoding = new LengthTally();
+	private prefillCached = 0;
+	/** Lengths of what waits: prompts, and sequences that had to give way. */
+	private readonly waitingPrompts = new LengthTally();
+	private readonly waitingTexts = new LengthTally();
 	private readonly pool: MockBlockPool;
 	private readonly firstId: number;
 	private readonly idSpan: number;
@@ -93,7 +119,9 @@ export class MockCore {
 		const [first, end] = options.tokenIdRange ?? [0, options.vocabSize ?? 32_000];
 		this.firstId = first;
 		this.idSpan = atLeast(1, "the span of tokenIdRange", end - first);
-		this.pool = new MockBlockPool(this.totalBlocks);
+		this.pool = new MockBlockPool(this.totalBlocks, (hash) => {
+			if (this.collectKvEvents) this.evicted.push(hash);
+		});
 	}
 
 	/** Queues all choices of a request, choice i under `handle + i`. A bad request becomes error outputs. */
@@ -122,13 +150,15 @@ export class MockCore {
 				hashes: [],
 				unnamed: 0,
 				planned: 0,
-				saltHash: hashText(sequence.cacheSalt),
+				seed: blockSeed({ cacheSalt: request.cacheSalt }),
+				cacheSalt: request.cacheSalt,
 				known: undefined,
 			};
 			this.sequences.set(handle + i, one);
 			let place = this.waiting.length;
 			while (place > 0 && this.waiting[place - 1]!.sequence.priority < sequence.priority) place--;
 			this.waiting.splice(place, 0, one);
+			this.tallyOf(one).add(sequence.length);
 		}
 	}
 
@@ -136,8 +166,10 @@ export class MockCore {
 	abort(handle: number): void {
 		const one = this.sequences.get(handle);
 		if (one === undefined) return;
-		if (one.sequence.status === "waiting") this.waiting.splice(this.waiting.indexOf(one), 1);
-		else this.running.splice(this.running.indexOf(one), 1);
+		if (one.sequence.status === "waiting") {
+			this.waiting.splice(this.waiting.indexOf(one), 1);
+			this.tallyOf(one).remove(one.sequence.length);
+		} else this.running.splice(this.running.indexOf(one), 1);
 		this.finish(one, "cancelled");
 		this.outputs.addFinish(handle, "cancelled");
 	}
@@ -147,6 +179,28 @@ export class MockCore {
 		for (const one of this.sequences.values()) this.finish(one, "cancelled");
 		this.running = [];
 		this.waiting.length = 0;
+		this.waitingPrompts.clear();
+		this.waitingTexts.clear();
+	}
+
+	/** What the cache told since the last call, in order. */
+	takeKvEvents(): KvCacheEvent[] {
+		this.endRemoved();
+		this.endStored();
+		const events = this.kvEvents;
+		this.kvEvents = [];
+		return events;
+	}
+
+	/** What the step that just ended held, and what waits. */
+	report(): StepReport {
+		return {
+			seconds: this.stepMs / 1000,
+			prefill: { ...this.prefilling.summary(), cachedTokens: this.prefillCached },
+			decode: this.decoding.summary(),
+			waitingPrefill: this.waitingPrompts.summary(),
+			waitingDecode: this.waitingTexts.summary(),
+		};
 	}
 
 	/** Plans a step. @returns its length in milliseconds, or undefined when there is nothing to do. */
@@ -247,35 +301,40 @@ export class MockCore {
 			}
 			sequence.status = "running";
 			this.waiting.shift();
+			this.tallyOf(one).remove(sequence.length);
 			this.running.push(one);
 		}
 		return left;
 	}
 
 	private stepMilliseconds(): number {
-		let prefillTokens = 0;
+		const { prefilling, decoding } = this;
+		prefilling.clear();
+		decoding.clear();
+		this.prefillCached = 0;
+		this.stepMs = 0;
 		let pairs = 0;
-		let decoding = 0;
-		let context = 0;
 		for (const { sequence, planned } of this.running) {
 			if (planned === 0) continue;
 			const { numComputed, length } = sequence;
 			// A sequence that has given a token and lacks only that one in its cache decodes; the rest is prompt.
 			if (planned === 1 && sequence.outputLength > 0 && numComputed === length - 1) {
-				decoding++;
-				context += length;
+				decoding.add(length);
 			} else {
-				prefillTokens += planned;
+				prefilling.add(planned);
+				this.prefillCached += numComputed;
 				pairs += planned * (numComputed + planned / 2);
 			}
 		}
+		const prefillTokens = prefilling.sum;
 		this.counters.prefillTokens += prefillTokens;
 		const speedup = this.options.speedupRatio ?? 1;
 		if (speedup === 0) return 0;
 		const decodeSpeedup = speedup * (this.options.decodeSpeedupRatio ?? 1);
 		const milliseconds =
 			prefillMilliseconds(prefillTokens, pairs) / speedup +
-			(decodeSpeedup === 0 ? 0 : decodeMilliseconds(decoding, context) / decodeSpeedup);
+			(decodeSpeedup === 0 ? 0 : decodeMilliseconds(decoding.count, decoding.sum) / decodeSpeedup);
+		this.stepMs = milliseconds;
 		this.counters.stepSeconds += milliseconds / 1000;
 		this.counters.modelSeconds += milliseconds / 1000;
 		return milliseconds;
@@ -293,18 +352,17 @@ export class MockCore {
 		sequence.numComputed = 0;
 		sequence.status = "waiting";
 		this.waiting.unshift(one);
+		this.tallyOf(one).add(sequence.length);
 		this.counters.preemptions++;
 		return planned;
 	}
 
 	/** Hashes of the full blocks that could be found in the cache: never the last token, which must be computed. */
-	private knownBlocks({ sequence, saltHash }: MockSequence): BlockHash[] {
+	private knownBlocks({ sequence, seed }: MockSequence): BlockHash[] {
 		if (this.options.enablePrefixCaching === false) return [];
 		const hashes: BlockHash[] = [];
-		let parent = saltHash;
 		for (let end = this.blockSize; end < sequence.length; end += this.blockSize) {
-			parent = hashBlock(parent, sequence.tokens, end - this.blockSize, end);
-			hashes.push(parent);
+			hashes.push(sequenceHash(hashes.at(-1), tokensHash(sequence.tokens, end - this.blockSize, end, seed)));
 		}
 		return hashes;
 	}
@@ -315,11 +373,57 @@ export class MockCore {
 		const full = Math.floor(sequence.numComputed / this.blockSize);
 		while (hashes.length < full) {
 			const start = hashes.length * this.blockSize;
-			const hash = hashBlock(hashes.at(-1) ?? one.saltHash, sequence.tokens, start, start + this.blockSize);
-			this.pool.name(hash);
+			const own = tokensHash(sequence.tokens, start, start + this.blockSize, one.seed);
+			const parent = hashes.at(-1);
+			const hash = sequenceHash(parent, own);
+			if (this.pool.name(hash) && this.collectKvEvents) {
+				this.noteStored(
+					parent,
+					{ blockHash: hash, tokensHash: own },
+					sequence.tokens.subarray(start, start + this.blockSize),
+					one.cacheSalt,
+				);
+			}
 			one.unnamed--;
 			hashes.push(hash);
 		}
+		this.endStored();
+	}
+
+	/** Blocks that follow each other are told as one event. */
+	private noteStored(
+		parentHash: bigint | undefined,
+		block: StoredBlock,
+		tokens: Int32Array,
+		cacheSalt: string | undefined,
+	): void {
+		this.endRemoved();
+		const { storing } = this;
+		if (storing !== undefined && storing.blocks.at(-1)?.blockHash === parentHash) {
+			storing.blocks.push(block);
+			storing.tokenIds.push(...tokens);
+			return;
+		}
+		this.endStored();
+		this.storing = { parentHash, blocks: [block], tokenIds: [...tokens], cacheSalt };
+	}
+
+	private endStored(): void {
+		if (this.storing === undefined) return;
+		this.kvEvents.push({ type: "stored", ...this.storing, blockSize: this.blockSize } satisfies BlocksStored);
+		this.storing = undefined;
+	}
+
+	/** Evictions of a step are told as one event, before what took the place. */
+	private endRemoved(): void {
+		if (this.evicted.length === 0) return;
+		this.endStored();
+		this.kvEvents.push({ type: "removed", blockHashes: this.evicted });
+		this.evicted = [];
+	}
+
+	private tallyOf({ sequence }: MockSequence): LengthTally {
+		return sequence.outputLength === 0 ? this.waitingPrompts : this.waitingTexts;
 	}
 
 	private drawToken(sequence: Sequence): number {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+import { blockHashes, blockSeed, type KvCacheEvent, sequenceHash, tokensHash } from "@dynamo-ts/protocols/internal";
 import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
-import type { Engine, EngineOutput, EngineRequest } from "../engine.js";
+import type { Engine, EngineOutput, EngineRequest, StepReport } from "../engine.js";
 import { MockBlockPool } from "./mock-block-pool.js";
 import { MockCore, type MockCoreOptions } from "./mock-core.js";
 import { createMockEngine, type MockEngineOptions } from "./mock-engine.js";
@@ -279,20 +280,216 @@ describe("MockBlockPool", () => {
 	it("evicts the longest idle first, and tails before their prefixes", () => {
 		const pool = new MockBlockPool(4);
 		for (const hashes of [
-			[1, 2],
-			[3, 4],
+			[1n, 2n],
+			[3n, 4n],
 		]) {
 			expect(pool.allocate(2)).toBe(true);
 			for (const hash of hashes) pool.name(hash);
 			pool.release(hashes, 0);
 		}
-		expect(pool.findPrefix([1, 2])).toEqual({ found: 2, idle: 2 });
+		expect(pool.findPrefix([1n, 2n])).toEqual({ found: 2, idle: 2 });
 		expect(pool.allocate(1)).toBe(true);
-		expect(pool.findPrefix([1, 2]).found).toBe(1);
+		expect(pool.findPrefix([1n, 2n]).found).toBe(1);
 		expect(pool.allocate(1)).toBe(true);
-		expect([pool.findPrefix([1]).found, pool.findPrefix([3, 4]).found]).toEqual([0, 2]);
-		pool.share(3);
+		expect([pool.findPrefix([1n]).found, pool.findPrefix([3n, 4n]).found]).toEqual([0, 2n]);
+		pool.share(3n);
 		expect(pool.allocate(2)).toBe(false);
 		expect(pool.used).toBe(3);
+	});
+});
+
+describe("cache events", () => {
+	const done = (
+		engine: Engine,
+		request: Partial<EngineRequest> & { requestId: string; tokenIds: number[] },
+	): Promise<void> =>
+		new Promise((resolve) => {
+			engine.submit({ sampling: {}, stop: { maxTokens: 1, ignoreEos: true }, ...request }, (output) => {
+				if (output.finishReason !== undefined) resolve();
+			});
+		});
+	/** Applies events to a set, as a router would, and checks that each one makes sense where it stands. */
+	function apply(cache: Set<bigint>, events: readonly KvCacheEvent[]): void {
+		for (const event of events) {
+			if (event.type === "cleared") cache.clear();
+			else if (event.type === "removed") for (const hash of event.blockHashes) expect(cache.delete(hash)).toBe(true);
+			else {
+				if (event.parentHash !== undefined) expect(cache.has(event.parentHash)).toBe(true);
+				expect(event.tokenIds).toHaveLength(event.blocks.length * event.blockSize);
+				let parent = event.parentHash;
+				for (const [i, block] of event.blocks.entries()) {
+					const own = tokensHash(event.tokenIds, i * event.blockSize, (i + 1) * event.blockSize, blockSeed(event));
+					expect(block).toEqual({ blockHash: sequenceHash(parent, own), tokensHash: own });
+					expect(cache.has(block.blockHash)).toBe(false);
+					cache.add(block.blockHash);
+					parent = block.blockHash;
+				}
+			}
+		}
+	}
+
+	it("a prompt's new full blocks come as one event behind the last one that was there", async () => {
+		const engine = createMockEngine({ blockSize: 4, numGpuBlocks: 64, speedupRatio: 0 });
+		const batches: KvCacheEvent[][] = [];
+		engine.onKvEvents((events) => batches.push([...events]));
+		await engine.start();
+		const prompt = Array.from({ length: 13 }, (_, i) => i + 1);
+		await done(engine, { requestId: "a", tokenIds: prompt });
+		await done(engine, { requestId: "b", tokenIds: [...prompt.slice(0, 8), 90, 91, 92, 93, 94] });
+		await done(engine, { requestId: "c", tokenIds: prompt, cacheSalt: "tenant-a" });
+		const hashes = blockHashes(prompt, 4);
+		expect(batches.flat()).toMatchObject([
+			{
+				type: "stored",
+				parentHash: undefined,
+				blocks: hashes.sequenceHashes.map((blockHash, i) => ({ blockHash, tokensHash: hashes.tokensHashes[i] })),
+				tokenIds: prompt.slice(0, 12),
+				blockSize: 4,
+			},
+			{ type: "stored", parentHash: hashes.sequenceHashes[1], tokenIds: [90, 91, 92, 93] },
+			{
+				type: "stored",
+				cacheSalt: "tenant-a",
+				blocks: [{ blockHash: blockHashes(prompt, 4, { cacheSalt: "tenant-a" }).sequenceHashes[0] }, {}, {}],
+			},
+		]);
+		await engine.close();
+	});
+
+	it("generated blocks are told one by one, and what generated them can be asked again", async () => {
+		const engine = createMockEngine({ blockSize: 4, numGpuBlocks: 64, speedupRatio: 0 });
+		const cache = new Set<bigint>();
+		engine.onKvEvents((events) => apply(cache, events));
+		await engine.start();
+		const text: number[] = [];
+		await new Promise<void>((resolve) => {
+			engine.submit({ requestId: "a", tokenIds: [1, 2, 3, 4, 5], sampling: {}, stop: { maxTokens: 12 } }, (output) => {
+				text.push(...output.tokenIds);
+				if (output.finishReason !== undefined) resolve();
+			});
+		});
+		const { sequenceHashes } = blockHashes([1, 2, 3, 4, 5, ...text], 4);
+		expect([...cache]).toEqual(sequenceHashes.slice(0, 4));
+		await engine.close();
+	});
+
+	it("a removal stands before what took the place, and tails go first", async () => {
+		const engine = createMockEngine({ blockSize: 4, numGpuBlocks: 4, speedupRatio: 0 });
+		const events: KvCacheEvent[] = [];
+		engine.onKvEvents((batch) => events.push(...batch));
+		await engine.start();
+		const first = Array.from({ length: 9 }, (_, i) => i);
+		await done(engine, { requestId: "a", tokenIds: first });
+		await done(engine, { requestId: "b", tokenIds: Array.from({ length: 9 }, (_, i) => 50 + i) });
+		const { sequenceHashes } = blockHashes(first, 4);
+		expect(events.map((event) => event.type)).toEqual(["stored", "removed", "stored"]);
+		expect(events[1]).toEqual({ type: "removed", blockHashes: [sequenceHashes[1]] });
+		await engine.close();
+	});
+
+	it("events replayed give the cache, whatever is asked, aborted and evicted", async () => {
+		await fc.assert(
+			fc.asyncProperty(
+				fc.array(
+					fc.record({
+						prefix: fc.nat({ max: 3 }),
+						length: fc.integer({ min: 1, max: 30 }),
+						maxTokens: fc.integer({ min: 1, max: 12 }),
+						abort: fc.boolean(),
+					}),
+					{ maxLength: 25 },
+				),
+				async (requests) => {
+					const engine = createMockEngine({
+						blockSize: 4,
+						numGpuBlocks: 24,
+						maxNumSeqs: 3,
+						maxNumBatchedTokens: 16,
+						speedupRatio: 0,
+					});
+					const cache = new Set<bigint>();
+					engine.onKvEvents((events) => apply(cache, events));
+					await engine.start();
+					const ended = requests.map((request, i) => {
+						const tokenIds = Array.from({ length: request.length }, (_, at) => request.prefix * 1000 + at);
+						const end = done(engine, {
+							requestId: `${i}`,
+							tokenIds,
+							stop: { maxTokens: request.maxTokens, ignoreEos: true },
+						});
+						if (request.abort) setImmediate(() => engine.abort(`${i}`));
+						return end;
+					});
+					await Promise.all(ended);
+					expect(cache.size).toBeLessThanOrEqual(24);
+					// What the events say is there is found by a prompt that asks for it.
+					for (let prefix = 0; prefix < 4; prefix++) {
+						const tokenIds = Array.from({ length: 31 }, (_, at) => prefix * 1000 + at);
+						const { sequenceHashes } = blockHashes(tokenIds, 4);
+						const missing = sequenceHashes.findIndex((hash) => !cache.has(hash));
+						const expected = (missing < 0 ? sequenceHashes.length : missing) * 4;
+						const before = engine.stats().cacheHitTokens;
+						await done(engine, { requestId: `probe-${prefix}`, tokenIds });
+						expect(engine.stats().cacheHitTokens - before).toBe(expected);
+					}
+					await engine.close();
+				},
+			),
+			{ numRuns: 30 },
+		);
+	});
+
+	it("without prefix caching nothing is told", async () => {
+		const engine = createMockEngine({ blockSize: 4, enablePrefixCaching: false, speedupRatio: 0 });
+		let told = 0;
+		engine.onKvEvents(() => told++);
+		await engine.start();
+		await done(engine, { requestId: "a", tokenIds: Array.from({ length: 20 }, (_, i) => i) });
+		expect(told).toBe(0);
+		await engine.close();
+	});
+});
+
+describe("reports of steps", () => {
+	it("tell what was computed and what waits", async () => {
+		const engine = createMockEngine({ blockSize: 4, maxNumSeqs: 2, speedupRatio: 0 });
+		const reports: StepReport[] = [];
+		engine.onStep?.((report) => reports.push(report));
+		await engine.start();
+		await Promise.all(
+			[10, 20, 30].map(
+				(length, i) =>
+					new Promise<void>((resolve) => {
+						engine.submit(
+							{
+								requestId: `${i}`,
+								tokenIds: Array.from({ length }, (_, at) => i * 100 + at),
+								sampling: {},
+								stop: { maxTokens: 2, ignoreEos: true },
+							},
+							(output) => {
+								if (output.finishReason !== undefined) resolve();
+							},
+						);
+					}),
+			),
+		);
+		expect(reports[0]).toEqual({
+			seconds: 0,
+			prefill: { requests: 2, tokens: 30, variance: 25, cachedTokens: 0 },
+			decode: { requests: 0, tokens: 0, variance: 0 },
+			waitingPrefill: { requests: 1, tokens: 30, variance: 0 },
+			waitingDecode: { requests: 0, tokens: 0, variance: 0 },
+		});
+		expect(reports[1]).toMatchObject({
+			prefill: { requests: 0 },
+			decode: { requests: 2, tokens: 32, variance: 25 },
+			waitingPrefill: { requests: 1 },
+		});
+		expect(reports.at(-1)).toMatchObject({
+			decode: { requests: 1, tokens: 31 },
+			waitingPrefill: { requests: 0, tokens: 0 },
+		});
+		await engine.close();
 	});
 });

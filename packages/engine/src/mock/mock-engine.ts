@@ -2,7 +2,8 @@
 // The simulated engine: no model, random tokens, and the timing, batching and caching of a real one. It runs in the
 // caller's thread, with one timer per step whatever the number of sequences.
 
-import type { Engine, EngineInfo, EngineOutput, EngineRequest, EngineStats } from "../engine.js";
+import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
+import type { Engine, EngineInfo, EngineOutput, EngineRequest, EngineStats, StepReport } from "../engine.js";
 import { RequestTable, refusal } from "../request-table.js";
 import { MockCore, type MockCoreOptions } from "./mock-core.js";
 
@@ -41,6 +42,8 @@ class MockEngine implements Engine {
 	private timer: NodeJS.Timeout | undefined;
 	private immediate: NodeJS.Immediate | undefined;
 	private flushing: NodeJS.Immediate | undefined;
+	private readonly kvListeners: ((events: readonly KvCacheEvent[]) => void)[] = [];
+	private readonly stepListeners: ((report: StepReport) => void)[] = [];
 
 	constructor(options: MockEngineOptions) {
 		this.options = options;
@@ -91,6 +94,15 @@ class MockEngine implements Engine {
 		return this.core.stats();
 	}
 
+	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void {
+		this.core.collectKvEvents = true;
+		this.kvListeners.push(callback);
+	}
+
+	onStep(callback: (report: StepReport) => void): void {
+		this.stepListeners.push(callback);
+	}
+
 	onFailure(_callback: (error: Error) => void): void {
 		// Nothing in here can die by itself.
 	}
@@ -139,6 +151,10 @@ class MockEngine implements Engine {
 	}
 
 	private flush(): void {
+		if (this.kvListeners.length > 0) {
+			const events = this.core.takeKvEvents();
+			if (events.length > 0) for (const listener of this.kvListeners) listener(events);
+		}
 		const message = this.core.outputs.take();
 		if (message !== undefined) this.table.dispatch(message);
 	}
@@ -160,6 +176,10 @@ class MockEngine implements Engine {
 	private readonly endStep = (): void => {
 		this.inStep = false;
 		this.core.endStep();
+		if (this.stepListeners.length > 0) {
+			const report = this.core.report();
+			for (const listener of this.stepListeners) listener(report);
+		}
 		this.flush();
 		this.runStep();
 		this.idle = !this.inStep;

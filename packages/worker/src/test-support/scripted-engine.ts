@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Engine, EngineInfo, EngineOutput, EngineRequest, EngineStats } from "@dynamo-ts/engine";
+import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
 
 /** What the scripted engine says it is. */
 export const ENGINE_INFO: EngineInfo = {
@@ -27,6 +28,7 @@ export class ScriptedEngine implements Engine {
 	startError: Error | undefined;
 	readonly #outputs = new Map<string, (output: EngineOutput) => void>();
 	#onFailure: (error: Error) => void = () => {};
+	#onKvEvents: (events: readonly KvCacheEvent[]) => void = () => {};
 
 	async start(): Promise<EngineInfo> {
 		this.started = true;
@@ -63,6 +65,15 @@ export class ScriptedEngine implements Engine {
 
 	onFailure(callback: (error: Error) => void): void {
 		this.#onFailure = callback;
+	}
+
+	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void {
+		this.#onKvEvents = callback;
+	}
+
+	/** Tells of changes of a cache. */
+	emitKvEvents(events: readonly KvCacheEvent[]): void {
+		this.#onKvEvents(events);
 	}
 
 	async close(): Promise<void> {
