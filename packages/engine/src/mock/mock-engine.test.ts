@@ -291,7 +291,7 @@ describe("MockBlockPool", () => {
 		expect(pool.allocate(1)).toBe(true);
 		expect(pool.findPrefix([1n, 2n]).found).toBe(1);
 		expect(pool.allocate(1)).toBe(true);
-		expect([pool.findPrefix([1n]).found, pool.findPrefix([3n, 4n]).found]).toEqual([0, 2n]);
+		expect([pool.findPrefix([1n]).found, pool.findPrefix([3n, 4n]).found]).toEqual([0, 2]);
 		pool.share(3n);
 		expect(pool.allocate(2)).toBe(false);
 		expect(pool.used).toBe(3);
