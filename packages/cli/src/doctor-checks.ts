@@ -190,9 +190,28 @@ function readNumber(path: string): number | undefined {
 	}
 }
 
+/** `frontend` and `worker` need it unless they are told to use another backend; `serve` needs none. */
 async function etcd({ env }: DoctorContext): Promise<DoctorResult> {
-	const endpoint = (env[ENV.ETCD_ENDPOINTS] || "http://localhost:2379").split(",")[0]!.trim();
-	return service("etcd", endpoint, 2379, ENV.ETCD_ENDPOINTS);
+	const backend = env[ENV.DYN_DISCOVERY_BACKEND] || "etcd";
+	if (backend !== "etcd") return ok(`etcd is not used: ${ENV.DYN_DISCOVERY_BACKEND}=${backend}`);
+	const { readEtcdConfig, EnvReader } = await import("@dynamo-ts/runtime/internal");
+	let endpoints: readonly string[];
+	try {
+		({ endpoints } = readEtcdConfig(new EnvReader(env)));
+	} catch (error) {
+		return fail((error as Error).message, `see ${ENV.ETCD_ENDPOINTS} in docs/configuration.md`);
+	}
+	const problems: string[] = [];
+	for (const endpoint of endpoints) {
+		const { hostname, port } = new URL(endpoint);
+		const problem = await tryToConnect(hostname.replace(/^\[|\]$/g, ""), Number(port || "443"));
+		if (problem === undefined) return ok(`etcd is reachable at ${endpoint}`);
+		problems.push(`${endpoint}: ${problem}`);
+	}
+	return warn(
+		`etcd is not reachable (${problems.join(", ")}); frontend and worker need it, serve does not`,
+		`start it (docker compose up -d etcd), or set ${ENV.DYN_DISCOVERY_BACKEND}=file for every process`,
+	);
 }
 
 async function nats({ env }: DoctorContext): Promise<DoctorResult> {
@@ -204,7 +223,7 @@ async function nats({ env }: DoctorContext): Promise<DoctorResult> {
 	);
 }
 
-/** Neither is needed: `serve` runs without, and so does file discovery. */
+/** Not needed: `serve` and the TCP request plane run without. */
 async function service(name: string, endpoint: string, defaultPort: number, variable: string): Promise<DoctorResult> {
 	let url: URL;
 	try {

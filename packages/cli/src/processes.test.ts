@@ -7,7 +7,7 @@ import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { COMMANDS } from "./command-list.js";
 
 const BIN = fileURLToPath(new URL("../../../bin/dynamo", import.meta.url));
@@ -162,8 +162,6 @@ describe.skipIf(!BUILT)("the command (needs npm run setup)", () => {
 		[["serve", "--http-port", "x"], 2, /^dynamo: --http-port: "x" is not valid/],
 		[["serve", "./nothing"], 1, /^dynamo: there is no model at .*nothing: give a folder/],
 		[["serve"], 1, /^dynamo: the model smollm2-135m is not on this machine, and HF_HUB_OFFLINE is set/],
-		[["frontend"], 2, /^dynamo: dynamo frontend finds the others through etcd by default/],
-		[["worker", "--discovery-backend", "etcd"], 2, /^dynamo: dynamo worker finds the others through etcd,/],
 		[
 			["frontend", "--discovery-backend", "file", "--router-mode", "kv"],
 			2,
@@ -181,6 +179,28 @@ describe.skipIf(!BUILT)("the command (needs npm run setup)", () => {
 		expect(stderr()).toMatch(message);
 		expect(stderr().trim().split("\n")).toHaveLength(1);
 		expect(stdout()).toBe("");
+	});
+
+	test("etcd that is not there, by default: one line with both cures, at once and at the end", async () => {
+		const env = { ETCD_ENDPOINTS: "http://127.0.0.1:1", ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS: "1" };
+		const cures =
+			/etcd at http:\/\/127\.0\.0\.1:1 cannot be reached: start it \(.*compose.*\), or set DYN_DISCOVERY_BACKEND=file/;
+		for (const command of ["frontend", "mocker"]) {
+			const model = command === "mocker" ? ["--model-path", tokenizerFolder()] : [];
+			const { ended, stderr } = run([command, ...model], env);
+			expect(await ended).toBe(1);
+			const lines = stderr().trim().split("\n");
+			expect(lines).toHaveLength(2);
+			for (const line of lines) expect(line).toMatch(cures);
+			expect(lines[1]).toMatch(/^dynamo: etcd .*ECONNREFUSED/);
+		}
+	});
+
+	test("a signal while etcd is waited for ends the process", async () => {
+		const { child, ended, stderr } = run(["frontend"], { ETCD_ENDPOINTS: "http://127.0.0.1:1" });
+		await vi.waitFor(() => expect(stderr()).toMatch(/It is tried for 120 s/), 10_000);
+		child.kill("SIGTERM");
+		expect(await ended).toBe(143);
 	});
 
 	test("the stack only for who asks for it", async () => {

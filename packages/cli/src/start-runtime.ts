@@ -21,7 +21,7 @@ export async function startRuntime(
 	for (const [name, value] of Object.entries(env)) if (value !== process.env[name]) process.env[name] = value;
 	const config = runtimeConfigFromEnv(env, overrides);
 	try {
-		const runtime = await DistributedRuntime.create(config);
+		const runtime = await DistributedRuntime.create(config, lifecycle.signal);
 		const { discovery } = runtime;
 		if (discovery instanceof FileDiscovery) lifecycle.onKill(() => discovery.removeOwnFilesNow());
 		lifecycle.onStop(() => runtime.shutdown());

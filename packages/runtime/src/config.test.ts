@@ -7,7 +7,7 @@ describe("runtime configuration", () => {
 	it("has defaults, also for empty variables", () => {
 		const config = runtimeConfigFromEnv({ DYN_SYSTEM_PORT: "" });
 		expect(config).toMatchObject({
-			discoveryBackend: "file",
+			discoveryBackend: "etcd",
 			requestPlane: "tcp",
 			requestPlaneCodec: "msgpack",
 			tcpRpcPort: 0,
@@ -91,7 +91,10 @@ describe("runtime configuration", () => {
 	});
 
 	it.each([
-		["DYN_DISCOVERY_BACKEND", "etcd", "one of file, mem"],
+		["DYN_DISCOVERY_BACKEND", "zookeeper", "one of etcd, file, mem"],
+		["ETCD_ENDPOINTS", "http://a:1,https://b:2", "URLs, all http or all https"],
+		["ETCD_ENDPOINTS", " , ", "URLs, all http or all https"],
+		["ETCD_LEASE_TTL", "0", "a whole number from 1 to 86400"],
 		["DYN_REQUEST_PLANE", "http", "one of tcp, nats"],
 		["DYN_SYSTEM_PORT", "-2", "a whole number from -1 to 65535"],
 		["DYN_SYSTEM_PORT", "8080x", "a whole number from -1 to 65535"],

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+export * from "./discovery/etcd/etcd.js";
+export * from "./discovery/etcd/etcd-config.js";
 export * from "./discovery/file.js";
 export * from "./discovery/mem.js";
 export * from "./event-plane/event-host.js";

@@ -12,8 +12,8 @@ import type { Endpoint, EndpointClient, Namespace, ServedEndpoint, ServeOptions 
 import { type EndpointHost, NamespaceTree } from "./component-tree.js";
 import { type RuntimeConfig, runtimeConfigFromEnv } from "./config.js";
 import type { Discovery } from "./discovery/discovery.js";
-import { FileDiscovery } from "./discovery/file.js";
-import { MemDiscovery, type MemStore, sharedMemStore } from "./discovery/mem.js";
+import { type MemStore, sharedMemStore } from "./discovery/mem.js";
+import { openDiscovery } from "./discovery/open.js";
 import { DiscoveredEndpointClient } from "./endpoint-client.js";
 import { EndpointServer } from "./endpoint-server.js";
 import { createEventPlane } from "./event-plane/create-event-plane.js";
@@ -116,17 +116,16 @@ export class DistributedRuntime {
 
 	/**
 	 * @param config what is not given is read from the environment.
+	 * @param signal gives up waiting for a discovery store that is not there yet.
 	 * @throws DynamoError `InvalidArgument` for bad settings, `Unavailable` when discovery or the system port cannot
 	 * be opened.
 	 */
-	static async create(config: Partial<RuntimeConfig> = {}): Promise<DistributedRuntime> {
+	static async create(config: Partial<RuntimeConfig> = {}, signal?: AbortSignal): Promise<DistributedRuntime> {
 		const full: RuntimeConfig = Object.freeze(runtimeConfigFromEnv(process.env, config));
 		const log = createLogger(full.log, "dynamo_runtime");
 		const memStore = full.discoveryBackend === "mem" ? (full.memStore ?? sharedMemStore()) : undefined;
-		const discovery =
-			memStore === undefined
-				? await FileDiscovery.open({ root: full.fileKvRoot, log: log.child("dynamo_runtime::discovery") })
-				: new MemDiscovery(memStore);
+		const discoveryLog = log.child("dynamo_runtime::discovery");
+		const discovery = await openDiscovery(full, discoveryLog, memStore ?? sharedMemStore(), signal);
 		let runtime: DistributedRuntime;
 		try {
 			runtime = new DistributedRuntime(full, log, discovery, memStore);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV } from "@dynamo-ts/protocols/internal";
-import { CliError, EXIT, usageError } from "../cli-error.js";
+import { usageError } from "../cli-error.js";
 import type { FlagSpec } from "./flag-spec.js";
 import type { ParsedFlags } from "./parse-flags.js";
 import { TRANSPORT_TLS_FLAGS } from "./transport-tls-flags.js";
@@ -16,7 +16,7 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		choices: ["kubernetes", "etcd", "file", "mem"],
 		default: "etcd",
 		group: GROUP,
-		help: `How processes find each other: file (a folder that all of them see, ${ENV.DYN_FILE_KV} or $TMPDIR/dynamo_store_kv) or mem (within one process). This version has no kubernetes and no etcd yet.`,
+		help: `How processes find each other: etcd (${ENV.ETCD_ENDPOINTS}, default http://localhost:2379), file (a folder that all of them see, ${ENV.DYN_FILE_KV} or $TMPDIR/dynamo_store_kv) or mem (within one process). This version has no kubernetes yet.`,
 	},
 	{
 		flag: "request-plane",
@@ -61,12 +61,9 @@ export function setRuntimeVariables(flags: ParsedFlags, env: NodeJS.ProcessEnv):
  * @throws CliError
  */
 export function checkPlanes(command: string, flags: ParsedFlags): void {
-	const backend = flags.string("discovery-backend");
-	if (backend === "etcd" || backend === "kubernetes") {
-		const asked = flags.source("discovery-backend") !== "default";
-		throw new CliError(
-			`dynamo ${command} finds the others through ${backend}${asked ? "" : " by default"}, which this version does not have yet: add --discovery-backend file (or set ${ENV.DYN_DISCOVERY_BACKEND}=file) to every process, or run \`dynamo serve\`, which needs none`,
-			EXIT.usage,
+	if (flags.string("discovery-backend") === "kubernetes") {
+		throw usageError(
+			`dynamo ${command}: --discovery-backend kubernetes is not in this version: use etcd or file (or set ${ENV.DYN_DISCOVERY_BACKEND})`,
 		);
 	}
 	if (flags.string("response-plane") === "quic") {
