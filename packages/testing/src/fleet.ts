@@ -79,6 +79,16 @@ export class Fleet {
 		return { child, system: `http://127.0.0.1:${port}` };
 	}
 
+	/** Starts a worker with a real engine and waits until it is registered. */
+	async worker(model: string, name: string, args: readonly string[] = []): Promise<WorkerChild> {
+		const port = await freePort();
+		const child = this.start(["worker", "--model", model, "--model-name", name, ...args], {
+			DYN_SYSTEM_PORT: String(port),
+		});
+		await child.waitForOutput(/the worker serves /, 120_000);
+		return { child, system: `http://127.0.0.1:${port}` };
+	}
+
 	/** Starts a worker of `examples/` and waits until it is registered. */
 	async example(name: string, args: readonly string[] = [], env: Record<string, string> = {}): Promise<WorkerChild> {
 		const port = await freePort();

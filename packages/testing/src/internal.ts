@@ -5,6 +5,7 @@ export * from "./etcd-server.js";
 export * from "./fleet.js";
 export * from "./free-port.js";
 export * from "./hf-model.js";
+export * from "./leak-check.js";
 export * from "./nats-server.js";
 export * from "./own-processes.js";
 export * from "./prom-parse.js";
