@@ -27,6 +27,7 @@ function rules(more: Partial<ChoiceRules> = {}): ChoiceRules {
 		topLogprobs: 0,
 		showStopTokens: false,
 		hideAlternatives: false,
+		promptLogprobs: false,
 		tokensAsIds: false,
 		...more,
 	};

@@ -20,7 +20,7 @@ export interface TokenLogprob {
 	readonly token: string;
 	/** Null for a token without any. */
 	readonly bytes: readonly number[] | null;
-	/** Natural logarithm. */
+	/** Natural logarithm; NaN where there is none, which is so for the first token of an echoed prompt. */
 	readonly logprob: number;
 	/** The likeliest tokens; the chosen one comes last when it is not among them. */
 	readonly top: readonly TokenAlternative[];
@@ -45,6 +45,8 @@ export interface ChoiceRules {
 	readonly topLogprobs: number;
 	/** Show no alternatives, whatever the worker sends. */
 	readonly hideAlternatives: boolean;
+	/** The client wants to see those of the prompt, too. */
+	readonly promptLogprobs: boolean;
 	/** Log-probabilities name tokens `token_id:<id>`. */
 	readonly tokensAsIds: boolean;
 }
@@ -191,28 +193,18 @@ export class ChoiceState {
 		const alternatives = this.rules.hideAlternatives ? [] : (output.top_logprobs?.[position] ?? []);
 		// Only a worker that makes the text itself knows better what its tokens look like.
 		const given = typeof output.text === "string" ? output.tokens?.[position] : undefined;
-		const chosen = { ...this.tokenText(id, given), logprob };
+		const chosen = { ...tokenText(this.rules, id, given), logprob };
 		const top = alternatives.map((other) => ({ ...this.alternativeText(other), logprob: other.logprob }));
 		if (this.rules.topLogprobs > 0 && !alternatives.some(({ token_id }) => token_id === id)) top.push(chosen);
 		this.pendingLogprobs.push({ ...chosen, tokenId: id, top, textOffset: this.offset });
 	}
 
-	/** A token's own text and bytes; text that is part of a character shows as U+FFFD, the bytes tell what it is. */
-	private tokenText(id: number, given?: string | null): Omit<TokenAlternative, "logprob"> {
-		const { tokenizer, skipSpecialTokens, tokensAsIds } = this.rules;
-		if (typeof given === "string" && !tokensAsIds) return { token: given, bytes: bytesOf(given) };
-		if (tokensAsIds) return { token: `token_id:${id}`, bytes: bytesOf(`token_id:${id}`) };
-		const bytes = tokenizer.idToBytes(id);
-		if (bytes === undefined || (skipSpecialTokens && tokenizer.isSpecial(id))) return { token: "", bytes: null };
-		return { token: Buffer.from(bytes).toString("utf8"), bytes: [...bytes] };
-	}
-
 	/** What the worker says of it counts, but for bytes that its text does not have. */
 	private alternativeText(top: TopLogprob): Omit<TokenAlternative, "logprob"> {
 		const { token } = top;
-		if (typeof token !== "string" || this.rules.tokensAsIds) return this.tokenText(top.token_id);
+		if (typeof token !== "string" || this.rules.tokensAsIds) return tokenText(this.rules, top.token_id);
 		if (Array.isArray(top.bytes)) return { token, bytes: top.bytes };
-		return { token, bytes: token.includes("\ufffd") ? this.tokenText(top.token_id).bytes : bytesOf(token) };
+		return { token, bytes: token.includes("\ufffd") ? tokenText(this.rules, top.token_id).bytes : bytesOf(token) };
 	}
 
 	/** Hands over the log-probabilities that are due; undefined when there are none. */
@@ -222,6 +214,22 @@ export class ChoiceState {
 		this.pendingLogprobs = [];
 		return due;
 	}
+}
+
+/**
+ * A token's own text and bytes; text that is part of a character shows as U+FFFD, the bytes tell what it is.
+ * @param given the text that a worker gives it.
+ */
+export function tokenText(
+	{ tokenizer, skipSpecialTokens, tokensAsIds }: ChoiceRules,
+	id: number,
+	given?: string | null,
+): Omit<TokenAlternative, "logprob"> {
+	if (typeof given === "string" && !tokensAsIds) return { token: given, bytes: bytesOf(given) };
+	if (tokensAsIds) return { token: `token_id:${id}`, bytes: bytesOf(`token_id:${id}`) };
+	const bytes = tokenizer.idToBytes(id);
+	if (bytes === undefined || (skipSpecialTokens && tokenizer.isSpecial(id))) return { token: "", bytes: null };
+	return { token: Buffer.from(bytes).toString("utf8"), bytes: [...bytes] };
 }
 
 function bytesOf(text: string): number[] | null {

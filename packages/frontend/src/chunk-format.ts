@@ -19,6 +19,8 @@ export interface FinishedChoice {
 	readonly text: string;
 	readonly finishReason: FinishReason;
 	readonly logprobs: readonly TokenLogprob[] | undefined;
+	/** JSON of the prompt's log-probabilities, where the client asked for them. */
+	readonly promptLogprobs: string | undefined;
 }
 
 /** What an answer says about itself, fixed from its first byte to its last. */
@@ -43,7 +45,9 @@ export interface ChunkFormat {
 		usage: UsageCounts | undefined,
 		nvext: string | undefined,
 	): string;
-	/** The last chunk of a choice, with the text that came with the end. */
+	/**
+	 * The last chunk of a choice, with the text that came with the end. `promptLogprobs` as in {@link FinishedChoice}.
+	 */
 	finish(
 		index: number,
 		text: string,
@@ -52,6 +56,7 @@ export interface ChunkFormat {
 		logprobs: readonly TokenLogprob[] | undefined,
 		usage: UsageCounts | undefined,
 		nvext: string | undefined,
+		promptLogprobs: string | undefined,
 	): string;
 	/** The chunk with empty choices at the end. */
 	usage(usage: UsageCounts): string;
@@ -103,7 +108,7 @@ export class ChatChunkFormat implements ChunkFormat {
 		if (text !== "" && logprobs === undefined && usage === undefined && nvext === undefined) {
 			return head + JSON.stringify(text) + (withRole ? this.roleTail : this.plainTail);
 		}
-		return this.chunk(index, text, withRole, "null", logprobs, usage, nvext);
+		return this.chunk(index, text, withRole, "null", logprobs, usage, nvext, undefined);
 	}
 
 	finish(
@@ -114,8 +119,9 @@ export class ChatChunkFormat implements ChunkFormat {
 		logprobs: readonly TokenLogprob[] | undefined,
 		usage: UsageCounts | undefined,
 		nvext: string | undefined,
+		promptLogprobs: string | undefined,
 	): string {
-		return this.chunk(index, text, withRole, `"${reason}"`, logprobs, usage, nvext);
+		return this.chunk(index, text, withRole, `"${reason}"`, logprobs, usage, nvext, promptLogprobs);
 	}
 
 	private chunk(
@@ -126,16 +132,17 @@ export class ChatChunkFormat implements ChunkFormat {
 		logprobs: readonly TokenLogprob[] | undefined,
 		usage: UsageCounts | undefined,
 		nvext: string | undefined,
+		promptLogprobs: string | undefined,
 	): string {
 		const content = text === "" ? "" : `"content":${JSON.stringify(text)}`;
 		const role = withRole ? `${content === "" ? "" : ","}"role":"assistant"` : "";
 		const shown = logprobs === undefined ? "null" : chatLogprobs(logprobs);
 		const choice = `{"index":${index},"delta":{${content}${role}},"finish_reason":${reason},"logprobs":${shown}}`;
-		return `${this.head}${choice}${this.tail}${this.extras(usage, nvext)}}\n\n`;
+		return `${this.head}${choice}${this.tail}${this.extras(usage, promptLogprobs, nvext)}}\n\n`;
 	}
 
 	usage(usage: UsageCounts): string {
-		return `${this.head}${this.tail}${this.extras(usage, undefined)}}\n\n`;
+		return `${this.head}${this.tail}${this.extras(usage, undefined, undefined)}}\n\n`;
 	}
 
 	answer(choices: readonly FinishedChoice[], usage: UsageCounts, nvext: string | undefined): string {
@@ -146,11 +153,17 @@ export class ChatChunkFormat implements ChunkFormat {
 			return `{"index":${choice.index},"message":${message},"finish_reason":"${choice.finishReason}","logprobs":${logprobs}}`;
 		});
 		const tail = this.tail.replace(/chat\.completion\.chunk"$/, 'chat.completion"');
-		return `${this.head.slice(DATA.length)}${shown.join(",")}${tail}${this.extras(usage, nvext)}}`;
+		const extras = this.extras(usage, choices[0]?.promptLogprobs, nvext);
+		return `${this.head.slice(DATA.length)}${shown.join(",")}${tail}${extras}}`;
 	}
 
-	private extras(usage: UsageCounts | undefined, nvext: string | undefined): string {
-		const shown = usage === undefined ? "" : `,"usage":${usageJson(usage, false)}`;
+	private extras(
+		usage: UsageCounts | undefined,
+		promptLogprobs: string | undefined,
+		nvext: string | undefined,
+	): string {
+		let shown = usage === undefined ? "" : `,"usage":${usageJson(usage, false)}`;
+		if (promptLogprobs !== undefined) shown += `,"prompt_logprobs":${promptLogprobs}`;
 		return nvext === undefined ? shown : `${shown},"nvext":${nvext}`;
 	}
 }
@@ -200,9 +213,9 @@ export class CompletionChunkFormat implements ChunkFormat {
 		logprobs: readonly TokenLogprob[] | undefined,
 		usage: UsageCounts | undefined,
 		nvext: string | undefined,
+		promptLogprobs: string | undefined,
 	): string {
-		const shown = logprobs === undefined ? "" : `,"logprobs":${completionLogprobs(logprobs)}`;
-		const choice = `{"text":${JSON.stringify(text)},"index":${index}${shown},"finish_reason":"${reason}"}`;
+		const choice = finishedChoice({ index, text, finishReason: reason, logprobs, promptLogprobs });
 		return `${this.head(index)}${choice}${this.tail}${extras(usage, nvext)}}\n\n`;
 	}
 
@@ -211,10 +224,7 @@ export class CompletionChunkFormat implements ChunkFormat {
 	}
 
 	answer(choices: readonly FinishedChoice[], usage: UsageCounts, nvext: string | undefined): string {
-		const shown = choices.map((choice) => {
-			const logprobs = choice.logprobs === undefined ? "" : `,"logprobs":${completionLogprobs(choice.logprobs)}`;
-			return `{"text":${JSON.stringify(choice.text)},"index":${choice.index}${logprobs},"finish_reason":"${choice.finishReason}"}`;
-		});
+		const shown = choices.map(finishedChoice);
 		return `${this.head(undefined).slice(DATA.length)}${shown.join(",")}${this.tail}${extras(usage, nvext)}}`;
 	}
 
@@ -223,6 +233,13 @@ export class CompletionChunkFormat implements ChunkFormat {
 		const suffix = choicesPerId !== undefined && index !== undefined ? `-${Math.floor(index / choicesPerId)}` : "";
 		return `${DATA}{"id":${JSON.stringify(`cmpl-${this.identity.requestId}${suffix}`)},"choices":[`;
 	}
+}
+
+/** A finished choice of a completion, in an answer or a chunk. */
+function finishedChoice({ index, text, finishReason, logprobs, promptLogprobs }: FinishedChoice): string {
+	const shown = logprobs === undefined ? "" : `,"logprobs":${completionLogprobs(logprobs)}`;
+	const ofPrompt = promptLogprobs === undefined ? "" : `,"prompt_logprobs":${promptLogprobs}`;
+	return `{"text":${JSON.stringify(text)},"index":${index}${shown},"finish_reason":"${finishReason}"${ofPrompt}}`;
 }
 
 /** Completions always have a usage member, null in ordinary chunks. */
@@ -295,8 +312,12 @@ function completionLogprobs(logprobs: readonly TokenLogprob[]): string {
 	return `{"tokens":[${tokens.join(",")}],"token_logprobs":[${chosen.join(",")}],"top_logprobs":[${tops.join(",")}],"text_offset":[${offsets.join(",")}]}`;
 }
 
-/** By text: the alternatives, then the chosen token where its text is none of theirs. Nothing when none were asked for. */
+/**
+ * By text: the alternatives, then the chosen token where its text is none of theirs. Nothing when none were asked for,
+ * null for a token without a log-probability.
+ */
 function topMap({ token, logprob, top }: TokenLogprob): string {
+	if (Number.isNaN(logprob)) return "null";
 	const byText = new Map(top.map((other) => [other.token, other.logprob]));
 	if (top.length > 0 && !byText.has(token)) byText.set(token, logprob);
 	return `{${[...byText].map(([text, value]) => `${JSON.stringify(text)}:${floatJson(value)}`).join(",")}}`;

@@ -16,6 +16,7 @@ import { Dispatch, type DispatchOptions } from "./dispatch.js";
 import { asDynamoError, type Failure, type FailureContext } from "./http-errors.js";
 import { Continuation, isLoss, type MigrationLimits } from "./migration.js";
 import { type NvextReport, nvextJson } from "./nvext-report.js";
+import { PromptLogprobs } from "./prompt-logprobs.js";
 import type { RequestTracker } from "./request-tracker.js";
 import { SseWriter } from "./sse.js";
 import type { WorkerSet } from "./worker-set.js";
@@ -33,6 +34,8 @@ export interface PromptRequest {
 	readonly body: PreprocessedRequest;
 	/** Text that is shown before what is generated (completions' `echo`). */
 	readonly echo: string;
+	/** Show the log-probabilities of its tokens, too. */
+	readonly echoLogprobs: boolean;
 }
 
 /** Everything that is needed to answer a request; see {@link Generation}. */
@@ -153,11 +156,14 @@ export class Generation {
 		choice.roleSent = true;
 		const usage = plan.usage.continuous ? leg.usage() : undefined;
 		const nvext = plan.report.anything ? nvextJson(plan.report, leg, reason !== undefined) : undefined;
-		writer.queue(
-			reason === undefined
-				? plan.format.content(choice.index, text, withRole, logprobs, usage, nvext)
-				: plan.format.finish(choice.index, text, withRole, reason, logprobs, usage, nvext),
-		);
+		if (reason === undefined) {
+			writer.queue(plan.format.content(choice.index, text, withRole, logprobs, usage, nvext));
+			return;
+		}
+		// Once: Dynamo's streams have them in nvext only.
+		const { promptLogprobs } = plan.rules;
+		const ofPrompt = promptLogprobs && !plan.report.promptLogprobs ? leg.promptLogprobs?.json() : undefined;
+		writer.queue(plan.format.finish(choice.index, text, withRole, reason, logprobs, usage, nvext, ofPrompt));
 	}
 
 	/** An event of the worker that is no delta. */
@@ -197,6 +203,8 @@ export class Generation {
 
 	private sendAnswer(usage: UsageCounts): void {
 		const { plan } = this;
+		// Where Dynamo's completions have them is nvext; its chat answers have them in both places.
+		const withPromptLogprobs = plan.rules.promptLogprobs && (plan.format.hasRoles || !plan.report.promptLogprobs);
 		const choices = this.legs.flatMap((leg) =>
 			leg.choices
 				.filter(({ begun }) => begun)
@@ -204,7 +212,8 @@ export class Generation {
 					index: choice.index,
 					text: leg.prompt.echo + choice.text,
 					finishReason: choice.finishReason ?? "stop",
-					logprobs: plan.rules.wantLogprobs ? (choice.takeLogprobs() as TokenLogprob[] | undefined) : undefined,
+					logprobs: plan.rules.wantLogprobs ? leg.logprobsOf(choice) : undefined,
+					promptLogprobs: withPromptLogprobs ? leg.promptLogprobs?.json() : undefined,
 				})),
 		);
 		const first = this.legs[0] as Leg;
@@ -251,12 +260,19 @@ export class Leg implements ResponseSink {
 	/** The worker that began; a stream that went on at another one keeps it, as Dynamo does. */
 	workerId: bigint | undefined;
 	readonly tracker: RequestTracker;
+	/** Undefined when nobody wants them. */
+	readonly promptLogprobs: PromptLogprobs | undefined;
+	/** What came before the log-probabilities that stand in front of it; undefined when nothing has to wait. */
+	private held: LLMEngineOutput[] | undefined;
 	private readonly generation: Generation;
 	private readonly continuation: Continuation | undefined;
 	/** Tokens of one choice after which there is nothing left to generate. */
 	private readonly mostTokens: number;
 	private open: number;
 	private completionTokens = 0;
+	/** With best_of the worker generates more than it sends; its count then is the one that is told. */
+	private readonly workerCounts: boolean;
+	private countedByWorker = 0;
 	private promptTokens: number;
 	private details: PromptTokensDetails | undefined;
 	/** What the worker tells of its prompt counts no more: there are generated tokens in it. */
@@ -275,6 +291,11 @@ export class Leg implements ResponseSink {
 		);
 		this.open = plan.choices;
 		this.promptTokens = prompt.body.token_ids.length;
+		this.workerCounts = (prompt.body.sampling_options.best_of ?? 0) > plan.choices;
+		if (plan.report.promptLogprobs || (prompt.body.output_options.prompt_logprobs ?? null) !== null) {
+			this.promptLogprobs = new PromptLogprobs(prompt.body.token_ids, prompt.echo, plan.rules);
+			if (plan.stream && prompt.echoLogprobs) this.held = [];
+		}
 		// Legs of one request are requests of their own to workers, so each needs an id of its own.
 		const id = plan.prompts.length === 1 ? plan.requestId : `${plan.requestId}-${index}`;
 		const context = plan.set.contextLimit ?? Number.POSITIVE_INFINITY;
@@ -302,7 +323,18 @@ export class Leg implements ResponseSink {
 
 	/** Shows the prompt, in streams that echo it. */
 	echo(): void {
-		for (const choice of this.choices) this.generation.onDelta(this, choice, this.prompt.echo);
+		const entries = this.prompt.echoLogprobs ? (this.promptLogprobs?.entries() ?? []) : [];
+		for (const choice of this.choices) {
+			choice.pendingLogprobs.push(...entries);
+			this.generation.onDelta(this, choice, this.prompt.echo);
+		}
+	}
+
+	/** The log-probabilities of a choice of an answer in one piece, those of an echoed prompt first. */
+	logprobsOf(choice: ChoiceState): readonly TokenLogprob[] | undefined {
+		const own = choice.takeLogprobs();
+		const echoed = this.prompt.echoLogprobs ? (this.promptLogprobs?.entries() ?? []) : [];
+		return echoed.length === 0 ? own : [...echoed, ...(own ?? [])];
 	}
 
 	/** Tokens have come. */
@@ -313,7 +345,7 @@ export class Leg implements ResponseSink {
 	usage(): UsageCounts {
 		return {
 			promptTokens: this.promptTokens,
-			completionTokens: this.completionTokens,
+			completionTokens: Math.max(this.completionTokens, this.countedByWorker),
 			details: this.details,
 			completionDetails: this.completionDetails,
 		};
@@ -332,13 +364,21 @@ export class Leg implements ResponseSink {
 			return;
 		}
 		try {
-			this.accept(output);
+			if (this.promptLogprobs !== undefined) this.acceptInOrder(output, this.promptLogprobs);
+			else this.accept(output);
 		} catch (error) {
 			this.fail(asDynamoError(error));
 		}
 	}
 
 	onEnd(): void {
+		if (this.over) return;
+		try {
+			this.release();
+		} catch (error) {
+			this.fail(asDynamoError(error));
+			return;
+		}
 		if (this.over) return;
 		if (this.firstAt === undefined) {
 			this.fail(new DynamoError("BackendProtocol", "the worker ended its stream without any output"));
@@ -365,6 +405,8 @@ export class Leg implements ResponseSink {
 			this.migrated = true;
 			return;
 		}
+		// Nothing of it was shown, so the next worker starts from the beginning.
+		if (this.held !== undefined) this.held = [];
 		this.workerId = instanceId;
 		this.tracker.workerId = instanceId;
 	}
@@ -372,6 +414,23 @@ export class Leg implements ResponseSink {
 	/** The worker was lost after its last token: what is missing is only that it says so. */
 	private hasAllTokens(): boolean {
 		return this.choices.length === 1 && this.begun && this.completionTokens >= this.mostTokens;
+	}
+
+	/** Text that comes after an echoed prompt waits until the prompt's log-probabilities are there. */
+	private acceptInOrder(output: LLMEngineOutput, wanted: PromptLogprobs): void {
+		wanted.take(output);
+		if (this.held === undefined) {
+			this.accept(output);
+			return;
+		}
+		this.held.push(output);
+		if (wanted.arrived) this.release();
+	}
+
+	private release(): void {
+		const held = this.held ?? [];
+		this.held = undefined;
+		for (const output of held) if (!this.over) this.accept(output);
 	}
 
 	private accept(output: LLMEngineOutput): void {
@@ -407,6 +466,8 @@ export class Leg implements ResponseSink {
 	/** Generated tokens are counted here; what the prompt came to, the worker knows best. */
 	private takeUsage(usage: CompletionUsage): void {
 		if (this.migrated) return;
+		if (this.workerCounts && typeof usage.completion_tokens === "number")
+			this.countedByWorker = usage.completion_tokens;
 		if (typeof usage.prompt_tokens === "number") this.promptTokens = usage.prompt_tokens;
 		this.details = usage.prompt_tokens_details ?? this.details;
 		this.completionDetails = usage.completion_tokens_details ?? this.completionDetails;

@@ -6,6 +6,7 @@ export interface NvextReport {
 	readonly anything: boolean;
 	readonly workerId: boolean;
 	readonly timing: boolean;
+	readonly promptLogprobs: boolean;
 }
 
 /** What the report is made of. */
@@ -14,6 +15,7 @@ export interface ReportSource {
 	/** `performance.now()` when the request was sent, and when its first delta came. */
 	readonly sentAt: number;
 	readonly firstAt: number | undefined;
+	readonly promptLogprobs: { json(): string | undefined } | undefined;
 	readonly tracker: { readonly request: { readonly receivedAt: number } };
 }
 
@@ -21,12 +23,13 @@ export interface ReportSource {
 export function nvextReport(extraFields: readonly string[] | null | undefined): NvextReport {
 	const workerId = extraFields?.includes("worker_id") ?? false;
 	const timing = extraFields?.includes("timing") ?? false;
-	return { anything: workerId || timing, workerId, timing };
+	const promptLogprobs = extraFields?.includes("prompt_logprobs") ?? false;
+	return { anything: workerId || timing || promptLogprobs, workerId, timing, promptLogprobs };
 }
 
 /**
- * The `nvext` member of an answer or chunk: the worker on every chunk, timings (milliseconds) on the last one only.
- * Undefined when there is nothing to say.
+ * The `nvext` member of an answer or chunk: the worker on every chunk, timings (milliseconds) and the prompt's
+ * log-probabilities on the last one only. Undefined when there is nothing to say.
  */
 export function nvextJson(report: NvextReport, source: ReportSource, last: boolean): string | undefined {
 	const parts: string[] = [];
@@ -46,6 +49,10 @@ export function nvextJson(report: NvextReport, source: ReportSource, last: boole
 			total_time_ms: now - receivedAt,
 		};
 		parts.push(`"timing":${JSON.stringify(timing)}`);
+	}
+	if (report.promptLogprobs && last) {
+		const json = source.promptLogprobs?.json();
+		if (json !== undefined) parts.push(`"prompt_logprobs":${json}`);
 	}
 	return parts.length === 0 ? undefined : `{${parts.join(",")}}`;
 }

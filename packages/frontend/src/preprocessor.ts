@@ -52,7 +52,7 @@ export class Preprocessor {
 		const maxTokens = request.max_completion_tokens ?? request.max_tokens ?? null;
 		const logprobs = request.logprobs === true ? (request.top_logprobs ?? 1) : null;
 		return {
-			prompts: [{ body: this.body(request, headers, tokenIds, maxTokens, logprobs), echo: "" }],
+			prompts: [{ body: this.body(request, headers, tokenIds, maxTokens, logprobs), echo: "", echoLogprobs: false }],
 			rules: this.rules(request, logprobs),
 			formattedPrompt,
 		};
@@ -64,8 +64,8 @@ export class Preprocessor {
 		if (typeof request.suffix === "string" && request.suffix !== "") {
 			throw invalid("suffix is not supported by this model: it continues text, it does not fill gaps", "suffix");
 		}
-		if (request.echo === true && typeof request.logprobs === "number") {
-			throw invalid("echo together with logprobs is not supported: leave one of them out", "echo");
+		if (request.stream === true && (request.best_of ?? 0) > (request.n ?? 1)) {
+			throw invalid("best_of results cannot be streamed: leave out stream, or make best_of equal to n", "best_of");
 		}
 		const prompts: PromptRequest[] = [];
 		const given = request.nvext?.token_data;
@@ -75,7 +75,12 @@ export class Preprocessor {
 			this.checkPrompt(tokenIds, request, "prompt");
 			const echo = request.echo === true ? this.textOf(prompt) : "";
 			const body = this.body(request, headers, tokenIds, request.max_tokens ?? null, request.logprobs ?? null);
-			prompts.push({ body, echo });
+			const echoLogprobs = echo !== "" && request.logprobs !== undefined;
+			if (echoLogprobs) {
+				const options = body.output_options;
+				options.prompt_logprobs = Math.max(options.prompt_logprobs ?? 0, request.logprobs ?? 0);
+			}
+			prompts.push({ body, echo, echoLogprobs });
 		}
 		return {
 			prompts,
@@ -205,6 +210,7 @@ export class Preprocessor {
 			topLogprobs: logprobs ?? 0,
 			// A completion's number is that of the alternatives beside the chosen token, so 0 is not none.
 			hideAlternatives: "messages" in request && logprobs === 0,
+			promptLogprobs: request.prompt_logprobs !== undefined,
 			tokensAsIds: request.return_tokens_as_token_ids === true,
 		};
 	}

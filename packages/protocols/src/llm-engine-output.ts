@@ -42,6 +42,17 @@ export interface TopLogprob {
 	bytes?: number[] | null;
 }
 
+/** Log-probability of one token in one place of a prompt. */
+export interface WirePromptLogprob {
+	logprob: number;
+	/** 1 = the likeliest. */
+	rank?: number | null;
+	decoded_token?: string | null;
+}
+
+/** One per token of the prompt, null for the first: that token and the likeliest ones in its place, by token id. */
+export type WirePromptLogprobs = ({ [tokenId: string]: WirePromptLogprob } | null)[];
+
 /** One delta of generated tokens, as a worker writes it; only `token_ids` is required. */
 export interface LLMEngineOutput {
 	/** New tokens only. */
@@ -60,4 +71,6 @@ export interface LLMEngineOutput {
 	index?: number | null;
 	completion_usage?: CompletionUsage | null;
 	disaggregated_params?: unknown;
+	/** What an engine has to say beside the tokens; Dynamo's workers send it with the last item. */
+	engine_data?: { prompt_logprobs?: WirePromptLogprobs | null; [other: string]: unknown } | null;
 }

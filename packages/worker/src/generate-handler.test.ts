@@ -4,7 +4,11 @@ import { createGenerateHandler, type TokenTexts } from "./generate-handler.js";
 import { RecordedRequest, RecordedResponse } from "./test-support/recorded-response.js";
 import { ENGINE_INFO, ScriptedEngine } from "./test-support/scripted-engine.js";
 
-const TEXTS: TokenTexts = { text: (id) => `<${id}>`, bytes: (id) => [id] };
+const TEXTS: TokenTexts = {
+	text: (id) => `<${id}>`,
+	bytes: (id) => [id],
+	stopScanner: (stops) => (id) => stops.includes(`<${id}>`),
+};
 
 function setUp(overrides: { loadTokenTexts?: () => Promise<TokenTexts> } = {}) {
 	const engine = new ScriptedEngine();
@@ -150,6 +154,126 @@ describe("log-probabilities", () => {
 		request.cancel("disconnect", response);
 		await done;
 		expect(engine.requests).toEqual([]);
+	});
+});
+
+describe("log-probabilities of the prompt", () => {
+	test("go with the first item and with the last", async () => {
+		const { engine, start } = setUp();
+		const { response, done } = start({ output_options: { prompt_logprobs: 1 } });
+		await done;
+		expect(engine.requests.at(-1)).toMatchObject({ promptLogprobs: 1, logprobs: undefined });
+		engine.emit({
+			tokenIds: [7],
+			promptLogprobs: [
+				null,
+				{ tokenId: 2, logprob: -3, rank: 9, top: [{ rank: 1, tokenId: 8, logprob: -0.5 }] },
+				{ tokenId: 3, logprob: Number.NEGATIVE_INFINITY, rank: 1, top: [] },
+			],
+		});
+		engine.emit({ tokenIds: [8] });
+		engine.emit({ finishReason: "length" });
+		const engine_data = {
+			prompt_logprobs: [
+				null,
+				{
+					"2": { logprob: -3, rank: 9, decoded_token: "<2>" },
+					"8": { logprob: -0.5, rank: 1, decoded_token: "<8>" },
+				},
+				{ "3": { logprob: -1e30, rank: 1, decoded_token: "<3>" } },
+			],
+		};
+		expect(response.items).toEqual([
+			{ token_ids: [7], engine_data },
+			{ token_ids: [8] },
+			{ token_ids: [], finish_reason: "length", engine_data },
+		]);
+	});
+});
+
+describe("best_of", () => {
+	const candidates = { sampling_options: { n: 2, best_of: 3 } };
+
+	test("sends the choices of the highest log-probability per token, the best first, with all tokens counted", async () => {
+		const { engine, start } = setUp();
+		const { response, done } = start({ ...candidates, output_options: { prompt_logprobs: 0 } });
+		await done;
+		expect(engine.requests.at(-1)).toMatchObject({ logprobs: 0, sampling: { n: 3 } });
+		engine.emit({ index: 0, tokenIds: [10], logProbs: [-2], topLogprobs: [[]], promptLogprobs: [null] });
+		engine.emit({ index: 1, tokenIds: [11], logProbs: [-1], topLogprobs: [[]] });
+		engine.emit({ index: 2, tokenIds: [12], logProbs: [-0.5], topLogprobs: [[]], finishReason: "eos", ...USAGE });
+		engine.emit({ index: 1, tokenIds: [5], logProbs: [-0.9], topLogprobs: [[]], finishReason: "length", ...USAGE });
+		expect(response.items).toEqual([]);
+		engine.emit({ index: 0, tokenIds: [6], logProbs: [-0.1], topLogprobs: [[]], finishReason: "length", ...USAGE });
+		const completion_usage = {
+			prompt_tokens: 3,
+			completion_tokens: 5,
+			total_tokens: 8,
+			prompt_tokens_details: { audio_tokens: null, cached_tokens: 2 },
+		};
+		expect(response.items).toEqual([
+			{
+				token_ids: [12],
+				index: 0,
+				finish_reason: "eos",
+				completion_usage,
+				engine_data: { prompt_logprobs: [null] },
+			},
+			{
+				token_ids: [11, 5],
+				index: 1,
+				finish_reason: "length",
+				completion_usage,
+				engine_data: { prompt_logprobs: [null] },
+			},
+		]);
+		expect(response.ended).toBe(1);
+	});
+
+	test("log-probabilities go along when the client wants them", async () => {
+		const { engine, start } = setUp();
+		const { response, done } = start({ sampling_options: { best_of: 2 }, output_options: { logprobs: 0 } });
+		await done;
+		for (const index of [0, 1]) {
+			engine.emit({ index, tokenIds: [7], logProbs: [-index], topLogprobs: [[]], finishReason: "length" });
+		}
+		expect(response.items).toEqual([
+			{ token_ids: [7], tokens: ["<7>"], log_probs: [-0], top_logprobs: [[]], finish_reason: "length" },
+		]);
+	});
+
+	test("what stands behind a stop string does not count, and is not waited for", async () => {
+		const { engine, start } = setUp();
+		const { response, done } = start({
+			...candidates,
+			sampling_options: { best_of: 2 },
+			stop_conditions: { stop: ["<9>"], min_tokens: 2 },
+		});
+		await done;
+		// Too early to stop here.
+		engine.emit({ index: 0, tokenIds: [9], logProbs: [-1], topLogprobs: [[]] });
+		engine.emit({ index: 0, tokenIds: [9], logProbs: [-1], topLogprobs: [[]] });
+		engine.emit({ index: 0, tokenIds: [50], logProbs: [-100], topLogprobs: [[]] });
+		engine.emit({ index: 1, tokenIds: [7, 9, 8], logProbs: [-3, -3, 0], topLogprobs: [[], [], []] });
+		expect(response.items).toEqual([{ token_ids: [9, 9], finish_reason: "stop" }]);
+		expect(response.ended).toBe(1);
+		expect(engine.aborted).toEqual([engine.requests.at(-1)?.requestId]);
+	});
+
+	test("an error of one is the error of all; a stop by the client ends with what there is", async () => {
+		const { engine, start } = setUp();
+		const failed = start(candidates);
+		await failed.done;
+		engine.emit({ index: 2, finishReason: "error", error: { code: "internal", message: "why" } });
+		expect(failed.response.error?.errorClass).toBe("Internal");
+		expect(engine.aborted).toContain(engine.requests.at(-1)?.requestId);
+		const stopped = start(candidates);
+		await stopped.done;
+		engine.emit({ index: 1, tokenIds: [7], logProbs: [-1], topLogprobs: [[]] });
+		stopped.request.cancel("stop", stopped.response);
+		for (const index of [0, 1, 2]) engine.emit({ index, finishReason: "cancelled" });
+		expect(stopped.response.items.map((item) => item.finish_reason)).toEqual(["cancelled", "cancelled"]);
+		expect(stopped.response.ended).toBe(1);
 	});
 });
 

@@ -1,30 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 // The `generate` endpoint: engine outputs become response items in the engine's own callback, one item per step
 // and choice. Nothing is awaited per token; the response writer puts what one turn produced into one write.
-import type { Engine, EngineError, EngineOutput } from "@dynamo-ts/engine";
+import type { Engine, EngineError, EngineOutput, EngineRequest } from "@dynamo-ts/engine";
 import {
 	type Annotated,
 	DynamoError,
 	type LLMEngineOutput,
 	type TopLogprob,
 	type WireFinishReason,
+	type WirePromptLogprobs,
 } from "@dynamo-ts/protocols/internal";
 import type { CancelKind, EndpointHandler, IngressRequest, ResponseWriter } from "@dynamo-ts/runtime";
+import { BestOf, type BestOfOptions, candidateRequest, type StopScanner } from "./best-of.js";
 import { engineShutdownError } from "./engine-errors.js";
-import { type RequestContext, toEngineRequest } from "./generate-request.js";
+import { type RequestContext, readBestOf, toEngineRequest } from "./generate-request.js";
+import { wirePromptLogprobs } from "./prompt-logprobs.js";
 
-/** Text and bytes of single tokens, for log-probabilities. */
+/** What only a tokenizer knows: text and bytes of tokens for log-probabilities, stop strings for best_of. */
 export interface TokenTexts {
 	/** The token's text; an incomplete UTF-8 sequence shows as U+FFFD. */
 	text(tokenId: number): string;
 	/** The token's own bytes, where the vocabulary tells. */
 	bytes(tokenId: number): number[] | undefined;
+	/** Looks for stop strings in the text of one choice. */
+	stopScanner(stops: readonly string[]): StopScanner;
 }
 
 export interface GenerateHandlerOptions {
 	readonly engine: Engine;
 	readonly context: RequestContext;
-	/** Loads what log-probabilities need; called when the first request asks for them. */
+	/** Loads what log-probabilities and best_of need; called when the first request asks for them. */
 	loadTokenTexts(): Promise<TokenTexts>;
 }
 
@@ -38,15 +43,20 @@ export function createGenerateHandler(options: GenerateHandlerOptions): Endpoint
 	const submit = (
 		request: IngressRequest,
 		response: ResponseWriter,
-		engineRequest: ReturnType<typeof toEngineRequest>,
+		engineRequest: EngineRequest,
+		bestOf: BestOfOptions | undefined,
 	) => {
 		const stream = new GenerateStream(engine, engineRequest.requestId, response, {
-			choices: engineRequest.sampling.n ?? 1,
-			promptTokens: engineRequest.tokenIds.length,
-			tokenTexts: engineRequest.logprobs === undefined ? undefined : tokenTexts,
+			choices: bestOf?.n ?? engineRequest.sampling.n ?? 1,
+			tokenTexts,
 		});
 		try {
-			engine.submit(engineRequest, (output) => stream.onOutput(output));
+			if (bestOf === undefined) engine.submit(engineRequest, (output) => stream.onOutput(output));
+			else {
+				const stops = bestOf.stops.length === 0 ? undefined : () => tokenTexts!.stopScanner(bestOf.stops);
+				const best = new BestOf(engineRequest.sampling.n ?? 1, bestOf, stops);
+				engine.submit(candidateRequest(engineRequest), (output) => stream.onCandidate(output, best));
+			}
 		} catch (error) {
 			response.fail(engineShutdownError(`the engine takes no requests: ${messageOf(error)}`));
 			return;
@@ -56,21 +66,24 @@ export function createGenerateHandler(options: GenerateHandlerOptions): Endpoint
 
 	return (request, response) => {
 		const engineRequest = toEngineRequest(`${request.id}#${++sequence}`, request.payload, context);
-		if (engineRequest.logprobs === undefined || tokenTexts !== undefined) {
-			submit(request, response, engineRequest);
+		const bestOf = readBestOf(request.payload);
+		const { logprobs, promptLogprobs } = engineRequest;
+		const plain = logprobs === undefined && promptLogprobs === undefined && bestOf === undefined;
+		if (plain || tokenTexts !== undefined) {
+			submit(request, response, engineRequest, bestOf);
 			return;
 		}
 		return options.loadTokenTexts().then((loaded) => {
 			tokenTexts = loaded;
-			if (!response.closed) submit(request, response, engineRequest);
+			if (!response.closed) submit(request, response, engineRequest, bestOf);
 		});
 	};
 }
 
 interface StreamOptions {
-	/** Choices that the engine will finish. */
+	/** Choices that will be sent. */
 	readonly choices: number;
-	readonly promptTokens: number;
+	/** Loaded for the requests that need it. */
 	readonly tokenTexts: TokenTexts | undefined;
 }
 
@@ -84,6 +97,8 @@ class GenerateStream {
 	#unfinished: number;
 	#stopped = false;
 	#ended = false;
+	/** Sent with the first item, from which an echoed prompt is made, and with the last, where Dynamo looks for them. */
+	#promptLogprobs: WirePromptLogprobs | undefined;
 
 	constructor(engine: Engine, requestId: string, response: ResponseWriter, options: StreamOptions) {
 		this.#engine = engine;
@@ -98,6 +113,22 @@ class GenerateStream {
 		if (this.#ended) return;
 		if (kind === "stop") this.#stopped = true;
 		else this.#ended = true;
+		this.#engine.abort(this.#requestId);
+	}
+
+	/** Takes an output of a request of which only the best choices are sent. */
+	onCandidate(output: EngineOutput, best: BestOf): void {
+		if (this.#ended) return;
+		const finish = output.finishReason;
+		if (finish === "error" || (finish === "cancelled" && !this.#stopped)) {
+			this.onOutput(output);
+			this.#engine.abort(this.#requestId);
+			return;
+		}
+		const chosen = best.add(output);
+		if (chosen === undefined) return;
+		for (const one of chosen) this.onOutput(one);
+		// Choices that came to a stop string are still at it.
 		this.#engine.abort(this.#requestId);
 	}
 
@@ -116,6 +147,10 @@ class GenerateStream {
 		const data: LLMEngineOutput = { token_ids: output.tokenIds };
 		if (this.#severalChoices) data.index = output.index;
 		if (output.logProbs !== undefined) this.#addLogprobs(data, output);
+		if (output.promptLogprobs !== undefined) {
+			this.#promptLogprobs = wirePromptLogprobs(output.promptLogprobs, this.#options.tokenTexts);
+			data.engine_data = { prompt_logprobs: this.#promptLogprobs };
+		}
 		if (output.promptTokens !== undefined) {
 			const completion = output.completionTokens ?? 0;
 			data.completion_usage = {
@@ -131,6 +166,8 @@ class GenerateStream {
 		}
 		data.finish_reason = finish satisfies WireFinishReason;
 		if (output.stopReason !== undefined) data.stop_reason = output.stopReason;
+		if (this.#promptLogprobs !== undefined && this.#unfinished === 1)
+			data.engine_data = { prompt_logprobs: this.#promptLogprobs };
 		this.#response.send({ data } satisfies Annotated<LLMEngineOutput>);
 		this.#unfinished--;
 		if (this.#unfinished === 0) {

@@ -2,7 +2,7 @@
 import { type DynamoError, isDynamoError } from "@dynamo-ts/protocols/internal";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { type RequestContext, toEngineRequest } from "./generate-request.js";
+import { type RequestContext, readBestOf, toEngineRequest } from "./generate-request.js";
 
 const CONTEXT: RequestContext = {
 	maxModelLen: 100,
@@ -172,6 +172,31 @@ test("max_tokens never passes the end of the context; none means its rest", () =
 	expect(read({ ...PLAIN, stop_conditions: { ...conditions, max_tokens: 0 } }).stop.maxTokens).toBe(0);
 });
 
+test("allowed_token_ids and prompt_logprobs go to the engine", () => {
+	const request = read({
+		...PLAIN,
+		extra_args: { sampling_options: { allowed_token_ids: [1, 5] } },
+		output_options: { prompt_logprobs: 3, logprobs: 1 },
+	});
+	expect(request).toMatchObject({ promptLogprobs: 3, logprobs: 1, sampling: { allowedTokenIds: [1, 5] } });
+});
+
+test("best_of above n makes the engine generate more; 0 is none", () => {
+	const of = (sampling_options: object) => ({ ...PLAIN, sampling_options });
+	expect(read(of({ n: 2, best_of: 5 })).sampling.n).toBe(5);
+	expect(readBestOf(of({ n: 2, best_of: 5 }))).toEqual({ n: 2, stops: [], minTokens: 0, withLogprobs: false });
+	for (const same of [{ n: 2, best_of: 2 }, { best_of: 0 }, { best_of: 1 }, {}]) {
+		expect(readBestOf(of(same))).toBeUndefined();
+	}
+	const full = {
+		...of({ best_of: 2 }),
+		stop_conditions: { stop: ["a"], min_tokens: 4 },
+		output_options: { logprobs: 0 },
+	};
+	expect(readBestOf(full)).toEqual({ n: 1, stops: ["a"], minTokens: 4, withLogprobs: true });
+	expect(() => readBestOf({ ...full, stop_conditions: { stop: [""] } })).toThrow(/list of texts/);
+});
+
 describe("refusals", () => {
 	test.each([
 		["no map", 5, /must be a map/],
@@ -185,16 +210,15 @@ describe("refusals", () => {
 		["a section of the wrong kind", { ...PLAIN, stop_conditions: 3 }, /stop_conditions must be a map/],
 		["temperature as text", { ...PLAIN, sampling_options: { temperature: "1" } }, /temperature must be a number/],
 		["beam search", { ...PLAIN, sampling_options: { use_beam_search: true } }, /beam_search/],
-		["best_of", { ...PLAIN, sampling_options: { n: 1, best_of: 2 } }, /best_of/],
+		["best_of below n", { ...PLAIN, sampling_options: { n: 3, best_of: 2 } }, /best_of=2 and n=3/],
+		[
+			"a bad list of tokens to choose from",
+			{ ...PLAIN, extra_args: { sampling_options: { allowed_token_ids: [-1] } } },
+			/allowed_token_ids/,
+		],
 		["guided decoding", { ...PLAIN, sampling_options: { guided_decoding: { regex: "a" } } }, /guided decoding/],
 		["seed as text", { ...PLAIN, sampling_options: { seed: "1" } }, /seed/],
 		["a bad bias", { ...PLAIN, sampling_options: { logit_bias: { x: 1 } } }, /logit_bias/],
-		[
-			"tokens to choose from",
-			{ ...PLAIN, extra_args: { sampling_options: { allowed_token_ids: [1] } } },
-			/allowed_token_ids/,
-		],
-		["prompt logprobs", { ...PLAIN, output_options: { prompt_logprobs: 1 } }, /prompt_logprobs/],
 		["images", { ...PLAIN, multi_modal_data: {} }, /multi_modal_data/],
 		["another rank", { ...PLAIN, routing: { dp_rank: 9 } }, /dp_rank 9 is out of bounds for dp_size 1/],
 		["an adapter", { ...PLAIN, routing: { lora_name: "x" } }, /LoRA/],

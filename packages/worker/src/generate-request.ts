@@ -4,6 +4,7 @@
 // refused, never ignored.
 import type { EngineRequest, SamplingOptions, StopOptions } from "@dynamo-ts/engine";
 import { DynamoError } from "@dynamo-ts/protocols/internal";
+import type { BestOfOptions } from "./best-of.js";
 
 /** Sampling values for requests that leave them out; from a model's generation_config.json. */
 export interface SamplingDefaults {
@@ -89,12 +90,12 @@ function tokenIdList(value: unknown, name: string): number[] | Uint32Array {
 	throw invalid(`${name} must be a list of token ids`, { param: name });
 }
 
-function optionalTokenIds(members: Members, name: string): readonly number[] | undefined {
+function optionalTokenIds(members: Members, name: string, most = MAX_STOP_IDS): readonly number[] | undefined {
 	const value = members[name];
 	if (value === undefined || value === null) return undefined;
 	const ids = tokenIdList(value, name);
-	if (ids.length > MAX_STOP_IDS) {
-		throw invalid(`${name} has ${ids.length} entries; at most ${MAX_STOP_IDS} are taken`, { param: name });
+	if (ids.length > most) {
+		throw invalid(`${name} has ${ids.length} entries; at most ${most} are taken`, { param: name });
 	}
 	return Array.isArray(ids) ? ids : Array.from(ids);
 }
@@ -136,11 +137,7 @@ function readSampling(request: Members, context: RequestContext): SamplingOption
 	if (options.guided_decoding !== undefined && options.guided_decoding !== null) {
 		throw invalid("guided decoding is not supported by this worker", { param: "response_format" });
 	}
-	const n = optionalNumber(options, "n") ?? 1;
-	const bestOf = optionalNumber(options, "best_of");
-	if (bestOf !== undefined && bestOf !== n) {
-		throw invalid("best_of is not supported by this worker unless it equals n", { param: "best_of" });
-	}
+	const n = candidates(options);
 	// Several choices that are all the likeliest text would be one choice.
 	const temperature = n > 1 && defaults.temperature === 0 ? undefined : defaults.temperature;
 	const seed = options.seed;
@@ -158,7 +155,46 @@ function readSampling(request: Members, context: RequestContext): SamplingOption
 		frequencyPenalty: optionalNumber(options, "frequency_penalty"),
 		repetitionPenalty: optionalNumber(options, "repetition_penalty") ?? defaults.repetitionPenalty,
 		logitBias: readLogitBias(options.logit_bias),
+		allowedTokenIds: optionalTokenIds(
+			section(section(request, "extra_args"), "sampling_options"),
+			"allowed_token_ids",
+			context.vocabSize,
+		),
 	};
+}
+
+/**
+ * Choices to generate: best_of where it is more than n. Frontends send 0 for none.
+ * @throws DynamoError `InvalidArgument` for fewer than n.
+ */
+function candidates(options: Members): number {
+	const n = optionalNumber(options, "n") ?? 1;
+	const bestOf = optionalNumber(options, "best_of") ?? 0;
+	if (bestOf !== 0 && bestOf < n) {
+		throw invalid(`best_of must be at least n, got best_of=${bestOf} and n=${n}`, { param: "best_of" });
+	}
+	return Math.max(n, bestOf);
+}
+
+/** What best_of of a request that `toEngineRequest` took asks for; undefined when the client gets all choices. */
+export function readBestOf(payload: unknown): BestOfOptions | undefined {
+	const request = payload as Members;
+	const options = section(request, "sampling_options");
+	const n = optionalNumber(options, "n") ?? 1;
+	if (candidates(options) === n) return undefined;
+	const conditions = section(request, "stop_conditions");
+	const { stop } = conditions;
+	if (stop !== undefined && stop !== null && !isTextList(stop)) throw invalid("stop must be a list of texts");
+	return {
+		n,
+		stops: stop ?? [],
+		minTokens: optionalNumber(conditions, "min_tokens") ?? 0,
+		withLogprobs: optionalNumber(section(request, "output_options"), "logprobs") !== undefined,
+	};
+}
+
+function isTextList(value: unknown): value is string[] {
+	return Array.isArray(value) && value.every((item) => typeof item === "string" && item !== "");
 }
 
 function readLogitBias(value: unknown): [number, number][] | undefined {
@@ -231,19 +267,13 @@ export function toEngineRequest(requestId: string, payload: unknown, context: Re
 	}
 	const tokenIds = readPrompt(payload, context);
 	const output = section(payload, "output_options");
-	if (output.prompt_logprobs !== undefined && output.prompt_logprobs !== null) {
-		throw invalid("prompt_logprobs is not supported by this worker", { param: "prompt_logprobs" });
-	}
-	const { allowed_token_ids } = section(section(payload, "extra_args"), "sampling_options");
-	if (allowed_token_ids !== undefined && allowed_token_ids !== null) {
-		throw invalid("allowed_token_ids is not supported by this worker: use logit_bias", { param: "allowed_token_ids" });
-	}
 	return {
 		requestId,
 		tokenIds,
 		sampling: readSampling(payload, context),
 		stop: readStop(payload, tokenIds.length, context),
 		logprobs: optionalNumber(output, "logprobs"),
+		promptLogprobs: optionalNumber(output, "prompt_logprobs"),
 		...readRouting(payload),
 	};
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { Tokenizer } from "@dynamo-ts/tokenizers";
+import { StopSequenceMatcher, Tokenizer } from "@dynamo-ts/tokenizers";
 import type { TokenTexts } from "./generate-handler.js";
 
 /**
@@ -21,6 +21,11 @@ export async function loadTokenTexts(tokenizerPath: string): Promise<TokenTexts>
 		bytes(id) {
 			const bytes = tokenizer.idToBytes(id);
 			return bytes === undefined ? undefined : [...bytes];
+		},
+		stopScanner(stops) {
+			const detokenizer = tokenizer.detokenizer({ skipSpecialTokens: true, continuation: true });
+			const matcher = new StopSequenceMatcher(stops);
+			return (id) => matcher.push(detokenizer.push(id)).stopped !== undefined;
 		},
 	};
 }
