@@ -61,21 +61,14 @@ function penalized(logit: number, count: number, { params }: SamplerInput): numb
 	return count > 0 ? value - (frequencyPenalty * count + presencePenalty) : value;
 }
 
-/** Whether any logit can be edited for the next draw, or a token be excluded. */
-export function hasEdits({ params, tokenCounts, maskedIds, allowedTokens }: SamplerInput): boolean {
-	return (
-		maskedIds.length > 0 ||
-		params.biasIds.length > 0 ||
-		allowedTokens !== undefined ||
-		(tokenCounts !== undefined && tokenCounts.ids.length > 0)
-	);
+/** Whether any logit can be edited for the next draw. */
+export function hasEdits({ params, tokenCounts, maskedIds }: SamplerInput): boolean {
+	return maskedIds.length > 0 || params.biasIds.length > 0 || (tokenCounts !== undefined && tokenCounts.ids.length > 0);
 }
 
-/** The value that one token's logit has for the draw, bit for bit as `LogitEdits` and the token mask make it. */
+/** The value that one token's logit has for the draw, bit for bit as `LogitEdits` makes it. */
 export function editedLogit(logit: number, id: number, input: SamplerInput): number {
-	const { params, tokenCounts, maskedIds, allowedTokens } = input;
-	if (allowedTokens !== undefined && ((allowedTokens[id >> 5]! >>> (id & 31)) & 1) === 0)
-		return Number.NEGATIVE_INFINITY;
+	const { params, tokenCounts, maskedIds } = input;
 	let value = maskedIds.includes(id) ? Number.NEGATIVE_INFINITY : logit;
 	const { biasIds, biasValues } = params;
 	for (let i = 0; i < biasIds.length; i++) if (biasIds[i] === id) value = Math.fround(value + biasValues[i]!);

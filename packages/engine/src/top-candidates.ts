@@ -5,6 +5,7 @@
 import { expNonPositive } from "./fast-exp.js";
 import { editedLogit, hasEdits } from "./logit-edits.js";
 import type { SamplerInput } from "./sampler.js";
+import { isAllowed } from "./token-mask.js";
 import { drawPlace, drawSorted, HEAD_SIZE } from "./vocabulary-draw.js";
 
 /** Relative error that a row's mass may have: single precision, summed in parallel. */
@@ -34,10 +35,12 @@ export class TopCandidates {
 		input: SamplerInput,
 	): number {
 		const { params } = input;
-		const edited = hasEdits(input);
+		// Read once: a grammar may have to work for it.
+		const mask = input.allowedTokens;
+		const edited = mask !== undefined || hasEdits(input);
 		if (edited && params.mayRaise) return -1;
 		if (k > this.mass.length) this.mass = new Float64Array(k);
-		if (edited) this.edit(ids, logits, k, offset, input);
+		if (edited) this.edit(ids, logits, k, offset, input, mask);
 		const values = edited ? this.editedValues : logits;
 		if (!Number.isFinite(values[edited ? 0 : offset]!)) return -1;
 		const bound = k < this.vocabSize ? logits[offset + k - 1]! : Number.NEGATIVE_INFINITY;
@@ -107,7 +110,14 @@ export class TopCandidates {
 	}
 
 	/** Puts the candidates, as edited, in order. */
-	private edit(ids: Int32Array, logits: Float32Array, k: number, offset: number, input: SamplerInput): void {
+	private edit(
+		ids: Int32Array,
+		logits: Float32Array,
+		k: number,
+		offset: number,
+		input: SamplerInput,
+		mask: Uint32Array | undefined,
+	): void {
 		if (k > this.editedIds.length) {
 			this.editedIds = new Int32Array(k);
 			this.editedValues = new Float32Array(k);
@@ -115,7 +125,8 @@ export class TopCandidates {
 		const { editedIds, editedValues } = this;
 		for (let i = 0; i < k; i++) {
 			const id = ids[offset + i]!;
-			const value = editedLogit(logits[offset + i]!, id, input);
+			const own = logits[offset + i]!;
+			const value = isAllowed(mask, id) ? editedLogit(own, id, input) : Number.NEGATIVE_INFINITY;
 			// By insertion: few change places.
 			let hole = i;
 			for (; hole > 0; hole--) {
