@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// Real and our own processes around one discovery backend and one request plane.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+	type Child,
+	EtcdServer,
+	fileDiscoveryEnv,
+	freePort,
+	type HttpChild,
+	http,
+	NatsServer,
+	startDynamo,
+	startOwnHttp,
+	startRealFrontend,
+	startRealMocker,
+	until,
+	type WorkerChild,
+} from "@dynamo-ts/testing/internal";
+
+export type Kind = "real" | "our";
+export type Plane = "tcp" | "nats";
+export type Backend = "file" | "etcd";
+
+/** Models, one per kind of worker, so that a test knows which kind it asks. */
+export const MODEL_OF: Record<Kind, string> = { real: "served-by-real", our: "served-by-ours" };
+
+/** Everything that one combination of planes needs; nothing is started until asked for. */
+export class Cluster {
+	readonly #python: string;
+	readonly #modelPath: string;
+	readonly #folder = mkdtempSync(join(tmpdir(), "dynamo-matrix-"));
+	readonly #children: Child[] = [];
+	readonly env: Record<string, string>;
+	readonly #servers: { stop(): Promise<void> }[];
+
+	private constructor(
+		python: string,
+		modelPath: string,
+		env: Record<string, string>,
+		servers: { stop(): Promise<void> }[],
+	) {
+		this.#python = python;
+		this.#modelPath = modelPath;
+		this.env = { ...fileDiscoveryEnv(this.#folder), ...env };
+		this.#servers = servers;
+	}
+
+	static async start(python: string, modelPath: string, plane: Plane, backend: Backend): Promise<Cluster> {
+		const servers: { stop(): Promise<void> }[] = [];
+		const env: Record<string, string> = { DYN_REQUEST_PLANE: plane, DYN_DISCOVERY_BACKEND: backend };
+		if (plane === "nats") {
+			const nats = await NatsServer.start();
+			servers.push(nats);
+			env.NATS_SERVER = nats.url;
+		}
+		if (backend === "etcd") {
+			const etcd = await EtcdServer.start();
+			servers.push(etcd);
+			env.ETCD_ENDPOINTS = etcd.url;
+		}
+		return new Cluster(python, modelPath, env, servers);
+	}
+
+	/** Starts a mocker for its kind's model, and waits until its metrics can be read. */
+	async mocker(kind: Kind): Promise<WorkerChild> {
+		const port = await freePort();
+		const env = { ...this.env, DYN_SYSTEM_PORT: String(port) };
+		const model = MODEL_OF[kind];
+		// A step every few milliseconds: long streams are long enough to be interrupted.
+		const args = ["--speedup-ratio", "4", "--endpoint", `dyn://dynamo.${kind}.generate`];
+		const child =
+			kind === "real"
+				? startRealMocker(this.#python, env, this.#modelPath, model, args)
+				: startDynamo(["mocker", "--model-path", this.#modelPath, "--model-name", model, ...args], { env });
+		this.#children.push(child);
+		const system = `http://127.0.0.1:${port}`;
+		const answers = async () => (await http(`${system}/metrics`).catch(() => undefined))?.status === 200;
+		await until(`the ${kind} mocker's system server answers`, answers, { timeoutMs: 90_000, child });
+		return { child, system };
+	}
+
+	/** Starts a frontend that moves streams off lost workers, and waits until it lists both models. */
+	async frontend(kind: Kind): Promise<HttpChild> {
+		const args = ["--migration-limit", "3"];
+		const frontend =
+			kind === "real"
+				? await startRealFrontend(this.#python, this.env, MODEL_OF.our, args)
+				: await startOwnHttp("frontend", args, this.env, MODEL_OF.our);
+		this.#children.push(frontend.child);
+		return frontend;
+	}
+
+	async stop(): Promise<void> {
+		await Promise.all(this.#children.map((child) => child.stop(5000)));
+		for (const server of this.#servers) await server.stop();
+		rmSync(this.#folder, { recursive: true, force: true });
+	}
+}
