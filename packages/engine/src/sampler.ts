@@ -6,12 +6,13 @@ import type { PromptLogprob, TopLogprob } from "./engine.js";
 import { expNonPositive } from "./fast-exp.js";
 import { LogitEdits } from "./logit-edits.js";
 import type { Xoshiro128 } from "./prng.js";
+import { ROUGH_FACTOR, ROUGH_REST, roughMass, roughOf } from "./rough-mass.js";
 import type { SamplingParams } from "./sampling-params.js";
 import type { TokenCounts } from "./token-counts.js";
 import { isAllowed } from "./token-mask.js";
 import { TopCandidates } from "./top-candidates.js";
 import { TopKSelector } from "./top-k-selector.js";
-import { argmax, drawPlace, drawSorted, HEAD_SIZE, largest } from "./vocabulary-draw.js";
+import { argmax, drawPlace, drawSorted, HEAD_SIZE, largest, placeWithin } from "./vocabulary-draw.js";
 
 /** Bins of the nucleus search: `BINS_PER_NAT` for each factor of e below the likeliest token. */
 const BINS = 2048;
@@ -164,27 +165,54 @@ export class Sampler {
 			if (topP < 1) sum = this.cutNucleus(logits, offset, candidateIds, likely, sum, max, params);
 			return candidateIds[drawPlace(candidateMass, likely, random.nextFloat() * sum)]!;
 		}
-		const sum = this.fillMass(logits, offset, max, inverse, allowedTokens);
-		if (topP < 1) {
-			let mass = 0;
-			for (let i = 0; i < size; i++) {
-				headMass[i] = candidateMass[ids[i]!]!;
-				mass += headMass[i]!;
-				if (mass >= topP * sum) return ids[drawPlace(headMass, i + 1, random.nextFloat() * mass)]!;
-			}
-			const nucleus = this.cutNucleus(logits, offset, this.allIds, vocabSize, sum, max, params);
-			return drawPlace(candidateMass, vocabSize, random.nextFloat() * nucleus);
+		const uniform = random.nextFloat();
+		let head = 0;
+		let outside = roughMass(logits, offset, vocabSize, max, params.temperature, allowedTokens);
+		for (let i = 0; i < size; i++) {
+			headMass[i] = expNonPositive((values[i]! - max) * inverse);
+			head += headMass[i]!;
+			outside -= roughOf(values[i]!, max, params.temperature);
 		}
-		const target = random.nextFloat() * sum;
+		// What is left of a sum after a subtraction is off by a little of the sum.
+		const slack = vocabSize * ROUGH_REST + head * 1e-9;
+		const low = head + Math.max(0, outside / ROUGH_FACTOR - slack);
+		const high = head + Math.max(0, outside * ROUGH_FACTOR) + slack;
+		const place = placeWithin(headMass, size, low, high, topP, uniform);
+		if (place >= 0) return ids[place]!;
+		const sum = this.fillMass(logits, offset, max, inverse, allowedTokens);
+		return topP < 1
+			? this.drawNucleus(logits, offset, sum, max, params, uniform)
+			: this.drawHeadFirst(sum, uniform * sum);
+	}
+
+	private drawNucleus(
+		logits: Float32Array,
+		offset: number,
+		sum: number,
+		max: number,
+		params: SamplingParams,
+		uniform: number,
+	): number {
+		const { candidateMass, headMass, selector } = this;
+		let mass = 0;
+		for (let i = 0; i < selector.size; i++) {
+			mass += headMass[i]!;
+			if (mass >= params.topP * sum) return selector.ids[drawPlace(headMass, i + 1, uniform * mass)]!;
+		}
+		const nucleus = this.cutNucleus(logits, offset, this.allIds, this.vocabSize, sum, max, params);
+		return drawPlace(candidateMass, this.vocabSize, uniform * nucleus);
+	}
+
+	private drawHeadFirst(sum: number, target: number): number {
+		const { candidateMass, headMass, selector } = this;
+		const { ids, size } = selector;
 		let running = 0;
 		for (let i = 0; i < size; i++) {
-			const id = ids[i]!;
-			headMass[i] = candidateMass[id]!;
 			running += headMass[i]!;
-			if (running > target) return id;
-			candidateMass[id] = 0;
+			if (running > target) return ids[i]!;
+			candidateMass[ids[i]!] = 0;
 		}
-		const token = drawPlace(candidateMass, vocabSize, target - running);
+		const token = drawPlace(candidateMass, this.vocabSize, target - running);
 		// Nothing but the head has mass, and rounding let the target pass it.
 		return candidateMass[token]! > 0 ? token : ids[drawPlace(headMass, size, sum)]!;
 	}

@@ -6,7 +6,7 @@ import { expNonPositive } from "./fast-exp.js";
 import { editedLogit, hasEdits } from "./logit-edits.js";
 import type { SamplerInput } from "./sampler.js";
 import { isAllowed } from "./token-mask.js";
-import { drawPlace, drawSorted, HEAD_SIZE } from "./vocabulary-draw.js";
+import { drawSorted, HEAD_SIZE, placeWithin } from "./vocabulary-draw.js";
 
 /** Relative error that a row's mass may have: single precision, summed in parallel. */
 const MASS_ERROR = 1e-4;
@@ -88,25 +88,9 @@ export class TopCandidates {
 		this.boundOutside(logits, k, offset, logSumExp, max, bound, temperature, edited);
 		const low = sum + this.outsideLow;
 		const high = sum + this.outsideHigh;
-		const usable = Math.min(ordered, HEAD_SIZE);
-		let running = 0;
-		if (topP < 1) {
-			for (let i = 0; i < usable; i++) {
-				running += mass[i]!;
-				if (running < topP * low) continue;
-				return running < topP * high ? -1 : drawPlace(mass, i + 1, random.nextFloat() * running);
-			}
-			return -1;
-		}
-		const uniform = random.peekFloat();
-		for (let i = 0; i < usable; i++) {
-			running += mass[i]!;
-			if (running <= uniform * low) continue;
-			if (running <= uniform * high) return -1;
-			random.nextFloat();
-			return i;
-		}
-		return -1;
+		const place = placeWithin(mass, Math.min(ordered, HEAD_SIZE), low, high, topP, random.peekFloat());
+		if (place >= 0) random.nextFloat();
+		return place;
 	}
 
 	/** Puts the candidates, as edited, in order. */

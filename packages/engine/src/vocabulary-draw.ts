@@ -101,3 +101,33 @@ export function drawSorted(
 	}
 	return drawPlace(mass, size, uniform * sum);
 }
+
+/**
+ * Draws among the likeliest tokens, after top_p, where the mass of the whole row is known only to lie between two bounds.
+ * @param mass of the first `size` tokens of the row, likeliest first.
+ * @param uniform a random number in [0, 1).
+ * @returns the place; -1 when the bounds leave it open, or it is not among these.
+ */
+export function placeWithin(
+	mass: Float64Array,
+	size: number,
+	low: number,
+	high: number,
+	topP: number,
+	uniform: number,
+): number {
+	let running = 0;
+	if (topP < 1) {
+		for (let i = 0; i < size; i++) {
+			running += mass[i]!;
+			if (running < topP * low) continue;
+			return running < topP * high ? -1 : drawPlace(mass, i + 1, uniform * running);
+		}
+		return -1;
+	}
+	for (let i = 0; i < size; i++) {
+		running += mass[i]!;
+		if (running > uniform * low) return running > uniform * high ? i : -1;
+	}
+	return -1;
+}
