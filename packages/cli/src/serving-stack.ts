@@ -51,13 +51,15 @@ export async function startServingStack(context: CommandContext, options: Servin
 	await mkdir(caches.graphs, { recursive: true });
 
 	// The engine's thread reads weights while this one loads the HTTP server.
+	const { KvEventTap } = await import("@dynamo-ts/engine");
 	const engines = [];
 	for (let i = 0; i < numWorkers; i++) {
 		const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads(numWorkers));
 		lifecycle.onStop(() => engine.close());
+		const kvEventTap = KvEventTap.attach(engine);
 		const started = startEngine(engine);
 		started.catch(() => {});
-		engines.push({ engine, started });
+		engines.push({ engine, kvEventTap, started });
 		// The first one writes the graph that the others only read.
 		if (i === 0 && numWorkers > 1) await started;
 	}
@@ -77,12 +79,13 @@ export async function startServingStack(context: CommandContext, options: Servin
 	// While the engine's thread is still busy with the weights.
 	await preloadTokenizer(await files);
 	const workers = await Promise.all(
-		engines.map(async ({ engine, started }, i) => {
+		engines.map(async ({ engine, kvEventTap, started }, i) => {
 			// Each worker is an instance of its own; the system port belongs to the first runtime.
 			const own = i === 0 ? runtime : await startRuntime(lifecycle, env, { discoveryBackend: "mem", systemPort: -1 });
 			const worker = await startWorker(own, {
 				engine,
 				engineStart: started,
+				kvEventTap,
 				files,
 				modelName: names.modelName,
 				sourcePath: model.sourcePath,

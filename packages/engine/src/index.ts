@@ -18,4 +18,5 @@ export type {
 	TopLogprob,
 } from "./engine.js";
 export { createEngineThread, type EngineThreadOptions } from "./engine-thread.js";
+export { KvEventTap } from "./kv-event-tap.js";
 export { createMockEngine, type MockEngineOptions } from "./mock/mock-engine.js";

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./active-requests.js";
 export * from "./factory.js";
+export * from "./kv-events/kv-event-subscriber.js";
+export * from "./kv-events/source-state.js";
 export * from "./least-loaded.js";
 export * from "./power-of-two.js";
 export * from "./random.js";

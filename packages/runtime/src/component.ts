@@ -31,6 +31,8 @@ export interface ServeOptions {
 	readonly healthCheckPayload?: unknown;
 	/** Told to routers in the endpoint's record. */
 	readonly deviceType?: DeviceType;
+	/** The instance to appear as, where that is not this process: what is asked here concerns another one. */
+	readonly instanceId?: bigint;
 	/** False: listen now, write the record when {@link ServedEndpoint.register} is called. Default true. */
 	readonly register?: boolean;
 }

@@ -59,7 +59,8 @@ export class EndpointServer implements ServedEndpoint {
 
 	constructor(options: EndpointServerOptions, handler: EndpointHandler, serve: ServeOptions) {
 		const { endpoint, config, discovery, server } = options;
-		const path = endpointPath(discovery.instanceId, endpoint.id);
+		const instanceId = serve.instanceId ?? discovery.instanceId;
+		const path = endpointPath(instanceId, endpoint.id);
 		this.#options = options;
 		this.#gating = serve.healthCheckPayload !== undefined;
 		this.#canary = this.#gating && config.healthCheckEnabled ? this.#makeCanary(handler, serve) : undefined;
@@ -70,7 +71,7 @@ export class EndpointServer implements ServedEndpoint {
 			namespace: endpoint.id.namespace,
 			component: endpoint.id.component,
 			endpoint: endpoint.id.name,
-			instance_id: discovery.instanceId,
+			instance_id: instanceId,
 			transport: server.address(path),
 			...(serve.deviceType === undefined ? {} : { device_type: serve.deviceType }),
 			request_plane_codec: config.requestPlaneCodec,

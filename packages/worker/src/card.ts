@@ -24,6 +24,8 @@ export interface CardOptions {
 	readonly contextLength: number;
 	readonly toolCallParser?: string | undefined;
 	readonly reasoningParser?: string | undefined;
+	/** The worker tells routers what its cache holds, and they can ask for it. */
+	readonly kvEvents?: boolean | undefined;
 	/**
 	 * Gives the URL that a file is served at. Absent: files are listed under their own paths, and, as Dynamo's worker
 	 * has it, without the extra ones (which count in the checksum that all workers of a model must agree on).
@@ -66,8 +68,8 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 			exclude_tools_when_tool_choice_none: true,
 			data_parallel_start_rank: 0,
 			data_parallel_size: 1,
-			enable_local_indexer: false,
-			kv_event_publishing_enabled: false,
+			enable_local_indexer: options.kvEvents === true,
+			kv_event_publishing_enabled: options.kvEvents === true,
 			runtime_data: { device: info.device, quantization: info.quantization },
 			enable_eagle: false,
 		},

@@ -11,6 +11,8 @@ export {
 export { formatEndpointAddress, parseEndpointAddress } from "./endpoint-address.js";
 export type { SamplingDefaults } from "./generate-request.js";
 export type { GenerateContext } from "./generator-handler.js";
+export { KvEventPublisher, type KvEventPublisherOptions } from "./kv-events/kv-event-publisher.js";
+export { type EngineSocketConfig, type KvEventsConfig, parseKvEventsConfig } from "./kv-events/kv-events-config.js";
 export { type MockerOptions, startMocker } from "./mocker.js";
 export { findModelFiles, type ModelFiles } from "./model-files.js";
 export { preloadTokenizer } from "./preload-tokenizer.js";

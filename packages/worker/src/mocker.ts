@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { createMockEngine, type MockEngineOptions } from "@dynamo-ts/engine";
 import type { EndpointId } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
 import type { ModelFiles } from "./model-files.js";
 import { startWorker, type WorkerHandle } from "./worker.js";
 
@@ -11,6 +12,8 @@ export interface MockerOptions {
 	readonly modelName: string;
 	readonly sourcePath: string;
 	readonly endpoint?: EndpointId | undefined;
+	/** What is told of the simulated cache; default: to routers. */
+	readonly kvEvents?: KvEventsConfig | undefined;
 	/** The simulation; vocabulary and ids to generate come from the model's tokenizer. */
 	readonly engine: Omit<MockEngineOptions, "modelName" | "vocabSize" | "tokenIdRange">;
 }
@@ -28,6 +31,7 @@ export async function startMocker(runtime: DistributedRuntime, options: MockerOp
 		modelName: options.modelName,
 		sourcePath: options.sourcePath,
 		endpoint: options.endpoint,
+		kvEvents: options.kvEvents,
 		requireMaxTokens: true,
 		cardContextLength: options.engine.maxModelLen ?? 0,
 	});

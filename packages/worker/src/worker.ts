@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Puts an engine on the runtime: start, register, serve, and leave in an order in which no request gets lost.
-import type { Engine, EngineInfo } from "@dynamo-ts/engine";
+import { type Engine, type EngineInfo, KvEventTap } from "@dynamo-ts/engine";
 import type { EndpointId, ModelDeploymentCard, ModelRecord } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { buildCard, hostModelFiles } from "./card.js";
@@ -8,6 +8,8 @@ import { formatEndpointAddress } from "./endpoint-address.js";
 import { registerEngineMetrics } from "./engine-metrics.js";
 import { createGenerateHandler } from "./generate-handler.js";
 import type { SamplingDefaults } from "./generate-request.js";
+import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
+import { WorkerEvents } from "./kv-events/worker-events.js";
 import { type ModelFiles, readSamplingDefaults } from "./model-files.js";
 import { checkNeighbours, ModelRegistration, tokensHealthCheck } from "./registration.js";
 
@@ -32,6 +34,12 @@ export interface WorkerOptions {
 	readonly eosTokenIds?: readonly number[] | undefined;
 	readonly toolCallParser?: string | undefined;
 	readonly reasoningParser?: string | undefined;
+	/** What is told of the engine's cache; default: to routers. */
+	readonly kvEvents?: KvEventsConfig | undefined;
+	/**
+	 * The ear at the engine's cache, put there before `engineStart`; where that is absent the worker does it itself.
+	 */
+	readonly kvEventTap?: KvEventTap | undefined;
 }
 
 /** A worker that serves its model. */
@@ -66,9 +74,10 @@ const LAST_WORDS_MS = 1000;
 export async function startWorker(runtime: DistributedRuntime, options: WorkerOptions): Promise<WorkerHandle> {
 	const { engine } = options;
 	try {
+		const tap = options.kvEventTap ?? KvEventTap.attach(engine);
 		const starting = options.engineStart ?? engine.start();
 		const [info, files] = await Promise.all([starting, options.files]);
-		return await serve(runtime, options, info, files);
+		return await serve(runtime, options, tap, info, files);
 	} catch (error) {
 		await engine.close();
 		throw error;
@@ -78,6 +87,7 @@ export async function startWorker(runtime: DistributedRuntime, options: WorkerOp
 async function serve(
 	runtime: DistributedRuntime,
 	options: WorkerOptions,
+	tap: KvEventTap | undefined,
 	info: EngineInfo,
 	files: ModelFiles,
 ): Promise<WorkerHandle> {
@@ -85,6 +95,7 @@ async function serve(
 	const id = options.endpoint ?? DEFAULT_ENDPOINT;
 	const log = runtime.log.child(TARGET);
 	const failure = watchForFailure(engine);
+	const kvEvents = options.kvEvents ?? { enabled: true };
 	const hosted =
 		runtime.systemServer === undefined ? undefined : hostModelFiles(runtime.systemServer, id, options.modelName);
 	const [card, generationDefaults] = await Promise.all([
@@ -96,6 +107,7 @@ async function serve(
 			contextLength: options.cardContextLength ?? info.maxModelLen,
 			toolCallParser: options.toolCallParser,
 			reasoningParser: options.reasoningParser,
+			kvEvents: kvEvents.enabled && tap !== undefined,
 			urlOf: hosted?.urlOf,
 		}),
 		readSamplingDefaults(files.generationConfig),
@@ -112,8 +124,10 @@ async function serve(
 
 	const endpoint = runtime.namespace(id.namespace).component(id.component).endpoint(id.name);
 	const eosTokenIds = [...new Set([...info.eosTokenIds, ...(options.eosTokenIds ?? [])])];
+	// Before the card: a router that reads there of events must find where they come from.
+	const events = await WorkerEvents.open(runtime, { engine, endpoint: id, blockSize: info.blockSize, tap, kvEvents });
 	const handler = createGenerateHandler({
-		engine,
+		engine: events.watched,
 		context: {
 			maxModelLen: info.maxModelLen,
 			vocabSize: info.vocabSize,
@@ -124,19 +138,25 @@ async function serve(
 		// Loaded when first needed: most workers never are asked for log-probabilities.
 		loadTokenTexts: async () => (await import("./token-texts.js")).loadTokenTexts(files.tokenizer),
 	});
-	const served = await endpoint.serve(handler, {
-		register: false,
-		healthCheckPayload: tokensHealthCheck(options.modelName),
-		...(info.device === "mock" ? {} : { deviceType: info.device }),
-	});
+	const served = await endpoint
+		.serve(handler, {
+			register: false,
+			healthCheckPayload: tokensHealthCheck(options.modelName),
+			...(info.device === "mock" ? {} : { deviceType: info.device }),
+		})
+		.catch(async (error: unknown) => {
+			await events.close();
+			throw error;
+		});
 	registerEngineMetrics(endpoint.component.metrics, engine, info, options.modelName);
-	const worker = new Worker(runtime, engine, info, new ModelRegistration(runtime, record, served), () =>
+	const worker = new Worker(runtime, engine, info, new ModelRegistration(runtime, record, served), events, () =>
 		hosted?.remove(),
 	);
 	try {
 		await worker.registration.register();
 	} catch (error) {
 		await served.stop();
+		await events.close();
 		throw error;
 	}
 	log.info("serving the model", {
@@ -162,6 +182,7 @@ class Worker implements WorkerHandle {
 	readonly failed: Promise<Error>;
 	readonly #runtime: DistributedRuntime;
 	readonly #engine: Engine;
+	readonly #events: WorkerEvents;
 	readonly #removeFiles: () => void;
 	#tellFailed: (error: Error) => void = () => {};
 	#closing: Promise<void> | undefined;
@@ -171,12 +192,14 @@ class Worker implements WorkerHandle {
 		engine: Engine,
 		info: EngineInfo,
 		registration: ModelRegistration,
+		events: WorkerEvents,
 		removeFiles: () => void,
 	) {
 		this.#runtime = runtime;
 		this.#engine = engine;
 		this.info = info;
 		this.registration = registration;
+		this.#events = events;
 		this.#removeFiles = removeFiles;
 		this.failed = new Promise((resolve) => {
 			this.#tellFailed = resolve;
@@ -208,6 +231,7 @@ class Worker implements WorkerHandle {
 		await this.#engine.close();
 		await served.drain(LAST_WORDS_MS);
 		await served.stop();
+		await this.#events.close();
 		this.#removeFiles();
 	}
 

@@ -32,9 +32,13 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	await mkdir(caches.graphs, { recursive: true });
 	const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads());
 	lifecycle.onStop(() => engine.close());
+	const { KvEventTap } = await import("@dynamo-ts/engine");
+	const kvEventTap = KvEventTap.attach(engine);
 	const engineStart = startEngine(engine);
 	engineStart.catch(() => {});
-	const { findModelFiles, startWorker } = await import("@dynamo-ts/worker");
+	const { findModelFiles, parseKvEventsConfig, startWorker } = await import("@dynamo-ts/worker");
+	const kvEventsConfig = flags.string("kv-events-config");
+	const kvEvents = kvEventsConfig === undefined ? undefined : parseKvEventsConfig(kvEventsConfig);
 	const files = findModelFiles(model, caches.cards);
 	files.catch(() => {});
 	const runtime = await startRuntime(lifecycle, env);
@@ -48,6 +52,8 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		samplingDefaults: model.samplingDefaults,
 		toolCallParser: flags.string("tool-call-parser"),
 		reasoningParser: flags.string("reasoning-parser"),
+		kvEventTap,
+		kvEvents,
 	});
 	lifecycle.onStop(() => worker.close());
 	lifecycle.onStop(async () => void (await worker.drain()));

@@ -42,8 +42,8 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		type: "string",
 		choices: ["nats", "zmq"],
 		group: GROUP,
-		help: "How events are published.",
-		status: { kind: "ignored", why: "this version publishes no events" },
+		defaultText: "zmq",
+		help: `How KV events and load travel from workers to routers, the same for every process: zmq (${ENV.DYN_EVENT_PLANE_HOST}: the address that others connect to), or nats (${ENV.NATS_SERVER}).`,
 	},
 	...TRANSPORT_TLS_FLAGS,
 ];

@@ -5,6 +5,12 @@ import type { Socket, Subscriber } from "zeromq";
 import { MAX_EVENT_BYTES } from "./event-transport.js";
 
 export type Zmq = typeof import("zeromq");
+export type {
+	Dealer as ZmqDealer,
+	Publisher as ZmqPublisher,
+	Router as ZmqRouter,
+	Subscriber as ZmqSubscriber,
+} from "zeromq";
 
 /** @throws DynamoError `Unavailable` where the library has no build for this platform. */
 export async function loadZmq(): Promise<Zmq> {
