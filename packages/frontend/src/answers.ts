@@ -2,6 +2,7 @@
 // Whole (not streamed) answers, written to node's response as they are: Dynamo's bytes have no charset parameter and
 // no other decoration.
 import { type ServerResponse, STATUS_CODES } from "node:http";
+import type { FailureClass } from "@dynamo-ts/protocols/internal";
 import type { Failure } from "./http-errors.js";
 
 /** Sends JSON text. Does nothing when the client is gone or something was sent. */
@@ -38,9 +39,19 @@ export function sendEmpty(response: ServerResponse, status: number, headers?: Re
 	response.end();
 }
 
+/** Failures that pass by themselves: clients are told to come again. */
+const RETRY_LATER: ReadonlySet<FailureClass> = new Set<FailureClass>([
+	"CapacityExhausted",
+	"RateLimited",
+	"Unavailable",
+]);
+const RETRY_AFTER_SECONDS = "1";
+
 /** Sends the error's body: Dynamo's flat members and OpenAI's object, so that clients of both find what they look for. */
 export function sendFailure(response: ServerResponse, failure: Failure, headers?: Record<string, string>): void {
 	const body = failure.http.toBody();
 	if (failure.detail !== undefined) body.error.message = failure.detail;
-	sendJson(response, failure.http.status, JSON.stringify(body), headers);
+	const retry: Record<string, string> = {};
+	if (RETRY_LATER.has(failure.errorClass)) retry["retry-after"] = RETRY_AFTER_SECONDS;
+	sendJson(response, failure.http.status, JSON.stringify(body), { ...retry, ...headers });
 }

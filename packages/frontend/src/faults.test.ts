@@ -238,6 +238,28 @@ describe("instances that fail", () => {
 		expect(worker.calls).toHaveLength(5);
 	});
 
+	it("one error of its own after the other: left alone while there is another, then it gets a new chance", async () => {
+		await stack.close();
+		stack = await startStack({}, { inhibitedDurationMs: 200 });
+		let well = false;
+		const ill = await stack.worker({
+			script: (call) => (well ? sendAll(hello)(call) : call.fail(new DynamoError("Internal", "a bug"))),
+		});
+		const good = await stack.worker({ script: sendAll(hello) });
+		const ask = async () => (await http(stack.chat, { body: chatBody() })).status;
+		for (let i = 0; i < 20; i++) await ask();
+		expect(ill.calls).toHaveLength(5);
+		expect(good.calls).toHaveLength(15);
+		well = true;
+		await expect.poll(async () => (await ask()) === 200 && ill.calls.length > 5, { timeout: 5000 }).toBe(true);
+	});
+
+	it("the only one is not left alone for errors of its own", async () => {
+		const worker = await stack.worker({ script: refuse(() => new DynamoError("Internal", "a bug")) });
+		for (let i = 0; i < 8; i++) expect((await http(stack.chat, { body: chatBody() })).status).toBe(500);
+		expect(worker.calls).toHaveLength(8);
+	});
+
 	it("a full instance answers 529, with another status where that is set, and stays in use", async () => {
 		await stack.close();
 		stack = await startStack({ overloadStatusCode: 503 });
@@ -245,6 +267,7 @@ describe("instances that fail", () => {
 		for (let i = 0; i < 3; i++) {
 			const answer = await http(stack.chat, { body: chatBody() });
 			expect(answer.json).toMatchObject({ message: "Service temporarily overloaded", type: "Overloaded", code: 503 });
+			expect(answer.headers["retry-after"]).toBe("1");
 		}
 		expect(worker.calls).toHaveLength(3);
 		expect((await stack.metrics()).value("dynamo_frontend_model_rejection_total")).toBe(3);

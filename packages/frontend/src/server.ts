@@ -117,7 +117,7 @@ function buildApp(state: FrontendState): FastifyInstance {
 		request.raw.resume();
 		const failure = state.failureOf(new HttpError(503, "Service is not ready"));
 		state.countFailure(failure);
-		sendFailure(reply.raw, failure, { "retry-after": "1" });
+		sendFailure(reply.raw, failure);
 	});
 	app.setNotFoundHandler((request, reply) => notFound(state, request, reply));
 	app.setErrorHandler((error, request, reply) => {

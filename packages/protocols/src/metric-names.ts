@@ -46,6 +46,13 @@ export const WORK_HANDLER_METRICS = {
 	poolActiveTasks: "pool_active_tasks",
 } as const;
 
+/** Families of a worker's limits on requests; full names, without labels. */
+export const ADMISSION_METRICS = {
+	engineRequest: "dynamo_engine_request",
+	requestQueue: "dynamo_request_queue",
+	rejectionRequestTotal: "dynamo_rejection_request_total",
+} as const;
+
 /** Upper bounds of histograms, seconds; without the last, infinite one. */
 export const RUNTIME_BUCKETS = {
 	requestDurationSeconds: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600],

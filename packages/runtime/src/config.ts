@@ -81,6 +81,10 @@ export interface RuntimeConfig {
 	readonly healthCheckTimeoutMs: number;
 	/** JSON that replaces the payloads that endpoints bring; empty: theirs. */
 	readonly healthCheckPayload: string;
+	/** Most requests that an engine is given at once; Infinity: no limit. */
+	readonly engineRequestLimit: number;
+	/** Most requests that wait for that; Infinity: no limit. */
+	readonly requestQueueLimit: number;
 	/** After leaving discovery, requests are still taken for this long. */
 	readonly shutdownGraceMs: number;
 	/** Longest wait for requests under way at shutdown. */
@@ -127,6 +131,8 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	canaryWaitMs: (read) => read.seconds(ENV.DYN_CANARY_WAIT_TIME, 10),
 	healthCheckTimeoutMs: (read) => read.seconds(ENV.DYN_HEALTH_CHECK_REQUEST_TIMEOUT, 3),
 	healthCheckPayload: (read) => healthCheckPayload(read),
+	engineRequestLimit: (read) => limit(read, ENV.DYN_ENGINE_REQUEST_LIMIT, 1),
+	requestQueueLimit: (read) => limit(read, ENV.DYN_DYNAMO_REQUEST_QUEUE_LIMIT, 0),
 	shutdownGraceMs: (read) => read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0.5),
 	shutdownTimeoutMs: (read) =>
 		read.seconds(
@@ -162,6 +168,10 @@ export function runtimeConfigFromEnv(
 function logFormat(read: EnvReader): "readable" | "jsonl" {
 	const byFlag = read.flag(ENV.DYN_LOGGING_JSONL, false) ? "jsonl" : "readable";
 	return read.choice(ENV.DYN_LOGGING_CONSOLE_FORMAT, ["readable", "jsonl"], byFlag);
+}
+
+function limit(read: EnvReader, name: string, least: number): number {
+	return read.text(name, "") === "" ? Number.POSITIVE_INFINITY : read.integer(name, 0, least, 0xffff_ffff);
 }
 
 /** A JSON list of names, as Dynamo has it. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { DynamoError, type EndpointRecord, isInstanceFault, parseKey } from "@dynamo-ts/protocols/internal";
+import { DynamoError, type EndpointRecord, instanceVerdict, parseKey } from "@dynamo-ts/protocols/internal";
 import type { Endpoint, EndpointClient } from "./component.js";
 import type { Discovery, DiscoveryEvent, Watch } from "./discovery/discovery.js";
 import type { Logger } from "./observability/logging.js";
@@ -22,6 +22,9 @@ export interface EndpointClientOptions {
 	readonly onClose: (client: DiscoveredEndpointClient) => void;
 }
 
+/** So many failures of an instance in a row put it aside. */
+const MOST_STRIKES = 5;
+
 /** Follows the instances of one endpoint in discovery and sends requests to them. */
 export class DiscoveredEndpointClient implements EndpointClient {
 	readonly endpoint: Endpoint;
@@ -29,6 +32,8 @@ export class DiscoveredEndpointClient implements EndpointClient {
 	readonly #byId = new Map<bigint, EndpointRecord>();
 	/** Until when an instance is put aside; only instances that are in discovery have an entry. */
 	readonly #inhibited = new Map<bigint, number>();
+	/** Failures in a row, by instance; as long as there is none, which is the rule, nothing is kept. */
+	readonly #strikes = new Map<bigint, number>();
 	readonly #calls = new Map<bigint, Set<PlaneRequest>>();
 	readonly #listeners = new Set<() => void>();
 	#instances: readonly EndpointRecord[] = [];
@@ -102,11 +107,15 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			const calls = this.#calls.get(id);
 			calls?.delete(sent);
 			if (calls?.size === 0) this.#calls.delete(id);
-			if (error !== undefined && isInstanceFault(error)) {
+			if (this.#closed) return;
+			const verdict = error === undefined ? "healthy" : instanceVerdict(error);
+			if (verdict === "healthy") {
+				if (this.#strikes.size > 0) this.#strikes.delete(id);
+			} else if (verdict === "fault" || (verdict === "failure" && this.#strike(id))) {
 				this.#options.log.warn("instance put aside after a failure", {
 					instance_id: id,
 					request_id: request.id,
-					error: error.message,
+					error: error?.message,
 				});
 				this.reportFailure(id);
 			}
@@ -130,6 +139,19 @@ export class DiscoveredEndpointClient implements EndpointClient {
 		this.#options.onClose(this);
 	}
 
+	/**
+	 * Counts a failure that may be the request's as well as the instance's.
+	 * @returns true when there were too many in a row. The last instance that is left is never put aside for that.
+	 */
+	#strike(id: bigint): boolean {
+		if (!this.#byId.has(id)) return false;
+		const strikes = Math.min(MOST_STRIKES, (this.#strikes.get(id) ?? 0) + 1);
+		this.#strikes.set(id, strikes);
+		if (strikes < MOST_STRIKES) return false;
+		// The next one after the pause decides anew: a failure puts it aside again, a success clears it.
+		return this.#available.some(({ instance_id }) => instance_id !== id);
+	}
+
 	#onEvent(event: DiscoveryEvent): void {
 		const { namespace, component, name } = this.endpoint.id;
 		if (event.type === "put") {
@@ -138,6 +160,7 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			if (record.namespace !== namespace || record.component !== component || record.endpoint !== name) return;
 			this.#byId.set(record.instance_id, record);
 			this.#inhibited.delete(record.instance_id);
+			this.#strikes.delete(record.instance_id);
 			this.#rebuild();
 			return;
 		}
@@ -147,6 +170,7 @@ export class DiscoveredEndpointClient implements EndpointClient {
 		if (endpoint.namespace !== namespace || endpoint.component !== component || endpoint.name !== name) return;
 		if (!this.#byId.delete(id)) return;
 		this.#inhibited.delete(id);
+		this.#strikes.delete(id);
 		this.#rebuild();
 		for (const call of [...(this.#calls.get(id) ?? [])]) call.instanceGone();
 	}

@@ -6,6 +6,7 @@ import type { Discovery } from "./discovery/discovery.js";
 import { Canary } from "./observability/canary.js";
 import type { Health } from "./observability/health.js";
 import type { Logger } from "./observability/logging.js";
+import type { Admission } from "./request-plane/admission.js";
 import type {
 	EndpointHandler,
 	EndpointObserver,
@@ -20,6 +21,8 @@ export interface EndpointServerOptions {
 	readonly server: RequestPlaneServer;
 	readonly health: Health;
 	readonly observer: EndpointObserver;
+	/** Limits the requests of endpoints that bring a health payload: those have an engine behind them. */
+	readonly admission?: Admission | undefined;
 	readonly log: Logger;
 	readonly onStop: (served: EndpointServer) => void;
 }
@@ -66,6 +69,7 @@ export class EndpointServer implements ServedEndpoint {
 		this.#canary = this.#gating && config.healthCheckEnabled ? this.#makeCanary(handler, serve) : undefined;
 		const observer = this.#canary === undefined ? options.observer : watched(options.observer, this.#canary);
 		this.#registration = server.register(path, handler, observer);
+		if (this.#gating && options.admission !== undefined) this.#registration.limit(options.admission);
 		this.record = {
 			type: "Endpoint",
 			namespace: endpoint.id.namespace,

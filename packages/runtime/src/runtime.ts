@@ -24,6 +24,7 @@ import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
 import { type SystemServer, startSystemServer } from "./observability/system-server.js";
+import { Admission } from "./request-plane/admission.js";
 import type { CallHomeOptions } from "./request-plane/call-home-client.js";
 import { InProcessClient, InProcessServer, inProcessRegistryOf } from "./request-plane/in-process.js";
 import { openNatsClient } from "./request-plane/nats-carrier.js";
@@ -75,6 +76,7 @@ export class DistributedRuntime {
 	readonly #clients = new Set<DiscoveredEndpointClient>();
 	readonly #observers = new Map<Endpoint, EndpointObserver>();
 	#workMetrics: ProcessWorkMetrics | undefined;
+	#admission: Admission | undefined;
 	#server: Promise<RequestPlaneServer> | undefined;
 	#client: Promise<RequestPlaneClient> | undefined;
 	#nats: Promise<NatsConnection> | undefined;
@@ -265,6 +267,7 @@ export class DistributedRuntime {
 					this.instanceId,
 					this.log.child("dynamo_runtime::pipeline::network::ingress::push_handler"),
 				),
+				admission: this.#admissionOfEngine(),
 				log: this.log.child("dynamo_runtime::component::endpoint", { path }),
 				onStop: (stopped) => this.#served.delete(stopped),
 			},
@@ -296,6 +299,14 @@ export class DistributedRuntime {
 		});
 		this.#clients.add(client);
 		return client;
+	}
+
+	/** One for all endpoints of the process: they share its engine. */
+	#admissionOfEngine(): Admission {
+		const { engineRequestLimit, requestQueueLimit } = this.config;
+		const metrics = this.metrics.level({ prefix: "", labels: null });
+		this.#admission ??= new Admission(engineRequestLimit, requestQueueLimit, metrics);
+		return this.#admission;
 	}
 
 	#refuseAfterShutdown(): void {

@@ -142,6 +142,30 @@ export function isInstanceFault(error: DynamoError): boolean {
 	);
 }
 
+/** What a failed request says about the instance that had it. */
+export type InstanceVerdict = "healthy" | "neutral" | "failure" | "fault";
+
+/**
+ * What an error says about the instance: a request that was at fault itself nothing bad (4xx), being busy nothing at
+ * all (429, 503, 529), an error of its own something (other 5xx), and that it cannot be reached or lost the stream
+ * enough to leave it alone.
+ */
+export function instanceVerdict(error: DynamoError): InstanceVerdict {
+	if (isInstanceFault(error)) return "fault";
+	switch (failureClass(error)) {
+		case "RateLimited":
+		case "CapacityExhausted":
+		case "Unavailable":
+			return "neutral";
+		case "BackendProtocol":
+		case "DeadlineExceeded":
+		case "Internal":
+			return "failure";
+		default:
+			return "healthy";
+	}
+}
+
 /** What clients read when an error brings no public message of its own: nothing of the inside. */
 export const PUBLIC_SENTENCES: Readonly<Record<FailureClass, string>> = {
 	InvalidRequest: "Invalid request",

@@ -11,6 +11,7 @@ import {
 	errorReason,
 	FAILURE_CLASSES,
 	failureClass,
+	instanceVerdict,
 	isInstanceFault,
 	isMigratable,
 	PUBLIC_SENTENCES,
@@ -70,6 +71,28 @@ describe("classification", () => {
 		const fault =
 			errorClass === "ResponseTimeout" || (migratable.includes(errorClass) && errorClass !== "WorkerOverloaded");
 		expect(isInstanceFault(error)).toBe(fault);
+	});
+
+	it.each([
+		["a bad request", "InvalidArgument", "healthy"],
+		["one that is not allowed", "PermissionDenied", "healthy"],
+		["what is not there", "NotFound", "healthy"],
+		["too large", "PayloadTooLarge", "healthy"],
+		["the client left", "Cancelled", "healthy"],
+		["not implemented", "NotImplemented", "healthy"],
+		["429", "RateLimited", "neutral"],
+		["529", "WorkerOverloaded", "neutral"],
+		["529 of another kind", "ResourceExhausted", "neutral"],
+		["500", "Internal", "failure"],
+		["500 without a class", "Unknown", "failure"],
+		["an answer that cannot be read", "BackendProtocol", "failure"],
+		["a deadline of the request", "DeadlineExceeded", "failure"],
+		["silence", "ResponseTimeout", "fault"],
+		["no connection", "CannotConnect", "fault"],
+		["a lost stream", "Disconnected", "fault"],
+		["no acknowledgement", "ConnectionTimeout", "fault"],
+	] as const)("what %s says about an instance: %s is %s", (_name, errorClass, verdict) => {
+		expect(instanceVerdict(new DynamoError(errorClass, "x"))).toBe(verdict);
 	});
 
 	it.each(BACKEND_ERRORS)("of the backend's %s", (name) => {

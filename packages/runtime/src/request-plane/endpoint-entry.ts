@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError, isDynamoError } from "@dynamo-ts/protocols/internal";
+import type { Admission, Ticket } from "./admission.js";
 import type {
 	CancelKind,
 	EndpointHandler,
@@ -34,6 +35,8 @@ export class EndpointEntry implements EndpointRegistration {
 	readonly #active = new Set<ActiveResponse>();
 	#drainWaiters: (() => void)[] = [];
 	#refusing = false;
+	#admission: Admission | undefined;
+	readonly #tickets = new Map<ActiveResponse, Ticket>();
 
 	constructor(path: string, handler: EndpointHandler, observer: EndpointObserver | undefined, forget: () => void) {
 		this.path = path;
@@ -55,13 +58,38 @@ export class EndpointEntry implements EndpointRegistration {
 		return this.#refusing;
 	}
 
+	limit(admission: Admission): void {
+		this.#admission = admission;
+	}
+
+	/**
+	 * Why there is no room for a request; undefined: there is.
+	 * @param coming requests that were let in and have not run yet.
+	 */
+	fullness(coming: number): string | undefined {
+		return this.#admission?.refusal(coming);
+	}
+
 	refuse(): void {
 		this.#refusing = true;
 	}
 
-	/** Runs the handler; whatever it throws becomes the request's error. */
+	/** Runs the handler, as soon as there is room; whatever it throws becomes the request's error. */
 	run(request: IngressRequest, response: ActiveResponse, observer: RequestObserver): void {
 		this.#active.add(response);
+		if (this.#admission === undefined) {
+			this.#start(request, response, observer);
+			return;
+		}
+		const ticket = this.#admission.enter(() => {
+			if (!response.closed) this.#start(request, response, observer);
+		});
+		// A handler may end its response at once.
+		if (this.#active.has(response)) this.#tickets.set(response, ticket);
+		else this.#admission.leave(ticket);
+	}
+
+	#start(request: IngressRequest, response: ActiveResponse, observer: RequestObserver): void {
 		const failed = (error: unknown) => {
 			if (response.closed) return;
 			observer.onError("generate");
@@ -84,6 +112,11 @@ export class EndpointEntry implements EndpointRegistration {
 	/** The response is over and its last bytes are handed to the peer, or will never be. */
 	done(response: ActiveResponse): void {
 		this.#active.delete(response);
+		const ticket = this.#tickets.get(response);
+		if (ticket !== undefined) {
+			this.#tickets.delete(response);
+			this.#admission?.leave(ticket);
+		}
 		if (this.#active.size > 0) return;
 		const waiters = this.#drainWaiters;
 		this.#drainWaiters = [];

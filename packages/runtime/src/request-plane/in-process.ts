@@ -182,6 +182,11 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 			this.giveUp(new DynamoError("WorkerUnavailable", `worker ${this.#options.target} is shutting down`));
 			return;
 		}
+		const fullness = entry.fullness(0);
+		if (fullness !== undefined) {
+			this.giveUp(new DynamoError("WorkerOverloaded", `worker ${this.#options.target} refused: ${fullness}`));
+			return;
+		}
 		const { log } = this.#options;
 		const headers = { ...headersToSend(this.#outgoing), [REQUEST_HEADERS.endpointPath]: entry.path };
 		this.#request = new CancellableRequest(

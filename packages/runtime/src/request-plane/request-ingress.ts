@@ -48,7 +48,7 @@ export class RequestIngress {
 	refusal(path: string, entry: EndpointEntry | undefined, admitted: number): string | undefined {
 		if (entry === undefined) return `${ACK_UNAVAILABLE_PREFIX} unknown endpoint ${path.slice(0, 1024)}`;
 		if (entry.refusing) return `${ACK_UNAVAILABLE_PREFIX} shutting down ${path}`;
-		const refusal = this.#descriptors.refusal(admitted);
+		const refusal = this.#descriptors.refusal(admitted) ?? entry.fullness(admitted);
 		return refusal === undefined ? undefined : `${ACK_OVERLOADED_PREFIX} ${refusal}`;
 	}
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Annotated, DynamoError, EndpointRecord, RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
+import type { Admission } from "./admission.js";
 
 /**
  * Why a request was cancelled: `stop` asks to end generation early and may still send what there is, `kill` and
@@ -120,6 +121,8 @@ export interface RequestPlaneClient {
 export interface EndpointRegistration {
 	/** Requests being handled now. */
 	readonly inflight: number;
+	/** Requests from now on run, wait or are refused as `admission` says. */
+	limit(admission: Admission): void;
 	/** Resolves once requests that are sent from now on arrive. @throws DynamoError `Unavailable`. */
 	ready(): Promise<void>;
 	/** Refuses new requests with `Server unavailable`; those under way go on. */
