@@ -3,7 +3,7 @@
 // port without a turn of the event loop; when there is nothing to do, the event loop waits for the next one.
 
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
-import { DEFAULT_BLOCK_SIZE, DEFAULT_CHUNK_SIZE, EngineCore } from "./engine-core.js";
+import { EngineCore } from "./engine-core.js";
 import type { ModelRunner } from "./model/model-runner.js";
 import { writeStats } from "./stats-buffer.js";
 import type { EngineThreadData, FromThread, RunnerModule, ToThread } from "./thread-messages.js";
@@ -77,13 +77,19 @@ async function main(port: MessagePort): Promise<void> {
 		model: model.model,
 		cacheDir: model.cacheDir,
 		quantization: model.quantization ?? "auto",
-		numSlots: model.maxNumSeqs ?? 8,
+		maxNumSeqs: model.maxNumSeqs,
 		maxModelLen: model.maxModelLen,
+		blockSize: model.blockSize,
+		kvCacheMemory: model.kvCacheMemory,
 		intraOpThreads: model.intraOpThreads ?? 1,
 		spinning: model.spinning ?? false,
 		onProgress: (stage: string, fraction: number) => post({ type: "progress", stage, fraction }),
 	});
-	const core = new EngineCore(runner, { chunkSize: model.chunkSize, blockSize: model.blockSize });
+	const core = new EngineCore(runner, {
+		maxNumBatchedTokens: model.maxNumBatchedTokens,
+		enablePrefixCaching: model.enablePrefixCaching,
+		kvEvents: model.kvEvents,
+	});
 	const statsView = new Float64Array(stats);
 	writeStats(statsView, core.stats());
 	serve(port, core, runner, statsView);
@@ -92,15 +98,16 @@ async function main(port: MessagePort): Promise<void> {
 		info: {
 			modelName: undefined,
 			maxModelLen: runner.maxModelLen,
-			blockSize: model.blockSize ?? DEFAULT_BLOCK_SIZE,
+			blockSize: runner.blockSize,
 			totalBlocks: core.totalBlocks,
-			maxNumSeqs: runner.numSlots,
-			maxNumBatchedTokens: Math.max(model.chunkSize ?? DEFAULT_CHUNK_SIZE, runner.numSlots),
+			maxNumSeqs: runner.maxNumSeqs,
+			maxNumBatchedTokens: core.maxNumBatchedTokens,
 			vocabSize: runner.config.vocabSize,
-			device: "cpu",
+			device: runner.device,
 			quantization: model.quantization ?? "auto",
 			weightFormats: runner.weightFormats,
 			kvBytesPerToken: runner.kvBytesPerToken,
+			kvCacheDtype: runner.kvCacheDtype,
 			eosTokenIds: runner.config.eosTokenIds,
 			loadSeconds: (performance.now() - begin) / 1000,
 		},

@@ -2,6 +2,7 @@
 // The real engine as its users see it: a worker thread with the model, and callbacks in the caller's thread.
 
 import { Worker } from "node:worker_threads";
+import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
 import type { Engine, EngineError, EngineInfo, EngineOutput, EngineRequest, EngineStats } from "./engine.js";
 import { RequestTable, refusal } from "./request-table.js";
 import { createStatsBuffer, readStats } from "./stats-buffer.js";
@@ -29,6 +30,7 @@ class EngineThread implements Engine {
 	private readonly statsView = new Float64Array(this.statsBuffer);
 	private readonly table = new RequestTable((requestId) => this.abort(requestId));
 	private readonly failureCallbacks: ((error: Error) => void)[] = [];
+	private readonly kvCallbacks: ((events: readonly KvCacheEvent[]) => void)[] = [];
 	private state: State = "new";
 	private worker: Worker | undefined;
 	private exited: Promise<void> = Promise.resolve();
@@ -43,7 +45,10 @@ class EngineThread implements Engine {
 		this.state = "loading";
 		const { onProgress: _, maxPending: __, closeTimeout: ___, ...model } = this.options;
 		const worker = new Worker(entryUrl(), {
-			workerData: { model, stats: this.statsBuffer } satisfies EngineThreadData,
+			workerData: {
+				model: { ...model, kvEvents: this.kvCallbacks.length > 0 },
+				stats: this.statsBuffer,
+			} satisfies EngineThreadData,
 			name: "engine",
 			// The thread runs built files, whatever loaders and conditions this process was started with.
 			execArgv: [],
@@ -94,8 +99,9 @@ class EngineThread implements Engine {
 		this.failureCallbacks.push(callback);
 	}
 
-	onKvEvents(): void {
-		throw new Error("this engine does not tell what its cache holds");
+	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void {
+		if (this.state !== "new") throw new Error("cache events must be asked for before the engine starts");
+		this.kvCallbacks.push(callback);
 	}
 
 	async close(): Promise<void> {
@@ -133,6 +139,8 @@ class EngineThread implements Engine {
 	private receive(message: FromThread): void {
 		switch (message.type) {
 			case "step":
+				// First what the cache holds: who hears of an answer may look for its blocks.
+				if (message.kvEvents !== undefined) for (const tell of this.kvCallbacks) tell(message.kvEvents);
 				this.table.dispatch(message);
 				break;
 			case "progress":

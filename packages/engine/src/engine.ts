@@ -159,6 +159,8 @@ export interface EngineInfo {
 	readonly weightFormats?: readonly string[] | undefined;
 	/** Bytes of cache per token; 0 for the simulated engine. */
 	readonly kvBytesPerToken: number;
+	/** How keys and values are held; "none" for the simulated engine. */
+	readonly kvCacheDtype: string;
 	/** End-of-text ids that the model's files name. */
 	readonly eosTokenIds: readonly number[];
 	/** Seconds that `start` took. */
@@ -167,12 +169,14 @@ export interface EngineInfo {
 
 /** Gauges (running, waiting, usedBlocks, totalBlocks) and counters since `start`. */
 export interface EngineStats {
-	/** Sequences in the decode batch or in prefill. */
+	/** Sequences that hold blocks: those that generate and those whose prompt is being computed. */
 	running: number;
 	waiting: number;
-	/** Blocks of sequences that run, the partly filled ones included. */
+	/** Blocks of running sequences, the partly filled ones included; a shared one counts once. */
 	usedBlocks: number;
 	totalBlocks: number;
+	/** Blocks that a prompt with the same beginning would find, whether a sequence uses them or not. */
+	cachedBlocks: number;
 	/** Prompt tokens computed. */
 	prefillTokens: number;
 	/** Tokens generated. */
@@ -182,6 +186,7 @@ export interface EngineStats {
 	stepSeconds: number;
 	/** Time in the model alone, in seconds. */
 	modelSeconds: number;
+	/** Sequences that lost their blocks to others and were computed anew. */
 	preemptions: number;
 	/** Prompt tokens of admitted sequences. */
 	cacheQueryTokens: number;
@@ -241,6 +246,11 @@ export interface Engine {
 	onStep?(callback: (report: StepReport) => void): void;
 	/** `callback` runs once if the engine dies by itself; pending requests have had their error by then. */
 	onFailure(callback: (error: Error) => void): void;
+	/**
+	 * `callback` gets each change of what the cache holds, in order. Register it before `start`: an engine that nobody
+	 * listens to at its start gathers none.
+	 */
+	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void;
 	/** Ends pending requests with "cancelled" and frees everything. May be called twice. */
 	close(): Promise<void>;
 }

@@ -1,173 +1,312 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decides what the next step computes: one prefill chunk or one decode step of all rows, in turn while there is both,
-// so that neither starves the other. No I/O, no clock, no model: plain data out.
+// Decides what the next step computes: the next token of every sequence that generates, and chunks of prompts with what
+// is left of the step's budget of tokens. No I/O, no clock, no model: sequences in, plain data out.
 
+import type { BlockManager } from "./cache/block-manager.js";
 import type { FinishReason } from "./engine.js";
-import { KvSlots, type SlotCopy } from "./kv-slots.js";
 import type { Sequence } from "./sequence.js";
 
+/** Tokens of a chunk when the logits of each are wanted, which take 4 bytes per word of the vocabulary. */
+const MAX_LOGITS_PER_CHUNK = 32;
+
 export interface SchedulerOptions {
-	/** KV slots, which is also the most sequences in a step. */
-	readonly numSlots: number;
-	/** Tokens per slot. */
-	readonly maxModelLen: number;
-	/**
-	 * Tokens per prefill chunk. Chunks end at multiples of it whatever the load is, so that a prompt's numbers do not
-	 * depend on its batch mates.
-	 */
-	readonly chunkSize: number;
-	/** Tokens per block, the unit in which capacity is reported. */
-	readonly blockSize: number;
+	/** Most sequences that hold blocks at a time. */
+	readonly maxNumSeqs: number;
+	/** Tokens per step. */
+	readonly maxNumBatchedTokens: number;
+	readonly blocks: BlockManager;
+	/** Guesses tokens, see `DraftProposer`; absent: no guesses. */
+	readonly drafts?: DraftProposer | undefined;
 }
 
-/** One step. `copies` come first, in order. */
-export type StepPlan =
-	| {
-			readonly kind: "prefill";
-			readonly sequence: Sequence;
-			/** Compute tokens start .. end-1 of the prompt; the logits of the last are wanted when `isLast`. */
-			readonly start: number;
-			readonly end: number;
-			readonly isLast: boolean;
-			readonly copies: readonly SlotCopy[];
-	  }
-	| {
-			/** Compute the last token of each row 0 .. batchSize-1. */
-			readonly kind: "decode";
-			readonly batchSize: number;
-			readonly copies: readonly SlotCopy[];
-	  };
+/** Guesses what a sequence continues with. */
+export interface DraftProposer {
+	/** Guesses are made only while at most so many sequences generate. */
+	readonly maxBatch: number;
+	/**
+	 * Writes guesses behind the sequence's last token.
+	 * @param limit most guesses.
+	 * @returns how many were made.
+	 */
+	propose(sequence: Sequence, limit: number): number;
+}
+
+/** One step. Lists are reused by the next `schedule`. */
+export interface StepPlan {
+	/** What to compute: `start`, `end`, `wanted` and `numDrafts` of each sequence say how much. Generating ones first. */
+	readonly rows: readonly Sequence[];
+	/** Sequences that lost their blocks to others and wait again. */
+	readonly preempted: readonly Sequence[];
+}
 
 export class Scheduler {
+	/**
+	 * Prompt tokens per step while sequences generate: what bounds the time between their tokens. The owner may change it
+	 * before each step.
+	 */
+	mixedPrefillTokens: number;
+	/** Sequences that lost their blocks, ever. */
+	numPreemptions = 0;
 	private readonly options: SchedulerOptions;
-	private readonly slots: KvSlots;
+	private readonly blocks: BlockManager;
+	private readonly maxRunning: number;
 	/** Highest priority first, then first come. */
 	private readonly waiting: Sequence[] = [];
-	private prefilling: Sequence | undefined;
-	private lastWasPrefill = false;
+	/** In the order of admission. */
+	private readonly running: Sequence[] = [];
+	private readonly rows: Sequence[] = [];
+	private readonly preempted: Sequence[] = [];
+	private readonly prefilling: Sequence[] = [];
+	private budget = 0;
+	private arrivals = 0;
+	private shortestFirst = false;
 
 	constructor(options: SchedulerOptions) {
 		this.options = options;
-		this.slots = new KvSlots(options.numSlots, options.chunkSize);
+		this.blocks = options.blocks;
+		// Every generating sequence gets its token in every step.
+		this.maxRunning = Math.min(options.maxNumSeqs, options.maxNumBatchedTokens);
+		this.mixedPrefillTokens = options.maxNumBatchedTokens;
 	}
 
 	get numWaiting(): number {
 		return this.waiting.length;
 	}
 
-	/** Sequences that hold a slot. */
+	/** Sequences that hold blocks. */
 	get numRunning(): number {
-		return this.slots.numLive + (this.prefilling === undefined ? 0 : 1);
+		return this.running.length;
 	}
 
 	get hasWork(): boolean {
-		return this.waiting.length > 0 || this.numRunning > 0;
+		return this.waiting.length > 0 || this.running.length > 0;
 	}
 
-	/** Blocks of the whole cache. */
-	get totalBlocks(): number {
-		return this.options.numSlots * Math.ceil(this.options.maxModelLen / this.options.blockSize);
-	}
-
-	/** Blocks of sequences that hold a slot. */
-	get usedBlocks(): number {
-		let blocks = this.prefilling === undefined ? 0 : this.blocksOf(this.prefilling);
-		for (const sequence of this.slots.liveRows()) blocks += this.blocksOf(sequence);
-		return blocks;
-	}
-
-	/** The sequence of decode row `index`. Valid from `schedule` until the next `finish`. */
-	row(index: number): Sequence {
-		return this.slots.row(index);
-	}
-
-	/** Queues a sequence. Choices of one request must be added one after the other, choice 0 first. */
-	add(sequence: Sequence): void {
-		const { waiting } = this;
-		let place = waiting.length;
-		while (place > 0 && waiting[place - 1]!.priority < sequence.priority) place--;
-		waiting.splice(place, 0, sequence);
+	/** Sequences that hold blocks, in the order of admission. */
+	runningSequences(): readonly Sequence[] {
+		return this.running;
 	}
 
 	/**
-	 * The next step, or undefined when there is nothing to do. Call it again only after the step has been computed and
-	 * `completePrefill` (for a prefill chunk) or `finish` (for the rows that ended) have been told.
+	 * Queues a sequence. All of its tokens must fit the cache together with one more.
+	 * Choices of one request need not be told apart: whoever comes second finds the blocks of the first.
+	 */
+	add(sequence: Sequence): void {
+		sequence.arrival = this.arrivals++;
+		this.enqueue(sequence);
+	}
+
+	/**
+	 * The next step, or undefined when there is nothing to do. Call it again only after `computed` was told for each
+	 * row, or `finish`.
 	 */
 	schedule(): StepPlan | undefined {
-		const copies: SlotCopy[] = [];
-		const { slots } = this;
-		slots.compact(copies);
-		const canDecode = slots.batchSize > 0;
-		const canPrefill = this.prefilling !== undefined || (this.waiting.length > 0 && slots.hasFree);
-		if (canPrefill && !(canDecode && this.lastWasPrefill)) {
-			this.lastWasPrefill = true;
-			return this.planPrefill(copies);
-		}
-		this.lastWasPrefill = false;
-		return canDecode ? { kind: "decode", batchSize: slots.batchSize, copies } : undefined;
+		const { rows, preempted } = this;
+		rows.length = 0;
+		preempted.length = 0;
+		this.budget = this.options.maxNumBatchedTokens;
+		this.planGeneration();
+		if (rows.length > 0) this.budget = Math.min(this.budget, Math.max(1, this.mixedPrefillTokens));
+		this.planPrompts();
+		// Who has just lost its blocks must not get them back at once.
+		if (preempted.length === 0) this.admit();
+		if (rows.length === 0 && preempted.length === 0) return undefined;
+		return { rows, preempted };
 	}
 
 	/**
-	 * Tells that a chunk has been computed. After the last one the sequence is a decode row and takes the waiting
-	 * choices of its request with it, as many as find a slot (the others are prefilled later from the shared prefix).
-	 * @param copies receives what to copy before the next step.
-	 * @returns the sequences that now need a first token from the chunk's logits.
+	 * Tells that a row was computed up to `computed` tokens of the sequence, guesses that were right included, and makes
+	 * its full blocks findable.
+	 * @param persist see `BlockManager.nameFull`.
 	 */
-	completePrefill(plan: Extract<StepPlan, { kind: "prefill" }>, copies: SlotCopy[]): Sequence[] {
-		const { sequence } = plan;
-		sequence.numComputed = plan.end;
-		this.slots.advancePrefill(sequence);
-		if (!plan.isLast) return [];
-		this.prefilling = undefined;
-		sequence.status = "running";
-		this.slots.join(sequence, copies);
-		const joined = [sequence];
-		for (let i = 0; i < this.waiting.length && this.slots.hasFree; ) {
-			const fork = this.waiting[i]!;
-			if (fork.group !== sequence.group) {
-				i++;
-				continue;
-			}
-			this.waiting.splice(i, 1);
-			fork.status = "running";
-			this.slots.joinFork(fork, sequence, copies);
-			joined.push(fork);
-		}
-		return joined;
+	computed(sequence: Sequence, computed: number, persist: (index: number, block: number) => void): void {
+		sequence.numComputed = computed;
+		this.blocks.nameFull(sequence, sequence.hashes, computed, persist);
 	}
 
-	/** Ends a sequence in any state and frees its slot. Does nothing to a finished one. */
+	/** Ends a sequence in any state and frees its blocks. Does nothing to a finished one. */
 	finish(sequence: Sequence, reason: FinishReason): void {
 		if (sequence.status === "finished") return;
-		if (sequence.status === "waiting") this.waiting.splice(this.waiting.indexOf(sequence), 1);
-		else {
-			if (this.prefilling === sequence) this.prefilling = undefined;
-			this.slots.release(sequence);
-		}
+		const list = sequence.status === "waiting" ? this.waiting : this.running;
+		list.splice(list.indexOf(sequence), 1);
+		this.blocks.release(sequence);
 		sequence.status = "finished";
 		sequence.finishReason = reason;
 	}
 
-	/** Forgets shared prefixes, when a failure leaves in doubt what the slots hold. */
-	forgetPrefixes(): void {
-		this.slots.forgetPrefixes();
-	}
-
-	private planPrefill(copies: SlotCopy[]): StepPlan {
-		if (this.prefilling === undefined) {
-			const next = this.waiting.shift()!;
-			next.status = "prefilling";
-			this.slots.beginPrefill(next, copies);
-			this.prefilling = next;
+	/** One row for each sequence that generates, oldest first; the newest and least urgent give way for room. */
+	private planGeneration(): void {
+		const { running, rows } = this;
+		let generating = 0;
+		for (const sequence of running) if (!sequence.isPrefilling) generating++;
+		const forPrompts = running.length > generating || this.waiting.length > 0 ? 1 : 0;
+		const { drafts } = this.options;
+		const guess = drafts !== undefined && generating <= drafts.maxBatch;
+		// Preemption takes sequences out of the list, the one at hand or later ones.
+		for (let i = 0; i < running.length; ) {
+			const sequence = running[i]!;
+			if (sequence.isPrefilling) {
+				i++;
+				continue;
+			}
+			if (!this.makeRoom(sequence, sequence.length)) continue;
+			i = running.indexOf(sequence) + 1;
+			let numDrafts = 0;
+			if (guess) {
+				// The last token that may be generated needs no guess, and others need the budget, too.
+				const left = sequence.maxTokens - sequence.outputLength - 1;
+				const limit = Math.min(left, this.budget - forPrompts - (generating - rows.length));
+				if (limit > 0) numDrafts = drafts.propose(sequence, limit);
+				if (numDrafts > 0 && !this.blocks.grow(sequence, this.blocks.blocksFor(sequence.length + numDrafts))) {
+					numDrafts = 0;
+				}
+			}
+			sequence.start = sequence.numComputed;
+			sequence.end = sequence.length + numDrafts;
+			sequence.numDrafts = numDrafts;
+			sequence.wanted = numDrafts + 1;
+			this.budget -= sequence.end - sequence.start;
+			rows.push(sequence);
 		}
-		const sequence = this.prefilling;
-		const { chunkSize } = this.options;
-		const start = sequence.numComputed;
-		const end = Math.min(sequence.promptLength, start - (start % chunkSize) + chunkSize);
-		return { kind: "prefill", sequence, start, end, isLast: end === sequence.promptLength, copies };
 	}
 
-	private blocksOf(sequence: Sequence): number {
-		return Math.ceil(sequence.length / this.options.blockSize);
+	/** Chunks of prompts that have begun. By turns the oldest and the shortest comes first, so that neither waits long. */
+	private planPrompts(): void {
+		const { prefilling, running } = this;
+		prefilling.length = 0;
+		for (const sequence of running) if (sequence.isPrefilling) prefilling.push(sequence);
+		if (prefilling.length > 1) {
+			this.shortestFirst = !this.shortestFirst;
+			if (this.shortestFirst) prefilling.sort((a, b) => remaining(a) - remaining(b) || a.arrival - b.arrival);
+		}
+		for (const sequence of prefilling) {
+			if (this.budget === 0) return;
+			this.planChunk(sequence);
+		}
 	}
+
+	private planChunk(sequence: Sequence): void {
+		const needsAll = sequence.promptLogprobs >= 0 && sequence.outputLength === 0;
+		const count = Math.min(remaining(sequence), this.budget, needsAll ? MAX_LOGITS_PER_CHUNK : this.budget);
+		sequence.start = sequence.numComputed;
+		sequence.end = sequence.start + count;
+		sequence.numDrafts = 0;
+		const isLast = sequence.end === sequence.length;
+		sequence.wanted = needsAll ? count : isLast ? 1 : 0;
+		this.budget -= count;
+		this.rows.push(sequence);
+	}
+
+	/** Lets waiting sequences in, in their order, as long as there is budget and room for their whole prompt. */
+	private admit(): void {
+		const { waiting, running, blocks } = this;
+		if (waiting.length === 0) return;
+		let underWay: Set<bigint> | undefined;
+		for (let i = 0; i < waiting.length && running.length < this.maxRunning && this.budget > 0; ) {
+			const sequence = waiting[i]!;
+			const { hashes, length } = sequence;
+			// The last token's logits are needed, so it is always computed; log-probabilities need those of all.
+			const limit = sequence.promptLogprobs >= 0 ? 0 : Math.floor((length - 1) / blocks.blockSize);
+			const cached = blocks.countCached(hashes, limit);
+			if (blocks.enablePrefixCaching && cached < limit) {
+				underWay ??= this.blocksUnderWay();
+				// Somebody computes the very block that comes next: a little later it is there for nothing.
+				if (underWay.has(hashes.sequenceHash(cached))) {
+					i++;
+					continue;
+				}
+			}
+			const total = blocks.blocksFor(length);
+			// What runs will soon need blocks to grow into; taking them would only lead to preemption.
+			const spare = running.length;
+			if (!blocks.canAdmit(hashes, cached, total + spare)) {
+				const victim = this.leastUrgent();
+				if (victim !== undefined && victim.priority < sequence.priority && !this.rows.includes(victim)) {
+					this.preempt(victim);
+					i = waiting.indexOf(sequence);
+					continue;
+				}
+				// Nobody overtakes: a long prompt would wait for ever behind short ones.
+				return;
+			}
+			waiting.splice(i, 1);
+			blocks.admit(sequence, hashes, cached, total);
+			sequence.status = "running";
+			sequence.numComputed = cached * blocks.blockSize;
+			sequence.prefillEnd = length;
+			if (sequence.numCached < 0) sequence.numCached = sequence.numComputed;
+			running.push(sequence);
+			this.planChunk(sequence);
+			if (underWay !== undefined) this.addBlocksUnderWay(sequence, underWay);
+		}
+	}
+
+	/** Names of the prompt blocks that running sequences will compute. */
+	private blocksUnderWay(): Set<bigint> {
+		const names = new Set<bigint>();
+		for (const sequence of this.running) this.addBlocksUnderWay(sequence, names);
+		return names;
+	}
+
+	private addBlocksUnderWay(sequence: Sequence, names: Set<bigint>): void {
+		const full = Math.floor(sequence.prefillEnd / this.blocks.blockSize);
+		for (let i = sequence.numNamed; i < full; i++) names.add(sequence.hashes.sequenceHash(i));
+	}
+
+	/** Gives a sequence the blocks for `tokens` tokens, at the cost of others if need be. False: it lost its own. */
+	private makeRoom(sequence: Sequence, tokens: number): boolean {
+		while (!this.blocks.grow(sequence, this.blocks.blocksFor(tokens))) {
+			const victim = this.leastUrgent()!;
+			this.preempt(victim);
+			if (victim === sequence) return false;
+		}
+		return true;
+	}
+
+	/** Of the lowest priority, the last that came. */
+	private leastUrgent(): Sequence | undefined {
+		let found: Sequence | undefined;
+		for (const sequence of this.running) {
+			if (
+				found === undefined ||
+				sequence.priority < found.priority ||
+				(sequence.priority === found.priority && sequence.arrival > found.arrival)
+			) {
+				found = sequence;
+			}
+		}
+		return found;
+	}
+
+	/** Takes a sequence's blocks; it starts anew, from what is left of them in the cache. */
+	private preempt(sequence: Sequence): void {
+		this.running.splice(this.running.indexOf(sequence), 1);
+		const row = this.rows.indexOf(sequence);
+		if (row >= 0) {
+			this.rows.splice(row, 1);
+			this.budget += sequence.end - sequence.start;
+		}
+		this.blocks.release(sequence);
+		sequence.status = "waiting";
+		sequence.numComputed = 0;
+		this.numPreemptions++;
+		this.preempted.push(sequence);
+		this.enqueue(sequence);
+	}
+
+	private enqueue(sequence: Sequence): void {
+		const { waiting } = this;
+		let place = waiting.length;
+		while (place > 0 && comesBefore(sequence, waiting[place - 1]!)) place--;
+		waiting.splice(place, 0, sequence);
+	}
+}
+
+/** Tokens of the prompt that are not computed yet. */
+function remaining(sequence: Sequence): number {
+	return sequence.length - sequence.numComputed;
+}
+
+function comesBefore(a: Sequence, b: Sequence): boolean {
+	return a.priority > b.priority || (a.priority === b.priority && a.arrival < b.arrival);
 }

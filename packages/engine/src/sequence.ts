@@ -1,25 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // One choice of one request inside the engine: its tokens, how far its cache reaches, how it samples and ends.
 
+import type { BlockOwner } from "./cache/block-manager.js";
+import { PromptHashes } from "./cache/prompt-hashes.js";
 import type { EngineRequest, FinishReason } from "./engine.js";
+import type { RunnerRow } from "./model/model-runner.js";
 import { randomSeed, Xoshiro128 } from "./prng.js";
 import type { SamplerInput } from "./sampler.js";
 import { resolveSampling, type SamplingParams } from "./sampling-params.js";
 import { TokenCounts } from "./token-counts.js";
 
-export type SequenceStatus = "waiting" | "prefilling" | "running" | "finished";
+/** "running": it holds blocks, whether its prompt is being computed or its answer. */
+export type SequenceStatus = "waiting" | "running" | "finished";
 
 const NO_IDS: readonly number[] = [];
 
-/** Mutable; owned by the scheduler. Implements what the sampler reads. */
-export class Sequence implements SamplerInput {
+/**
+ * Mutable; owned by the scheduler. It is also what the sampler reads, what owns blocks, and, between `schedule` and the
+ * end of the step, its own row of the step: one object per sequence, none per token.
+ */
+export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 	/** Names the sequence between the threads; unique in the engine. */
 	readonly handle: number;
-	/** Handle of choice 0 of the same request: choices of one request share its prefill. */
-	readonly group: number;
 	readonly priority: number;
-	/** Prefixes are shared only under the same salt. */
-	readonly cacheSalt: string;
+	/** Names of its full blocks; the salt keeps those of different tenants apart. */
+	readonly hashes: PromptHashes;
 	readonly promptLength: number;
 	/** Tokens that may be generated, context limit included. */
 	readonly maxTokens: number;
@@ -28,15 +33,30 @@ export class Sequence implements SamplerInput {
 	readonly tokenCounts: TokenCounts | undefined;
 	/** Log-probabilities of so many likeliest tokens per token; -1 = none at all. */
 	readonly logprobs: number;
+	/** The same for each token of the prompt; -1 = none at all. */
+	readonly promptLogprobs: number;
 
 	status: SequenceStatus = "waiting";
 	finishReason: FinishReason | undefined;
-	/** KV slot; -1 while waiting and when finished. */
-	slot = -1;
-	/** Tokens whose keys and values are in the slot. */
+	/** Place in the order of arrival. */
+	arrival = 0;
+	/** Ids of its blocks; the first `numBlocks` are held. */
+	blocks: Int32Array = new Int32Array(8);
+	numBlocks = 0;
+	numNamed = 0;
+	/** Tokens whose keys and values are in its blocks. */
 	numComputed = 0;
-	/** Prompt tokens that were in the cache at admission. */
-	numCached = 0;
+	/** Tokens that are prompt to the model: what is known at admission, after a preemption the answer so far, too. */
+	prefillEnd = 0;
+	/** Prompt tokens that were in the cache at the first admission; -1 before it. */
+	numCached = -1;
+	/** This step computes tokens `start` .. `end` - 1. */
+	start = 0;
+	end = 0;
+	/** Of so many last tokens of the step logits are wanted. */
+	wanted = 0;
+	/** Tokens of the step, from its last, that are only guessed. */
+	numDrafts = 0;
 	/** Prompt and output. Longer than `length`: room to grow. */
 	tokens: Int32Array;
 	/** Tokens in `tokens`. */
@@ -51,18 +71,18 @@ export class Sequence implements SamplerInput {
 	 * @param request one that passed `checkRequest`.
 	 * @param choice 0 .. n-1.
 	 * @param maxModelLen tokens of prompt and output together.
+	 * @param blockSize tokens per KV block.
 	 */
-	constructor(handle: number, choice: number, request: EngineRequest, maxModelLen: number) {
+	constructor(handle: number, choice: number, request: EngineRequest, maxModelLen: number, blockSize: number) {
 		this.handle = handle;
-		this.group = handle - choice;
 		this.priority = request.priority ?? 0;
-		this.cacheSalt = request.cacheSalt ?? "";
 		this.promptLength = request.tokenIds.length;
 		this.maxTokens = Math.min(request.stop.maxTokens ?? Number.MAX_SAFE_INTEGER, maxModelLen - this.promptLength);
 		this.params = resolveSampling(request.sampling);
 		const { seed } = request.sampling;
 		this.random = new Xoshiro128(seed === undefined ? randomSeed() : BigInt(seed) + BigInt(choice));
 		this.logprobs = request.logprobs ?? -1;
+		this.promptLogprobs = -1;
 		this.minTokens = request.stop.minTokens ?? 0;
 		this.eosTokenIds = request.stop.ignoreEos === true ? NO_IDS : (request.stop.eosTokenIds ?? NO_IDS);
 		this.stopTokenIds = request.stop.stopTokenIds ?? NO_IDS;
@@ -70,7 +90,23 @@ export class Sequence implements SamplerInput {
 		this.tokens = new Int32Array(this.promptLength + Math.min(this.maxTokens, 256));
 		this.tokens.set(request.tokenIds);
 		this.length = this.promptLength;
+		this.hashes = new PromptHashes(this, blockSize, request.cacheSalt ?? "");
 		this.tokenCounts = countsFor(this.params, request.tokenIds);
+	}
+
+	/** The same as `handle`: names the row. */
+	get id(): number {
+		return this.handle;
+	}
+
+	/** Whether the step computes prompt, in the sense of `prefillEnd`. */
+	get isPrefill(): boolean {
+		return this.start < this.prefillEnd;
+	}
+
+	/** Whether its prompt is not all computed yet. */
+	get isPrefilling(): boolean {
+		return this.numComputed < this.prefillEnd;
 	}
 
 	/** Tokens generated so far. */
@@ -93,16 +129,20 @@ export class Sequence implements SamplerInput {
 	 * @returns why the sequence ends with it, or undefined.
 	 */
 	append(token: number): FinishReason | undefined {
-		if (this.length === this.tokens.length) {
-			const grown = new Int32Array(Math.min(this.length * 2, this.promptLength + this.maxTokens));
-			grown.set(this.tokens);
-			this.tokens = grown;
-		}
+		this.reserve(1);
 		this.tokens[this.length++] = token;
 		this.tokenCounts?.addOutputToken(token);
 		if (this.eosTokenIds.length > 0 && this.eosTokenIds.includes(token)) return "eos";
 		if (this.stopTokenIds.length > 0 && this.stopTokenIds.includes(token)) return "stop";
 		return this.outputLength >= this.maxTokens ? "length" : undefined;
+	}
+
+	/** Makes room in `tokens` for `count` more behind `length`. */
+	reserve(count: number): void {
+		if (this.length + count <= this.tokens.length) return;
+		const grown = new Int32Array(Math.max(this.length * 2, this.length + count));
+		grown.set(this.tokens);
+		this.tokens = grown;
 	}
 }
 

@@ -8,6 +8,7 @@ const FIELDS = [
 	"waiting",
 	"usedBlocks",
 	"totalBlocks",
+	"cachedBlocks",
 	"prefillTokens",
 	"decodeTokens",
 	"steps",

@@ -2,6 +2,7 @@
 // Everything that one step says about all sequences, as flat integers: one message per step between the threads,
 // whatever the batch size.
 
+import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
 import type { EngineError, FinishReason } from "./engine.js";
 import type { TokenLogprobs } from "./sampler.js";
 
@@ -23,6 +24,8 @@ export interface StepMessage {
 	readonly errors?: [number, EngineError][];
 	/** By handle, in the order of their records. */
 	readonly logprobs?: [number, TokenLogprobs][];
+	/** What became findable in the cache, and what no longer is, in order. */
+	readonly kvEvents?: KvCacheEvent[];
 }
 
 /** Gathers a step's outputs; `take` empties it. */
@@ -31,6 +34,11 @@ export class StepOutputs {
 	private started: number[] = [];
 	private errors: [number, EngineError][] = [];
 	private logprobs: [number, TokenLogprobs][] = [];
+	private kvEvents: KvCacheEvent[] = [];
+
+	addKvEvent(event: KvCacheEvent): void {
+		this.kvEvents.push(event);
+	}
 
 	addStarted(handle: number, cachedTokens: number): void {
 		this.started.push(handle, cachedTokens);
@@ -56,18 +64,20 @@ export class StepOutputs {
 
 	/** The message since the last call, or undefined when nothing happened. */
 	take(): StepMessage | undefined {
-		const { records, started, errors, logprobs } = this;
-		if (records.length === 0) return undefined;
+		const { records, started, errors, logprobs, kvEvents } = this;
+		if (records.length === 0 && kvEvents.length === 0) return undefined;
 		this.records = [];
 		if (started.length > 0) this.started = [];
 		if (errors.length > 0) this.errors = [];
 		if (logprobs.length > 0) this.logprobs = [];
+		if (kvEvents.length > 0) this.kvEvents = [];
 		return {
 			type: "step",
 			records,
 			...(started.length > 0 && { started }),
 			...(errors.length > 0 && { errors }),
 			...(logprobs.length > 0 && { logprobs }),
+			...(kvEvents.length > 0 && { kvEvents }),
 		};
 	}
 }

@@ -13,20 +13,26 @@ export interface EngineThreadModel {
 	readonly cacheDir: string;
 	/** Default "auto". */
 	readonly quantization?: Quantization | undefined;
-	/** Sequences in one step, which is also the number of KV slots; default 8. */
+	/** Sequences in one step; default 32, or fewer where the cache of so many does not fit. */
 	readonly maxNumSeqs?: number | undefined;
-	/** Tokens per KV slot; default: what the model was made for, at most 4096 and what fits in memory. */
+	/** Tokens of a sequence; default: what the model was made for, at most 4096 and what fits in memory. */
 	readonly maxModelLen?: number | undefined;
-	/** Tokens per prefill chunk; default 64. */
-	readonly chunkSize?: number | undefined;
+	/** Tokens in one step; default 128, or as many as there may be sequences. */
+	readonly maxNumBatchedTokens?: number | undefined;
 	/** Tokens per block; default 16. */
 	readonly blockSize?: number | undefined;
+	/** Bytes for keys and values; default: by the machine's memory. */
+	readonly kvCacheMemory?: number | undefined;
+	/** Whether prompts share blocks with those before them; default true. */
+	readonly enablePrefixCaching?: boolean | undefined;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number | undefined;
 	/** Whether those threads spin between operators; default false. */
 	readonly spinning?: boolean | undefined;
 	/** URL of a module with another `loadModelRunner`, e.g. the fake model's. */
 	readonly runnerModule?: string | undefined;
+	/** Whether to gather cache events; set by the owner of the thread. */
+	readonly kvEvents?: boolean | undefined;
 }
 
 export interface EngineThreadData {

@@ -3,7 +3,7 @@
 
 import { statSync } from "node:fs";
 import { weightFormats } from "../onnx/decoder-graph.js";
-import { chooseMaxModelLen } from "./cache-memory.js";
+import { sizeCpuCache } from "./cache-memory.js";
 import { cachedGraph } from "./graph-cache.js";
 import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";
 import { openModel } from "./open-model.js";
@@ -16,7 +16,7 @@ import { OrtModelRunner } from "./ort-model-runner.js";
  *   sizes that do not fit.
  */
 export async function loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner> {
-	for (const key of ["numSlots", "maxModelLen"] as const) {
+	for (const key of ["maxNumSeqs", "maxModelLen", "blockSize", "kvCacheMemory"] as const) {
 		const value = options[key];
 		if (value !== undefined && !(Number.isInteger(value) && value >= 1)) throw new RangeError(`${key} is ${value}`);
 	}
@@ -24,15 +24,20 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 	const { config, files } = model.description;
 	try {
 		const weightBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
-		const maxModelLen = chooseMaxModelLen(options.maxModelLen, { config, numSlots: options.numSlots, weightBytes });
+		const { numLayers, numKvHeads, headDim, maxPositionEmbeddings } = config;
+		const size = sizeCpuCache({
+			...options,
+			geometry: { numLayers, numKvHeads, headDim, bytesPerElement: 4 },
+			maxPositionEmbeddings,
+			weightBytes,
+		});
 		const graph = cachedGraph(model, options.quantization, options.cacheDir, (fraction) =>
 			options.onProgress?.("build", fraction),
 		);
 		options.onProgress?.("load", 0);
 		const runner = new OrtModelRunner(graph.modelPath, {
+			...size,
 			config,
-			numSlots: options.numSlots,
-			maxModelLen,
 			weightFormats: weightFormats(config, model.weights, options.quantization),
 			intraOpThreads: options.intraOpThreads ?? 1,
 			spinning: options.spinning ?? false,

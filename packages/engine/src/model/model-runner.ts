@@ -100,34 +100,79 @@ export interface ModelConfig {
 	readonly eosTokenIds: readonly number[];
 }
 
-/** Executes a model over KV slots. Owned by one thread; no call may overlap another. */
+/** One sequence's share of a step. */
+export interface RunnerRow {
+	/** Names the sequence; the same in every step until `release`. */
+	readonly id: number;
+	/** All tokens of the sequence; `start` .. `end` - 1 are computed now, those before are in the cache. */
+	readonly tokens: Int32Array;
+	readonly start: number;
+	readonly end: number;
+	/** Block ids: block i of the list holds tokens i * blockSize ..; at least ceil(end / blockSize) are valid. */
+	readonly blocks: Int32Array;
+	/** Logits are wanted of so many last tokens: none, one, or more (guesses to check, log-probabilities of a prompt). */
+	readonly wanted: number;
+	/** True for a part of a prompt, also of one token: it is computed as prompts are, whatever it was cut into. */
+	readonly isPrefill: boolean;
+}
+
+/** The likeliest tokens of each wanted token, found on the device. */
+export interface TopLogits {
+	/** Tokens per wanted token. */
+	readonly k: number;
+	/** [wanted tokens * k], likeliest first. */
+	readonly ids: Int32Array;
+	/** Their raw logits. */
+	readonly logits: Float32Array;
+	/** Logarithm of the sum of exp(logit) over the whole vocabulary, per wanted token. */
+	readonly logSumExp: Float32Array;
+}
+
+/** The logits of one step: of the wanted tokens, in the order of their rows. Valid until the next `execute`. */
+export interface StepLogits {
+	/** Raw logits [vocabSize] of wanted token `i`. On a device this fetches one row. */
+	row(i: number): Float32Array;
+	/** Absent where the device does not look for them. */
+	readonly top?: TopLogits | undefined;
+}
+
+/** Executes a model over a cache of KV blocks. Owned by one thread; no call may overlap another. */
 export interface ModelRunner {
 	readonly config: ModelConfig;
-	/** KV slots; slot numbers run from 0. */
-	readonly numSlots: number;
-	/** Tokens that fit one slot. */
+	readonly device: "cpu" | "cuda";
+	/** Tokens of one sequence. */
 	readonly maxModelLen: number;
+	/** Rows of a step, and sequences between their first row and `release`. */
+	readonly maxNumSeqs: number;
+	/** Tokens per block. */
+	readonly blockSize: number;
+	/** Block ids are 0 .. numBlocks - 1. */
+	readonly numBlocks: number;
 	/** Bytes of key and value cache per token, over all layers. */
 	readonly kvBytesPerToken: number;
+	/** How keys and values are held: "fp32", "fp16", "int8". */
+	readonly kvCacheDtype: string;
 	/** How the matrices are held, e.g. "q4_1 as stored" or "int8"; most weights first. */
 	readonly weightFormats: readonly string[];
 	/**
-	 * Runs `tokenIds` at positions `start`.. of `slot`, whose first `start` tokens must be there already.
-	 * @returns logits [vocabSize] of the last token when `wantLogits`; a view that the next call overwrites.
+	 * Runs one step. A sequence's first row may start behind tokens that are in its blocks already (whole blocks, all
+	 * persisted); each later one starts at or before the end of the last.
+	 * @throws when an operator fails; what the rows' blocks hold is in doubt then.
 	 */
-	prefill(slot: number, tokenIds: Int32Array, start: number, wantLogits: boolean): Float32Array | undefined;
+	execute(rows: readonly RunnerRow[]): StepLogits;
 	/**
-	 * As `prefill`, with the logits of every token: [tokenIds.length * vocabSize], a view that the next call
-	 * overwrites. For teacher forcing and prompt logprobs.
+	 * From now on block `block` must hold, whatever becomes of the sequence, what was computed as block number `index`
+	 * of sequence `id`.
 	 */
-	prefillAllLogits(slot: number, tokenIds: Int32Array, start: number): Float32Array;
-	/**
-	 * One decode step for slots 0..batch-1: `tokenIds[i]` goes to position `lengths[i]` of slot i.
-	 * @returns logits [batch * vocabSize]; a view that the next call overwrites.
-	 */
-	decode(batch: number, tokenIds: Int32Array, lengths: Int32Array): Float32Array;
-	/** Copies the first `length` tokens of keys and values from one slot to another. */
-	copySlot(from: number, to: number, length: number): void;
+	persist(id: number, index: number, block: number): void;
+	/** The sequence has ended or lost its blocks: what is kept for it alone is forgotten. Unknown ids are ignored. */
+	release(id: number): void;
+	/** Bytes of one block over all layers, as `readBlock` gives them. */
+	readonly blockBytes: number;
+	/** Copies the content of a persisted block, for another process. */
+	readBlock(block: number, into: Uint8Array): void;
+	/** Puts content that `readBlock` gave, of a runner with the same model and dtype, into a block. */
+	writeBlock(block: number, content: Uint8Array): void;
 	/** Frees the session and the cache. The runner may not be used after it. */
 	close(): void;
 }
@@ -136,9 +181,14 @@ export interface ModelRunner {
 export interface ModelRunnerOptions {
 	/** A folder with config.json and safetensors, or a .gguf file. */
 	readonly model: string;
-	readonly numSlots: number;
-	/** Tokens per slot; default: what the model was made for, at most 4096 and what fits in memory. */
+	/** Sequences in a step; default 32, or fewer where the cache of so many does not fit. */
+	readonly maxNumSeqs?: number | undefined;
+	/** Tokens of a sequence; default: what the model was made for, at most 4096 and what fits in memory. */
 	readonly maxModelLen?: number | undefined;
+	/** Tokens per block; default 16. */
+	readonly blockSize?: number | undefined;
+	/** Bytes for keys and values; default: by the machine's memory. */
+	readonly kvCacheMemory?: number | undefined;
 	readonly quantization: Quantization;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number;
