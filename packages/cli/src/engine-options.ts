@@ -6,9 +6,6 @@ import type { Console } from "./console.js";
 import type { ParsedFlags } from "./flags/parse-flags.js";
 import type { ResolvedModel } from "./models/resolve-model.js";
 
-/** The engine's own value where no flag says otherwise; see `EngineThreadModel`. */
-const DEFAULT_CHUNK = 64;
-const DEFAULT_MAX_NUM_SEQS = 8;
 /** More threads than this gain nothing in one decode step of the models that run on a CPU. */
 const MAX_DEFAULT_THREADS = 8;
 
@@ -31,16 +28,17 @@ export async function createEngine(
 	if (flags.string("device") === "cuda") {
 		throw usageError("--device cuda is not in this version: use --device cpu (or leave it out)");
 	}
-	const maxNumSeqs = flags.number("max-num-seqs");
 	const { createEngineThread } = await import("@dynamo-ts/engine");
 	return createEngineThread({
 		model: model.path,
 		cacheDir: graphsDir,
 		quantization: (flags.string("quantization") ?? "auto") as "auto" | "none" | "int8" | "int4",
-		maxNumSeqs,
+		maxNumSeqs: flags.number("max-num-seqs"),
 		maxModelLen: flags.number("max-model-len"),
-		chunkSize: chunkSize(flags.number("max-num-batched-tokens"), maxNumSeqs ?? DEFAULT_MAX_NUM_SEQS),
+		maxNumBatchedTokens: flags.number("max-num-batched-tokens"),
 		blockSize: flags.number("block-size"),
+		kvCacheMemory: kvCacheBytes(flags.number("kv-cache-memory")),
+		enablePrefixCaching: flags.boolean("enable-prefix-caching"),
 		intraOpThreads: flags.number("num-threads") ?? numThreads,
 		onProgress: buildNotice(console),
 	});
@@ -50,7 +48,8 @@ export async function createEngine(
 const FLAG_OF_OPTION: Readonly<Record<string, string>> = {
 	maxModelLen: "--max-model-len",
 	maxNumSeqs: "--max-num-seqs",
-	chunkSize: "--max-num-batched-tokens",
+	maxNumBatchedTokens: "--max-num-batched-tokens",
+	kvCacheMemory: "--kv-cache-memory",
 	blockSize: "--block-size",
 	intraOpThreads: "--num-threads",
 };
@@ -69,10 +68,9 @@ export async function startEngine(engine: Engine): Promise<EngineInfo> {
 	}
 }
 
-/** A step holds one chunk of a prompt and a token of each running sequence: what is left for the chunk. */
-function chunkSize(maxNumBatchedTokens: number | undefined, maxNumSeqs: number): number | undefined {
-	if (maxNumBatchedTokens === undefined || maxNumBatchedTokens >= DEFAULT_CHUNK + maxNumSeqs) return undefined;
-	return Math.max(1, maxNumBatchedTokens - maxNumSeqs);
+/** GiB to bytes. */
+function kvCacheBytes(gibibytes: number | undefined): number | undefined {
+	return gibibytes === undefined ? undefined : Math.floor(gibibytes * 2 ** 30);
 }
 
 /** Says so when the model is prepared for the first time, which takes a while. */

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import type { EngineRequest, SamplingOptions } from "./engine.js";
-import { EngineCore } from "./engine-core.js";
-import { FakeModelRunner } from "./mock/fake-model-runner.js";
+import type { EngineRequest, PromptLogprob, SamplingOptions } from "./engine.js";
+import { EngineCore, type EngineCoreOptions } from "./engine-core.js";
+import { type FakeModelOptions, FakeModelRunner } from "./mock/fake-model-runner.js";
+import { Xoshiro128 } from "./prng.js";
 import { FINISH_REASONS, RECORD_SIZE } from "./step-outputs.js";
+import { maskOf, type TokenMask } from "./token-mask.js";
 
 const CHUNK = 8;
 const MAX_LEN = 96;
@@ -15,6 +18,7 @@ interface Result {
 	error?: string;
 	cached?: number;
 	logprobs: number[];
+	prompt?: readonly (PromptLogprob | null)[];
 }
 
 /** Reads what the core says, by handle. */
@@ -30,9 +34,11 @@ class Collector {
 		return result;
 	}
 
-	take(core: EngineCore): void {
+	take(core: EngineCore, mirror?: Mirror): void {
 		const message = core.outputs.take();
 		if (message === undefined) return;
+		mirror?.take(message.kvEvents ?? []);
+		for (const [handle, entries] of message.promptLogprobs ?? []) this.of(handle).prompt = entries;
 		const { records, started = [], errors = [], logprobs = [] } = message;
 		for (let i = 0; i < started.length; i += 2) this.of(started[i]!).cached = started[i + 1]!;
 		for (const [handle, error] of errors) this.of(handle).error = error.code;
@@ -50,13 +56,17 @@ function request(tokenIds: number[], more: Partial<EngineRequest> = {}): EngineR
 	return { requestId: "r", tokenIds, sampling: { temperature: 0 }, stop: { maxTokens: 8 }, ...more };
 }
 
-function makeCore(numSlots = 4, options = {}): EngineCore {
-	return new EngineCore(new FakeModelRunner({ numSlots, maxModelLen: MAX_LEN, ...options }), { chunkSize: CHUNK });
+function makeCore(
+	maxNumSeqs = 4,
+	fake: Partial<FakeModelOptions> = {},
+	options: EngineCoreOptions = { maxNumBatchedTokens: CHUNK },
+): EngineCore {
+	return new EngineCore(new FakeModelRunner({ maxNumSeqs, maxModelLen: MAX_LEN, ...fake }), options);
 }
 
 /** Runs one request by itself. */
-function alone(one: EngineRequest): Result[] {
-	const core = makeCore();
+function alone(one: EngineRequest, fake: Partial<FakeModelOptions> = {}): Result[] {
+	const core = makeCore(4, fake);
 	const collector = new Collector();
 	core.submit(0, one);
 	while (core.hasWork) {
@@ -82,16 +92,56 @@ const requests = fc.record({
 	eos: fc.constantFrom<number[]>([], [3, 50, 60]),
 	priority: fc.constantFrom(0, 0, 5),
 	cacheSalt: fc.constantFrom("", "a"),
+	promptLogprobs: fc.constantFrom(undefined, undefined, undefined, 1),
 	/** Steps before the request arrives and, for some, before it is aborted. */
 	arrival: fc.nat({ max: 60 }),
 	abortAfter: fc.option(fc.nat({ max: 30 }), { freq: 4, nil: undefined }),
 });
 
+/** Everything that may change how a text is computed, and must not change the text. */
+const conditions = fc.record({
+	maxNumSeqs: fc.constantFrom(1, 4, 33),
+	maxNumBatchedTokens: fc.constantFrom(3, 8, 64),
+	blockSize: fc.constantFrom(1, 4, 16),
+	/** Enough for one sequence, or for all. */
+	spareBlocks: fc.constantFrom(0, 3, 1000),
+	enablePrefixCaching: fc.boolean(),
+	speculative: fc.constantFrom<EngineCoreOptions["speculative"]>(
+		undefined,
+		{ method: "ngram", maxBatch: 33 },
+		{ method: "ngram", numTokens: 3 },
+	),
+	repetitive: fc.boolean(),
+});
+
+/** What events leave findable, and what they may not say. */
+class Mirror {
+	readonly names = new Set<bigint>();
+
+	take(events: readonly KvCacheEvent[]): void {
+		for (const event of events) {
+			if (event.type === "cleared") this.names.clear();
+			else if (event.type === "removed")
+				for (const name of event.blockHashes) expect(this.names.delete(name)).toBe(true);
+			else {
+				for (const { blockHash } of event.blocks) {
+					expect(this.names.has(blockHash)).toBe(false);
+					this.names.add(blockHash);
+				}
+			}
+		}
+	}
+}
+
 describe("EngineCore", () => {
 	it("gives every request the text that it gets alone, whatever arrives, ends or is aborted beside it", () => {
 		fc.assert(
-			fc.property(fc.array(requests, { minLength: 1, maxLength: 14 }), (list) => {
-				const core = makeCore();
+			fc.property(fc.array(requests, { minLength: 1, maxLength: 14 }), conditions, (list, how) => {
+				const { blockSize, repetitive, maxNumSeqs, spareBlocks, ...options } = how;
+				const numBlocks = Math.ceil(MAX_LEN / blockSize) + spareBlocks;
+				const runner = new FakeModelRunner({ maxNumSeqs, maxModelLen: MAX_LEN, blockSize, numBlocks, repetitive });
+				const core = new EngineCore(runner, { ...options, kvEvents: true });
+				const mirror = new Mirror();
 				const collector = new Collector();
 				const items = list.map((item, i) => ({
 					...item,
@@ -109,6 +159,7 @@ describe("EngineCore", () => {
 						stop: { maxTokens: item.maxTokens, eosTokenIds: item.eos },
 						priority: item.priority,
 						cacheSalt: item.cacheSalt,
+						promptLogprobs: item.promptLogprobs,
 						logprobs: 0,
 					}),
 				}));
@@ -120,15 +171,18 @@ describe("EngineCore", () => {
 						}
 					}
 					core.step();
-					collector.take(core);
-					expect(core.stats().running).toBeLessThanOrEqual(4);
+					collector.take(core, mirror);
+					expect(core.stats().running).toBeLessThanOrEqual(maxNumSeqs);
+					expect(new Set(core.blocks.cachedNames())).toEqual(mirror.names);
+					if (step > 20_000) throw new Error("it does not come to an end");
 				}
 				for (const item of items) {
-					const reference = alone(item.request);
+					const reference = alone(item.request, { repetitive });
 					for (let i = 0; i < item.n; i++) {
 						const result = collector.of(item.handle + i);
 						const expected = reference[i]!;
 						expect(result.finish).toBeDefined();
+						if (result.tokens.length > 0) expect(result.prompt).toEqual(expected.prompt);
 						expect(result.logprobs.length).toBe(result.tokens.length);
 						if (result.finish === "cancelled") {
 							expect(expected.tokens.slice(0, result.tokens.length)).toEqual(result.tokens);
@@ -141,12 +195,56 @@ describe("EngineCore", () => {
 				}
 				const { running, waiting, usedBlocks } = core.stats();
 				expect({ running, waiting, usedBlocks }).toEqual({ running: 0, waiting: 0, usedBlocks: 0 });
+				expect([core.blocks.numFree, runner.live.size]).toEqual([numBlocks, 0]);
 			}),
-			{ numRuns: 150 },
+			{ numRuns: 200 },
 		);
 	});
 
-	it("shares whole chunks of a prompt with what a slot still holds, but not across salts", () => {
+	it("leaks no block over 1,000 requests with aborts in every phase on a small pool", () => {
+		const numBlocks = 40;
+		const runner = new FakeModelRunner({ maxNumSeqs: 6, maxModelLen: MAX_LEN, numBlocks });
+		const core = new EngineCore(runner, { maxNumBatchedTokens: 12, kvEvents: true, speculative: { method: "ngram" } });
+		const collector = new Collector();
+		const mirror = new Mirror();
+		const random = new Xoshiro128(2024n);
+		const dice = (sides: number) => random.nextUint32() % sides;
+		const open = new Set<number>();
+		const ended = { cancelled: 0, length: 0 };
+		let submitted = 0;
+		while (submitted < 1000 || core.hasWork) {
+			for (let i = dice(4); i > 0 && submitted < 1000 && open.size < 30; i--) {
+				const words = Array.from({ length: 1 + dice(8) }, () => dice(3));
+				core.submit(
+					submitted,
+					request(
+						words.flatMap((word) => [word, word, 7, word, 9, 11]),
+						{ stop: { maxTokens: 1 + dice(30) }, priority: dice(3), cacheSalt: dice(8) === 0 ? "x" : "" },
+					),
+				);
+				open.add(submitted++);
+			}
+			for (const handle of open) {
+				if (dice(40) === 0) core.abort(handle);
+			}
+			core.step();
+			collector.take(core, mirror);
+			for (const handle of open) {
+				const { finish } = collector.of(handle);
+				if (finish === undefined) continue;
+				open.delete(handle);
+				ended[finish as keyof typeof ended]++;
+			}
+			expect(new Set(core.blocks.cachedNames())).toEqual(mirror.names);
+		}
+		expect(ended.cancelled + ended.length).toBe(1000);
+		expect(Math.min(ended.cancelled, ended.length)).toBeGreaterThan(100);
+		expect(core.stats()).toMatchObject({ usedBlocks: 0, running: 0, waiting: 0 });
+		expect(core.stats().preemptions).toBeGreaterThan(10);
+		expect([core.blocks.numFree, runner.live.size]).toEqual([numBlocks, 0]);
+	});
+
+	it("shares whole blocks of a prompt with what the cache holds, but not across salts", () => {
 		const core = makeCore();
 		const collector = new Collector();
 		const prompt = Array.from({ length: 30 }, (_, i) => i);
@@ -158,19 +256,34 @@ describe("EngineCore", () => {
 		run(0, {});
 		run(1, {});
 		run(2, { cacheSalt: "other" });
-		expect([0, 1, 2].map((handle) => collector.of(handle).cached)).toEqual([0, 24, 0]);
+		expect([0, 1, 2].map((handle) => collector.of(handle).cached)).toEqual([0, 28, 0]);
 		expect(collector.of(1).tokens).toEqual(collector.of(0).tokens);
-		expect(core.stats()).toMatchObject({ cacheQueryTokens: 90, cacheHitTokens: 24, prefillTokens: 30 + 6 + 30 });
+		expect(core.stats()).toMatchObject({ cacheQueryTokens: 90, cacheHitTokens: 28, prefillTokens: 30 + 2 + 30 });
+		core.clearCache();
+		run(3, {});
+		expect(collector.of(3).cached).toBe(0);
+	});
+
+	it("finds the answer, too, when the talk goes on", () => {
+		const core = makeCore(4, { blockSize: 4 });
+		const collector = new Collector();
+		core.submit(0, request([1, 2, 3, 4, 5, 6], { stop: { maxTokens: 11 } }));
+		while (core.hasWork) core.step();
+		collector.take(core);
+		core.submit(1, request([1, 2, 3, 4, 5, 6, ...collector.of(0).tokens, 7, 8, 9]));
+		while (core.hasWork) core.step();
+		collector.take(core);
+		expect(collector.of(1).cached).toBe(16);
 	});
 
 	it("computes the prompt of several choices once", () => {
-		const runner = new FakeModelRunner({ numSlots: 4, maxModelLen: MAX_LEN });
-		const core = new EngineCore(runner, { chunkSize: CHUNK });
+		const runner = new FakeModelRunner({ maxNumSeqs: 4, maxModelLen: MAX_LEN });
+		const core = new EngineCore(runner, { maxNumBatchedTokens: 16 });
 		core.submit(0, request([1, 2, 3, 4, 5, 6, 7, 8, 9], { sampling: { n: 4, seed: 5 } }));
 		const collector = new Collector();
 		while (core.hasWork) core.step();
 		collector.take(core);
-		expect(runner.calls.prefill).toBe(2);
+		expect(core.stats().prefillTokens).toBe(9 + 3);
 		for (let i = 0; i < 4; i++) {
 			const single = alone(request([1, 2, 3, 4, 5, 6, 7, 8, 9], { sampling: { seed: 5 + i } }))[0]!;
 			expect(collector.of(i).tokens).toEqual(single.tokens);
@@ -178,14 +291,53 @@ describe("EngineCore", () => {
 		expect(new Set([0, 1, 2, 3].map((i) => collector.of(i).tokens.join())).size).toBe(4);
 	});
 
-	it("runs a prefill chunk and a decode step in turn", () => {
-		const runner = new FakeModelRunner({ numSlots: 4, maxModelLen: MAX_LEN });
-		const core = new EngineCore(runner, { chunkSize: CHUNK });
+	it("guesses what is repeated, several tokens in a step, with the same text", () => {
+		const one = request([1, 2, 3, 1, 2, 3, 1, 2], { stop: { maxTokens: 60 } });
+		const core = makeCore(4, { repetitive: true }, { speculative: { method: "ngram" } });
+		const collector = new Collector();
+		core.submit(0, one);
+		while (core.hasWork) core.step();
+		collector.take(core);
+		expect(collector.of(0).tokens).toEqual(alone(one, { repetitive: true })[0]!.tokens);
+		const { draftTokens, acceptedTokens, steps } = core.stats();
+		expect(acceptedTokens).toBeGreaterThan(10);
+		expect(draftTokens).toBeGreaterThanOrEqual(acceptedTokens);
+		expect(steps).toBeLessThanOrEqual(60 - acceptedTokens + 1);
+	});
+
+	it("gives a token to those that generate in each step of a long prompt", () => {
+		const runner = new FakeModelRunner({ maxNumSeqs: 4, maxModelLen: MAX_LEN });
+		const core = new EngineCore(runner, { maxNumBatchedTokens: CHUNK });
 		core.submit(0, request([1], { stop: { maxTokens: 50 } }));
 		core.step();
-		core.submit(1, request(Array.from({ length: 64 }, () => 1)));
-		for (let i = 0; i < 10; i++) core.step();
-		expect(runner.calls).toMatchObject({ prefill: 6, decode: 5 });
+		core.submit(1, request(Array.from({ length: 64 }, (_, i) => i)));
+		for (let i = 0; i < 9; i++) core.step();
+		expect(runner.calls).toMatchObject({ prefill: 10, decode: 9 });
+	});
+
+	it("keeps to a mask: digits first, then one word", () => {
+		const digits = maskOf([10, 11, 12]);
+		let left = 4;
+		const word = [50, 51, 52];
+		const grammar: TokenMask = {
+			mask: () => (left > 0 ? digits : maskOf([word[0] ?? 60])),
+			accept: () => {
+				if (left-- <= 0) word.shift();
+			},
+		};
+		for (const temperature of [0, 1]) {
+			left = 4;
+			word.splice(0, 3, 50, 51, 52);
+			const core = makeCore(4, {}, { tokenMask: () => grammar });
+			const collector = new Collector();
+			core.submit(0, request([5], { sampling: { temperature }, stop: { maxTokens: 9, eosTokenIds: [60] } }));
+			while (core.hasWork) core.step();
+			collector.take(core);
+			const { tokens, finish } = collector.of(0);
+			for (const token of tokens.slice(0, 4)) expect([10, 11, 12]).toContain(token);
+			expect(tokens.slice(4)).toEqual([50, 51, 52, 60]);
+			expect(finish).toBe("eos");
+		}
 	});
 
 	it("prefers priority, then the first come", () => {
@@ -362,9 +514,9 @@ describe("EngineCore", () => {
 	});
 
 	it("answers logits without a finite number with an error", () => {
-		const runner = new FakeModelRunner({ numSlots: 1, maxModelLen: MAX_LEN });
-		runner.prefill = () => new Float32Array(97).fill(Number.NaN);
-		const core = new EngineCore(runner, { chunkSize: CHUNK });
+		const runner = new FakeModelRunner({ maxNumSeqs: 1, maxModelLen: MAX_LEN });
+		runner.execute = () => ({ row: () => new Float32Array(97).fill(Number.NaN) });
+		const core = new EngineCore(runner);
 		for (const temperature of [0, 1]) core.submit(temperature, request([1], { sampling: { temperature } }));
 		const collector = new Collector();
 		while (core.hasWork) core.step();

@@ -6,13 +6,29 @@ import { BlockManager } from "./cache/block-manager.js";
 import { checkRequest } from "./check-request.js";
 import type { EngineError, EngineRequest, EngineStats, FinishReason } from "./engine.js";
 import type { ModelRunner, StepLogits } from "./model/model-runner.js";
+import { NgramProposer } from "./ngram-proposer.js";
 import { Sampler } from "./sampler.js";
 import { choiceCount } from "./sampling-params.js";
 import { Scheduler } from "./scheduler.js";
 import { Sequence } from "./sequence.js";
 import { StepOutputs } from "./step-outputs.js";
+import type { TokenMask } from "./token-mask.js";
+
+/** Guessing of tokens, which are then checked several in one step; the text stays what it is. */
+export interface SpeculativeOptions {
+	/** "ngram": what followed the last tokens when they occurred before. */
+	readonly method: "ngram";
+	/** Most guesses per sequence and step; default 8. */
+	readonly numTokens?: number | undefined;
+	/** Only while at most so many sequences generate: a full batch has no time to spare. Default 2, on a GPU 16. */
+	readonly maxBatch?: number | undefined;
+}
 
 export interface EngineCoreOptions {
+	/** Absent: no guesses. */
+	readonly speculative?: SpeculativeOptions | undefined;
+	/** Restricts what choice `choice` of a request may say; undefined: it is free. */
+	readonly tokenMask?: ((request: EngineRequest, choice: number) => TokenMask | undefined) | undefined;
 	/** Tokens in one step; default 128, or as many as there may be sequences. */
 	readonly maxNumBatchedTokens?: number | undefined;
 	/** Whether prompts share blocks with those before them; default true. */
@@ -27,6 +43,9 @@ const DEFAULT_BATCHED_TOKENS = 128;
 const MIXED_PREFILL_SECONDS = 0.1;
 /** The least prompt tokens of such a step. */
 const MIN_MIXED_PREFILL = 16;
+/** Defaults of `SpeculativeOptions`. */
+const DRAFT_TOKENS = 8;
+const DRAFT_BATCH = { cpu: 2, cuda: 16 } as const;
 /** Weight of the newest measurement in the running mean of the time per prompt token. */
 const PACE_WEIGHT = 0.2;
 
@@ -42,6 +61,8 @@ export class EngineCore {
 	private readonly runner: ModelRunner;
 	private readonly scheduler: Scheduler;
 	private readonly sampler: Sampler;
+	private readonly proposer: NgramProposer | undefined;
+	private readonly tokenMask: EngineCoreOptions["tokenMask"];
 	/** Tokens of one sequence: what the model and the cache allow. */
 	private readonly maxLength: number;
 	private readonly sequences = new Map<number, Sequence>();
@@ -53,6 +74,8 @@ export class EngineCore {
 		modelSeconds: 0,
 		cacheQueryTokens: 0,
 		cacheHitTokens: 0,
+		draftTokens: 0,
+		acceptedTokens: 0,
 	};
 	/** Running mean of the time per prompt token, in seconds; 0 before the first measurement. */
 	private prefillPace = 0;
@@ -72,10 +95,19 @@ export class EngineCore {
 			enablePrefixCaching: options.enablePrefixCaching,
 			...(options.kvEvents === true && { onEvent: (event) => this.outputs.addKvEvent(event) }),
 		});
+		const { speculative } = options;
+		this.tokenMask = options.tokenMask;
+		this.proposer =
+			speculative &&
+			new NgramProposer({
+				numTokens: speculative.numTokens ?? DRAFT_TOKENS,
+				maxBatch: speculative.maxBatch ?? DRAFT_BATCH[runner.device],
+			});
 		this.scheduler = new Scheduler({
 			maxNumSeqs: runner.maxNumSeqs,
 			maxNumBatchedTokens: this.maxNumBatchedTokens,
 			blocks: this.blocks,
+			drafts: this.proposer,
 		});
 		this.sampler = new Sampler(runner.config.vocabSize);
 	}
@@ -107,6 +139,7 @@ export class EngineCore {
 				this.outputs.addFinish(handle + i, "length");
 				continue;
 			}
+			sequence.tokenMask = this.tokenMask?.(request, i);
 			this.sequences.set(handle + i, sequence);
 			this.scheduler.add(sequence);
 		}
@@ -139,14 +172,9 @@ export class EngineCore {
 		const rows = plan.rows;
 		if (rows.length > 0) {
 			try {
-				const started = performance.now();
-				const logits = runner.execute(rows);
-				const seconds = (performance.now() - started) / 1000;
-				counters.modelSeconds += seconds;
-				this.measurePace(rows, seconds);
-				this.take(rows, logits);
+				this.measurePace(rows, this.compute(rows));
 			} catch (cause) {
-				this.failStep(rows, cause);
+				this.recover(rows, cause);
 			}
 		}
 		counters.steps++;
@@ -166,29 +194,71 @@ export class EngineCore {
 		};
 	}
 
+	/** Runs rows and takes what they give. @returns the seconds in the model. */
+	private compute(rows: readonly Sequence[]): number {
+		const started = performance.now();
+		const logits = this.runner.execute(rows);
+		const seconds = (performance.now() - started) / 1000;
+		this.counters.modelSeconds += seconds;
+		this.take(rows, logits);
+		return seconds;
+	}
+
 	/** Turns the logits of a step into tokens and ends. */
 	private take(rows: readonly Sequence[], logits: StepLogits): void {
-		const { counters } = this;
 		let next = 0;
 		for (const sequence of rows) {
 			const first = next;
 			next += sequence.wanted;
-			const computed = sequence.end - sequence.numDrafts;
-			if (sequence.isPrefill) {
-				counters.prefillTokens += sequence.end - sequence.start;
-				this.tellComputed(sequence, computed);
-				if (sequence.isPrefilling) continue;
-				if (sequence.outputLength === 0) {
-					counters.cacheQueryTokens += sequence.promptLength;
-					counters.cacheHitTokens += sequence.numCached;
-					this.outputs.addStarted(sequence.handle, sequence.numCached);
-				}
-				this.emit(sequence, logits.row(next - 1));
-				continue;
-			}
-			this.tellComputed(sequence, computed);
-			this.emit(sequence, logits.row(first));
+			if (sequence.isPrefill) this.takePrompt(sequence, logits, first);
+			else this.takeGenerated(sequence, logits, first);
 		}
+	}
+
+	private takePrompt(sequence: Sequence, logits: StepLogits, first: number): void {
+		const { counters, outputs } = this;
+		const { start, end, wanted, promptLength } = sequence;
+		counters.prefillTokens += end - start;
+		if (sequence.promptLogprobs >= 0 && sequence.outputLength === 0) {
+			if (start === 0) sequence.promptEntries = [null];
+			// A token's logits tell of the one behind it.
+			for (let i = start; i < Math.min(end, promptLength - 1); i++) {
+				const token = sequence.tokens[i + 1]!;
+				const row = logits.row(first + i - start);
+				sequence.promptEntries.push(this.sampler.promptLogprob(row, 0, token, sequence.promptLogprobs));
+			}
+		}
+		this.tellComputed(sequence, end);
+		if (sequence.isPrefilling) return;
+		if (sequence.outputLength === 0) {
+			counters.cacheQueryTokens += promptLength;
+			counters.cacheHitTokens += sequence.numCached;
+			outputs.addStarted(sequence.handle, sequence.numCached);
+			if (sequence.promptLogprobs >= 0) outputs.addPromptLogprobs(sequence.handle, sequence.promptEntries);
+		}
+		this.emit(sequence, logits, first + wanted - 1);
+	}
+
+	/** A token, and one more behind each guess that was right. */
+	private takeGenerated(sequence: Sequence, logits: StepLogits, first: number): void {
+		const { numDrafts } = sequence;
+		const known = sequence.length;
+		this.tellComputed(sequence, known);
+		let right = 0;
+		for (;;) {
+			// What was guessed is drawn all the same: the text is that without guesses, whatever the sampling.
+			const guess = right < numDrafts ? sequence.tokens[known + right]! : -1;
+			const token = this.emit(sequence, logits, first + right);
+			if (token < 0 || token !== guess) break;
+			right++;
+			if (sequence.status !== "running") break;
+		}
+		if (numDrafts > 0) {
+			this.counters.draftTokens += numDrafts;
+			this.counters.acceptedTokens += right;
+			this.proposer?.learn(sequence, numDrafts, right);
+		}
+		if (right > 0 && sequence.status === "running") this.tellComputed(sequence, known + right);
 	}
 
 	private tellComputed(sequence: Sequence, computed: number): void {
@@ -196,21 +266,32 @@ export class EngineCore {
 		this.scheduler.computed(sequence, computed, this.persist);
 	}
 
-	/** Samples a token for one sequence and says so. */
-	private emit(sequence: Sequence, logits: Float32Array): void {
-		const token = this.sampler.sample(logits, 0, sequence);
+	/** Draws a token for one sequence and says so. @returns the token, or -1 when there was none to draw. */
+	private emit(sequence: Sequence, logits: StepLogits, index: number): number {
+		const token = this.draw(sequence, logits, index);
 		if (token < 0) {
 			this.fail(sequence, { code: "internal", message: "the model gave no finite logit" });
-			return;
+			return -1;
 		}
 		this.counters.decodeTokens++;
 		const finish = sequence.append(token);
 		if (sequence.logprobs >= 0) {
-			const logprobs = this.sampler.logprobs(logits, 0, token, sequence.logprobs);
+			const logprobs = this.sampler.logprobs(logits.row(index), 0, token, sequence.logprobs);
 			this.outputs.addLogprobs(sequence.handle, logprobs);
 		}
 		if (finish !== undefined) this.finish(sequence, finish);
 		this.outputs.addToken(sequence.handle, token, finish);
+		return token;
+	}
+
+	private draw(sequence: Sequence, logits: StepLogits, index: number): number {
+		const { top } = logits;
+		if (top !== undefined) {
+			const at = index * top.k;
+			const token = this.sampler.sampleTop(top.ids, top.logits, top.k, at, top.logSumExp[index]!, sequence);
+			if (token >= 0) return token;
+		}
+		return this.sampler.sample(logits.row(index), 0, sequence);
 	}
 
 	private measurePace(rows: readonly Sequence[], seconds: number): void {
@@ -226,13 +307,28 @@ export class EngineCore {
 		this.prefillPace = this.prefillPace === 0 ? pace : this.prefillPace + PACE_WEIGHT * (pace - this.prefillPace);
 	}
 
-	private failStep(rows: readonly Sequence[], cause: unknown): void {
-		const text = cause instanceof Error ? cause.message : String(cause);
-		const error: EngineError = { code: "internal", message: `the engine failed in a step: ${text}` };
-		// Not the rows that had ended before the error.
-		for (const sequence of [...rows]) if (sequence.status === "running") this.fail(sequence, error);
+	/**
+	 * After a step that failed: each of its rows by itself, so that only those fail that cannot be computed. A row that
+	 * was computed already is computed again, to the same effect.
+	 */
+	private recover(rows: readonly Sequence[], cause: unknown): void {
 		// What the step wrote is in doubt, and so is what was shared from it.
 		this.blocks.clear();
+		const left = rows.filter(({ status, numComputed, start }) => status === "running" && numComputed === start);
+		for (const sequence of left) {
+			let reason = cause;
+			if (left.length > 1) {
+				try {
+					this.compute([sequence]);
+					continue;
+				} catch (again) {
+					reason = again;
+				}
+			}
+			if (sequence.status !== "running") continue;
+			const text = reason instanceof Error ? reason.message : String(reason);
+			this.fail(sequence, { code: "internal", message: `the engine failed in a step: ${text}` });
+		}
 	}
 
 	private fail(sequence: Sequence, error: EngineError): void {

@@ -89,6 +89,7 @@ async function main(port: MessagePort): Promise<void> {
 		maxNumBatchedTokens: model.maxNumBatchedTokens,
 		enablePrefixCaching: model.enablePrefixCaching,
 		kvEvents: model.kvEvents,
+		speculative: model.speculative,
 	});
 	const statsView = new Float64Array(stats);
 	writeStats(statsView, core.stats());

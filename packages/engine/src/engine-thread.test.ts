@@ -22,7 +22,7 @@ function makeEngine(
 		runnerModule,
 		maxNumSeqs: 4,
 		maxModelLen: 256,
-		chunkSize: 8,
+		maxNumBatchedTokens: 12,
 		...options,
 	});
 	engines.push(engine);
@@ -54,7 +54,7 @@ describe("createEngineThread", () => {
 		const stages: string[] = [];
 		const engine = makeEngine({}, { onProgress: (stage) => stages.push(stage) });
 		const info = await engine.start();
-		expect(info).toMatchObject({ maxModelLen: 256, maxNumSeqs: 4, vocabSize: 97, device: "cpu", totalBlocks: 64 });
+		expect(info).toMatchObject({ maxModelLen: 256, maxNumSeqs: 4, vocabSize: 97, device: "cpu", totalBlocks: 128 });
 		expect(stages).toEqual(["load"]);
 		const outputs = await collect(engine, request("a"));
 		expect(outputs.map((output) => output.finishReason)).toEqual([...Array(4).fill(undefined), "length"]);

@@ -192,6 +192,10 @@ export interface EngineStats {
 	cacheQueryTokens: number;
 	/** Of these, the ones found in the cache. */
 	cacheHitTokens: number;
+	/** Tokens that were guessed by speculation. */
+	draftTokens: number;
+	/** Of these, the ones that were right. */
+	acceptedTokens: number;
 }
 
 /** How many requests there are of a kind, and how long they are, in tokens. */

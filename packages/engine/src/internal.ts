@@ -8,6 +8,7 @@ export { loadModelRunner } from "./model/load-model-runner.js";
 export * from "./model/model-runner.js";
 export { describeModel, type ModelDescription } from "./model/open-model.js";
 export * from "./model/testing/llama-reference.js";
+export { RunnerDriver } from "./model/testing/runner-driver.js";
 export * from "./model/testing/tiny-llama.js";
 export { OrtError, type OrtErrorCode } from "./ort/ort-error.js";
 export * from "./sampler.js";

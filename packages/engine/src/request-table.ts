@@ -3,6 +3,7 @@
 // and makes sure that every choice ends exactly once.
 
 import type { EngineError, EngineOutput, EngineRequest } from "./engine.js";
+import type { TokenLogprobs } from "./sampler.js";
 import { choiceCount } from "./sampling-params.js";
 import { FINISH_REASONS, RECORD_SIZE, type StepMessage } from "./step-outputs.js";
 
@@ -86,7 +87,7 @@ export class RequestTable {
 		return { first: request.firstHandle, count: request.choices };
 	}
 
-	/** Calls back for every record of a step, in this turn. */
+	/** Calls back for every choice of a step, in this turn: tokens of one choice that follow each other come together. */
 	dispatch(message: StepMessage): void {
 		const { records, started, errors, logprobs } = message;
 		if (started !== undefined) {
@@ -96,13 +97,20 @@ export class RequestTable {
 			}
 		}
 		let nextLogprobs = 0;
-		for (let i = 0; i < records.length; i += RECORD_SIZE) {
+		for (let i = 0; i < records.length; ) {
 			const handle = records[i]!;
-			const token = records[i + 1]!;
-			const code = records[i + 2]!;
-			let entry: [number, NonNullable<typeof logprobs>[number][1]] | undefined;
-			if (logprobs !== undefined && token >= 0 && logprobs[nextLogprobs]?.[0] === handle) {
-				entry = logprobs[nextLogprobs++];
+			const tokenIds: number[] = [];
+			let entries: TokenLogprobs[] | undefined;
+			let code = 0;
+			for (; i < records.length && records[i] === handle && code === 0; i += RECORD_SIZE) {
+				const token = records[i + 1]!;
+				code = records[i + 2]!;
+				if (token < 0) continue;
+				tokenIds.push(token);
+				if (logprobs?.[nextLogprobs]?.[0] === handle) {
+					entries ??= [];
+					entries.push(logprobs[nextLogprobs++]![1]);
+				}
 			}
 			const choice = this.choices.get(handle);
 			if (choice === undefined) continue;
@@ -111,23 +119,27 @@ export class RequestTable {
 				if (isLast) this.end(handle, choice, "cancelled", undefined);
 				continue;
 			}
-			const error = code === 5 ? errors?.find(([of]) => of === handle)?.[1] : undefined;
-			if (token < 0) {
-				this.end(handle, choice, FINISH_REASONS[code - 1]!, error);
+			const finishReason = isLast ? FINISH_REASONS[code - 1] : undefined;
+			const isFirst = choice.completionTokens === 0;
+			choice.completionTokens += tokenIds.length;
+			if (tokenIds.length === 0) {
+				const error = finishReason === "error" ? errors?.find(([of]) => of === handle)?.[1] : undefined;
+				if (finishReason !== undefined) this.end(handle, choice, finishReason, error);
 				continue;
 			}
-			choice.completionTokens++;
-			const withUsage = isLast || choice.completionTokens === 1;
-			const finishReason = isLast ? FINISH_REASONS[code - 1] : undefined;
+			const prompt = isFirst ? message.promptLogprobs?.find(([of]) => of === handle)?.[1] : undefined;
+			const error = finishReason === "error" ? errors?.find(([of]) => of === handle)?.[1] : undefined;
+			const withUsage = isLast || isFirst;
 			if (isLast) this.remove(handle, choice);
 			this.call(choice.request, {
 				index: choice.index,
-				tokenIds: [token],
+				tokenIds,
 				finishReason,
-				stopReason: finishReason === "stop" ? token : undefined,
-				error: undefined,
-				logProbs: entry === undefined ? undefined : [entry[1].logprob],
-				topLogprobs: entry === undefined ? undefined : [entry[1].top],
+				stopReason: finishReason === "stop" ? tokenIds.at(-1) : undefined,
+				error,
+				logProbs: entries?.map((entry) => entry.logprob),
+				topLogprobs: entries?.map((entry) => entry.top),
+				...(prompt !== undefined && { promptLogprobs: prompt }),
 				promptTokens: withUsage ? choice.request.promptTokens : undefined,
 				completionTokens: withUsage ? choice.completionTokens : undefined,
 				cachedTokens: withUsage ? choice.cachedTokens : undefined,

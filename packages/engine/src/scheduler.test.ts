@@ -1,175 +1,250 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from "vitest";
+import { BlockManager } from "./cache/block-manager.js";
 import type { EngineRequest } from "./engine.js";
-import type { SlotCopy } from "./kv-slots.js";
-import { Scheduler, type StepPlan } from "./scheduler.js";
+import { type DraftProposer, Scheduler, type SchedulerOptions } from "./scheduler.js";
 import { Sequence } from "./sequence.js";
 
-const LIMIT = 64;
+const LIMIT = 400;
 
-function makeScheduler(numSlots = 3): Scheduler {
-	return new Scheduler({ numSlots, maxModelLen: LIMIT, chunkSize: 8, blockSize: 4 });
+function makeScheduler(
+	options: Partial<Omit<SchedulerOptions, "blocks">> & { numBlocks?: number; enablePrefixCaching?: boolean } = {},
+): Scheduler {
+	const { numBlocks = 100, enablePrefixCaching, ...rest } = options;
+	const blocks = new BlockManager({ numBlocks, blockSize: 4, enablePrefixCaching });
+	return new Scheduler({ maxNumSeqs: 4, maxNumBatchedTokens: 16, blocks, ...rest });
 }
 
-function makeSequence(handle: number, promptLength: number, more: Partial<EngineRequest> = {}, choice = 0): Sequence {
-	const tokenIds = Array.from({ length: promptLength }, (_, i) => handle * 100 + i);
-	return new Sequence(handle + choice, choice, { requestId: "", tokenIds, sampling: {}, stop: {}, ...more }, LIMIT);
+function makeSequence(handle: number, promptLength: number, more: Partial<EngineRequest> = {}): Sequence {
+	const tokenIds = Array.from({ length: promptLength }, (_, i) => handle * 1000 + i);
+	return new Sequence(handle, 0, { requestId: "", tokenIds, sampling: {}, stop: {}, ...more }, LIMIT, 4);
 }
 
-/** Runs the next step as an engine would; every row gets one more token. */
-function step(scheduler: Scheduler): { plan: StepPlan | undefined; copies: SlotCopy[] } {
+interface Row {
+	handle: number;
+	start: number;
+	end: number;
+	wanted: number;
+}
+
+/** Runs the next step as an engine would: every row whose end is reached gets one more token. */
+function step(scheduler: Scheduler): Row[] {
 	const plan = scheduler.schedule();
-	const copies = [...(plan?.copies ?? [])];
-	if (plan?.kind === "prefill") {
-		for (const joined of scheduler.completePrefill(plan, copies)) joined.append(1);
-	} else if (plan?.kind === "decode") {
-		for (let i = 0; i < plan.batchSize; i++) {
-			scheduler.row(i).numComputed++;
-			scheduler.row(i).append(1);
-		}
+	const rows = (plan?.rows ?? []).map(({ handle, start, end, wanted }) => ({ handle, start, end, wanted }));
+	for (const sequence of plan?.rows ?? []) {
+		const computed = sequence.end - sequence.numDrafts;
+		scheduler.computed(sequence, computed, () => {});
+		if (computed < sequence.length) continue;
+		const finish = sequence.append(1);
+		if (finish !== undefined) scheduler.finish(sequence, finish);
 	}
-	return { plan, copies };
+	return rows;
 }
+
+function finishAll(scheduler: Scheduler): void {
+	for (let i = 0; scheduler.hasWork; i++) {
+		step(scheduler);
+		if (i > 5000) throw new Error("the scheduler does not come to an end");
+	}
+}
+
+const handles = (rows: Row[]) => rows.map(({ handle }) => handle);
 
 describe("Scheduler", () => {
 	it("has nothing to do when empty", () => {
 		const scheduler = makeScheduler();
 		expect(scheduler.hasWork).toBe(false);
 		expect(scheduler.schedule()).toBeUndefined();
-		expect(scheduler.totalBlocks).toBe(48);
 	});
 
-	it("cuts prompts at fixed places and asks for logits at the end only", () => {
+	it("cuts prompts by the budget, wants logits at the end only, then generates", () => {
 		const scheduler = makeScheduler();
-		scheduler.add(makeSequence(1, 19));
-		const chunks = [1, 2, 3].map(() => step(scheduler).plan);
-		expect(chunks).toMatchObject([
-			{ kind: "prefill", start: 0, end: 8, isLast: false },
-			{ kind: "prefill", start: 8, end: 16, isLast: false },
-			{ kind: "prefill", start: 16, end: 19, isLast: true },
+		scheduler.add(makeSequence(1, 35));
+		expect([1, 2, 3, 4].flatMap(() => step(scheduler))).toEqual([
+			{ handle: 1, start: 0, end: 16, wanted: 0 },
+			{ handle: 1, start: 16, end: 32, wanted: 0 },
+			{ handle: 1, start: 32, end: 35, wanted: 1 },
+			{ handle: 1, start: 35, end: 36, wanted: 1 },
 		]);
-		expect(step(scheduler).plan).toMatchObject({ kind: "decode", batchSize: 1 });
 	});
 
-	it("keeps rows without holes: the last one moves down", () => {
+	it("gives every generating sequence its token in each step, and prompts what is left", () => {
 		const scheduler = makeScheduler();
-		const sequences = [1, 2, 3].map((handle) => makeSequence(handle, 5));
-		for (const sequence of sequences) scheduler.add(sequence);
-		while (scheduler.numWaiting > 0 || scheduler.numRunning < 3) step(scheduler);
-		expect(sequences.map((sequence) => sequence.slot)).toEqual([0, 1, 2]);
-		const { numComputed } = sequences[2]!;
-		scheduler.finish(sequences[0]!, "length");
-		expect(scheduler.numRunning).toBe(2);
-		expect(step(scheduler)).toMatchObject({
-			plan: { kind: "decode", batchSize: 2 },
-			copies: [{ from: 2, to: 0, length: numComputed }],
-		});
-		expect(sequences.map((sequence) => sequence.slot)).toEqual([-1, 1, 0]);
-		for (const sequence of sequences) scheduler.finish(sequence, "length");
-		expect(scheduler.schedule()).toBeUndefined();
-		expect(scheduler.usedBlocks).toBe(0);
-	});
-
-	it("copies nothing when several rows end together", () => {
-		const scheduler = makeScheduler();
-		const sequences = [1, 2, 3].map((handle) => makeSequence(handle, 5));
-		for (const sequence of sequences) scheduler.add(sequence);
-		while (scheduler.numRunning < 3) step(scheduler);
-		for (const sequence of sequences.slice(1)) scheduler.finish(sequence, "eos");
-		expect(step(scheduler).copies).toEqual([]);
-	});
-
-	it("moves a prompt into place when the batch has shrunk beneath it", () => {
-		const scheduler = makeScheduler();
-		const [first, second, third] = [makeSequence(1, 3), makeSequence(2, 3), makeSequence(3, 20)];
+		const [first, second] = [makeSequence(1, 3), makeSequence(2, 50)];
 		scheduler.add(first);
+		step(scheduler);
 		scheduler.add(second);
-		while (scheduler.numRunning < 2 || scheduler.numWaiting > 0) step(scheduler);
-		step(scheduler);
-		scheduler.add(third);
-		while (third.status === "waiting") step(scheduler);
-		expect(third.slot).toBe(2);
-		scheduler.finish(second, "cancelled");
-		const copies: SlotCopy[] = [];
-		while (third.status !== "running") copies.push(...step(scheduler).copies);
-		expect(copies).toEqual([{ from: 2, to: 1, length: 20 }]);
-		expect(third.slot).toBe(1);
-	});
-
-	it("takes the other choices of a request along, as many as find a slot", () => {
-		const scheduler = makeScheduler();
-		const choices = [0, 1, 2, 3].map((choice) => makeSequence(10, 12, { sampling: { n: 4 } }, choice));
-		for (const choice of choices) scheduler.add(choice);
-		step(scheduler);
-		expect(step(scheduler).copies).toEqual([
-			{ from: 0, to: 1, length: 12 },
-			{ from: 0, to: 2, length: 12 },
+		expect(step(scheduler)).toEqual([
+			{ handle: 1, start: 3, end: 4, wanted: 1 },
+			{ handle: 2, start: 0, end: 15, wanted: 0 },
 		]);
-		expect(choices.map((choice) => choice.status)).toEqual(["running", "running", "running", "waiting"]);
-		scheduler.finish(choices[0]!, "length");
-		// Its place goes to the one that waits, which finds the first chunk of the prompt in a slot.
-		const { plan } = step(scheduler);
-		expect(plan).toMatchObject({ kind: "decode", batchSize: 2 });
-		expect(step(scheduler).plan).toMatchObject({ kind: "prefill", start: 8, end: 12, isLast: true });
-		expect(choices[3]!.numCached).toBe(8);
+		scheduler.mixedPrefillTokens = 6;
+		expect(step(scheduler)).toEqual([
+			{ handle: 1, start: 4, end: 5, wanted: 1 },
+			{ handle: 2, start: 15, end: 21, wanted: 0 },
+		]);
 	});
 
-	it("ends a sequence in any state, once", () => {
-		const scheduler = makeScheduler(1);
-		const [first, second] = [makeSequence(1, 20), makeSequence(2, 3)];
-		scheduler.add(first);
-		scheduler.add(second);
+	it("keeps a place in the budget for prompts, however many generate", () => {
+		const scheduler = makeScheduler({ maxNumSeqs: 10, maxNumBatchedTokens: 3 });
+		for (let handle = 1; handle <= 5; handle++) {
+			scheduler.add(makeSequence(handle, 9, { stop: { maxTokens: 30 } }));
+		}
+		for (let i = 0; i < 60; i++) expect(scheduler.numRunning).toBeLessThanOrEqual((step(scheduler), 3));
+		finishAll(scheduler);
+	});
+
+	it("lets a short prompt pass a long one, and the long one go on", () => {
+		const scheduler = makeScheduler({ maxNumBatchedTokens: 8 });
+		const long = makeSequence(1, 300);
+		scheduler.add(long);
 		step(scheduler);
-		expect([first.status, second.status]).toEqual(["prefilling", "waiting"]);
-		scheduler.finish(first, "cancelled");
-		scheduler.finish(first, "error");
-		expect(first).toMatchObject({ status: "finished", finishReason: "cancelled", slot: -1 });
+		let steps = 0;
+		for (let handle = 2; handle < 40; handle++) {
+			const short = makeSequence(handle, 6, { stop: { maxTokens: 1 } });
+			scheduler.add(short);
+			const before = long.numComputed;
+			for (let i = 0; short.status !== "finished"; i++) {
+				expect(i).toBeLessThan(6);
+				step(scheduler);
+				steps++;
+			}
+			if (handle % 4 === 0) expect(long.numComputed).toBeGreaterThan(before - 1);
+		}
+		expect(long.numComputed).toBeGreaterThan((steps / 2 - 2) * 2);
+	});
+
+	it("takes the urgent first, then the first come", () => {
+		const scheduler = makeScheduler({ maxNumSeqs: 1 });
+		for (const [handle, priority] of [
+			[1, 0],
+			[2, 0],
+			[3, 5],
+			[4, 5],
+		] as const) {
+			scheduler.add(makeSequence(handle, 2, { priority, stop: { maxTokens: 1 } }));
+		}
+		const order = [1, 2, 3, 4].flatMap(() => handles(step(scheduler)));
+		expect(order).toEqual([3, 4, 1, 2]);
+	});
+
+	it("starts behind what is in the cache, and waits for what is being computed", () => {
+		const scheduler = makeScheduler({ maxNumBatchedTokens: 64 });
+		const tokenIds = Array.from({ length: 22 }, (_, i) => i);
+		const [first, second, other] = [1, 2, 3].map((handle) =>
+			makeSequence(handle, 1, { tokenIds: handle === 3 ? [900, 901] : tokenIds }),
+		) as [Sequence, Sequence, Sequence];
+		for (const sequence of [first, second, other]) scheduler.add(sequence);
+		expect(step(scheduler)).toMatchObject([
+			{ handle: 1, start: 0, end: 22 },
+			{ handle: 3, start: 0, end: 2 },
+		]);
+		expect(step(scheduler)).toMatchObject([{ handle: 1 }, { handle: 3 }, { handle: 2, start: 20, end: 22 }]);
+		expect([first.numCached, second.numCached]).toEqual([0, 20]);
+	});
+
+	it("computes all of a prompt whose log-probabilities are wanted", () => {
+		const scheduler = makeScheduler({ maxNumBatchedTokens: 64 });
+		const tokenIds = Array.from({ length: 40 }, (_, i) => i);
+		scheduler.add(makeSequence(1, 1, { tokenIds, stop: { maxTokens: 1 } }));
+		finishAll(scheduler);
+		scheduler.add(makeSequence(2, 1, { tokenIds, promptLogprobs: 1 }));
+		expect([...step(scheduler), ...step(scheduler)]).toEqual([
+			{ handle: 2, start: 0, end: 32, wanted: 32 },
+			{ handle: 2, start: 32, end: 40, wanted: 8 },
+		]);
+	});
+
+	it("takes the blocks of the last that came when there are none, and gives them back later", () => {
+		const scheduler = makeScheduler({ numBlocks: 8, maxNumBatchedTokens: 64 });
+		const [first, second] = [makeSequence(1, 10), makeSequence(2, 10)].map((sequence) => sequence) as [
+			Sequence,
+			Sequence,
+		];
+		for (const sequence of [first, second]) scheduler.add(sequence);
+		while (scheduler.numPreemptions === 0) step(scheduler);
+		expect([first.status, second.status]).toEqual(["running", "waiting"]);
+		expect(second.numBlocks).toBe(0);
+		const answered = second.outputLength;
+		expect(answered).toBeGreaterThan(0);
+		scheduler.finish(first, "stop");
+		const rows = step(scheduler);
+		expect(handles(rows)).toEqual([2]);
+		// What is left of its own blocks is found again.
+		expect(rows[0]!.start).toBeGreaterThan(0);
+		expect(rows[0]).toMatchObject({ end: 10 + answered, wanted: 1 });
+		expect(second.outputLength).toBe(answered + 1);
+	});
+
+	it("takes blocks from the least urgent, and for an urgent newcomer", () => {
+		const scheduler = makeScheduler({ numBlocks: 8, maxNumBatchedTokens: 64 });
+		const low = makeSequence(1, 14, { priority: -1 });
+		const mid = makeSequence(2, 10);
+		scheduler.add(low);
 		step(scheduler);
-		expect(second.status).toBe("running");
-		scheduler.finish(second, "stop");
-		expect(scheduler.hasWork).toBe(false);
-	});
-
-	it("counts the blocks of what runs", () => {
-		const scheduler = makeScheduler();
-		scheduler.add(makeSequence(1, 9));
-		expect(scheduler.usedBlocks).toBe(0);
+		scheduler.add(mid);
 		step(scheduler);
-		expect(scheduler.usedBlocks).toBe(3);
-	});
-});
-
-describe("Sequence", () => {
-	it("grows, and ends at its own limit or the context's", () => {
-		const request: EngineRequest = { requestId: "", tokenIds: [1, 2], sampling: {}, stop: { maxTokens: 3 } };
-		const short = new Sequence(1, 0, request, LIMIT);
-		expect([short.append(5), short.append(6), short.append(7)]).toEqual([undefined, undefined, "length"]);
-		expect([...short.tokens.subarray(0, short.length)]).toEqual([1, 2, 5, 6, 7]);
-		const long = new Sequence(1, 0, { ...request, stop: {} }, 2000);
-		expect(long.maxTokens).toBe(1998);
-		for (let i = 0; i < 1997; i++) expect(long.append(i)).toBeUndefined();
-		expect(long.append(9)).toBe("length");
-		expect(long.tokens[2 + 1500]).toBe(1500);
+		expect(low.status).toBe("running");
+		const high = makeSequence(3, 14, { priority: 9 });
+		scheduler.add(high);
+		step(scheduler);
+		step(scheduler);
+		expect([low.status, high.status]).toEqual(["waiting", "running"]);
 	});
 
-	it("masks its end ids until the least length", () => {
-		const stop = { minTokens: 2, eosTokenIds: [7], stopTokenIds: [8] };
-		const sequence = new Sequence(1, 0, { requestId: "", tokenIds: [1], sampling: {}, stop }, LIMIT);
-		expect(sequence.maskedIds).toEqual([7, 8]);
-		sequence.append(1);
-		sequence.append(1);
-		expect(sequence.maskedIds).toEqual([]);
-		expect(sequence.append(7)).toBe("eos");
+	it("does not let others overtake a prompt for which there is no room", () => {
+		const scheduler = makeScheduler({ numBlocks: 10, maxNumBatchedTokens: 64 });
+		scheduler.add(makeSequence(1, 20, { stop: { maxTokens: 8 } }));
+		step(scheduler);
+		scheduler.add(makeSequence(2, 30, { stop: { maxTokens: 1 } }));
+		scheduler.add(makeSequence(3, 2, { stop: { maxTokens: 1 } }));
+		const order: number[] = [];
+		for (let i = 0; i < 20; i++)
+			for (const handle of handles(step(scheduler))) if (!order.includes(handle)) order.push(handle);
+		expect(order).toEqual([1, 2, 3]);
 	});
 
-	it("counts prompt tokens only for the repetition penalty", () => {
-		const make = (sampling: EngineRequest["sampling"]) =>
-			new Sequence(1, 0, { requestId: "", tokenIds: [4, 4, 5], sampling, stop: {} }, LIMIT).tokenCounts;
-		expect(make({})).toBeUndefined();
-		expect(make({ presencePenalty: 1 })).toMatchObject({ ids: [], counts: [] });
-		const counts = make({ repetitionPenalty: 1.1 })!;
-		counts.addOutputToken(5);
-		counts.addOutputToken(6);
-		expect(counts).toMatchObject({ ids: [4, 5, 6], counts: [0, 1, 1] });
+	it("plans guesses within the budget and what may be generated", () => {
+		const drafts: DraftProposer = {
+			maxBatch: 1,
+			propose: (sequence, limit) => {
+				const count = Math.min(limit, 5);
+				sequence.reserve(count);
+				sequence.tokens.fill(7, sequence.length, sequence.length + count);
+				return count;
+			},
+		};
+		const scheduler = makeScheduler({ drafts });
+		const one = makeSequence(1, 3, { stop: { maxTokens: 4 } });
+		scheduler.add(one);
+		step(scheduler);
+		// Three more may come, the last of which needs no guess.
+		expect(step(scheduler)).toEqual([{ handle: 1, start: 3, end: 6, wanted: 3 }]);
+		expect(one.numComputed).toBe(4);
+		const two = makeSequence(2, 3);
+		scheduler.add(two);
+		step(scheduler);
+		// Two generate: no guesses.
+		expect(step(scheduler)).toMatchObject([
+			{ handle: 1, wanted: 1 },
+			{ handle: 2, wanted: 1 },
+		]);
+	});
+
+	it("frees blocks at once, in whatever state a sequence ends", () => {
+		const blocks = new BlockManager({ numBlocks: 20, blockSize: 4 });
+		const scheduler = new Scheduler({ maxNumSeqs: 2, maxNumBatchedTokens: 8, blocks });
+		const [generating, prefilling, waiting] = [makeSequence(1, 3), makeSequence(2, 40), makeSequence(3, 3)] as const;
+		scheduler.add(generating);
+		step(scheduler);
+		scheduler.add(prefilling);
+		step(scheduler);
+		scheduler.add(waiting);
+		step(scheduler);
+		expect([generating, prefilling, waiting].map((one) => one.status)).toEqual(["running", "running", "waiting"]);
+		for (const one of [generating, prefilling, waiting]) scheduler.finish(one, "cancelled");
+		scheduler.finish(waiting, "stop");
+		expect(waiting.finishReason).toBe("cancelled");
+		expect([blocks.numUsed, scheduler.hasWork]).toEqual([0, false]);
 	});
 });

@@ -8,6 +8,8 @@ import type { Sequence } from "./sequence.js";
 
 /** Tokens of a chunk when the logits of each are wanted, which take 4 bytes per word of the vocabulary. */
 const MAX_LOGITS_PER_CHUNK = 32;
+/** No new prompt is begun before others while so many are half done. */
+const MAX_PARTIAL_PROMPTS = 4;
 
 export interface SchedulerOptions {
 	/** Most sequences that hold blocks at a time. */
@@ -107,9 +109,13 @@ export class Scheduler {
 		this.budget = this.options.maxNumBatchedTokens;
 		this.planGeneration();
 		if (rows.length > 0) this.budget = Math.min(this.budget, Math.max(1, this.mixedPrefillTokens));
-		this.planPrompts();
+		// By turns the oldest prompt comes first and the shortest, a new one included, so that neither waits long.
+		this.shortestFirst = !this.shortestFirst;
 		// Who has just lost its blocks must not get them back at once.
-		if (preempted.length === 0) this.admit();
+		const mayAdmit = preempted.length === 0;
+		if (mayAdmit && this.shortestFirst && this.collectPrefilling() < MAX_PARTIAL_PROMPTS) this.admit();
+		this.planPrompts();
+		if (mayAdmit && preempted.length === 0) this.admit();
 		if (rows.length === 0 && preempted.length === 0) return undefined;
 		return { rows, preempted };
 	}
@@ -170,19 +176,25 @@ export class Scheduler {
 		}
 	}
 
-	/** Chunks of prompts that have begun. By turns the oldest and the shortest comes first, so that neither waits long. */
+	/** Chunks of prompts that have begun. */
 	private planPrompts(): void {
-		const { prefilling, running } = this;
-		prefilling.length = 0;
-		for (const sequence of running) if (sequence.isPrefilling) prefilling.push(sequence);
-		if (prefilling.length > 1) {
-			this.shortestFirst = !this.shortestFirst;
-			if (this.shortestFirst) prefilling.sort((a, b) => remaining(a) - remaining(b) || a.arrival - b.arrival);
+		const { prefilling } = this;
+		if (this.collectPrefilling() > 1 && this.shortestFirst) {
+			prefilling.sort((a, b) => remaining(a) - remaining(b) || a.arrival - b.arrival);
 		}
 		for (const sequence of prefilling) {
 			if (this.budget === 0) return;
-			this.planChunk(sequence);
+			// One that was let in a moment ago has its chunk.
+			if (!this.rows.includes(sequence)) this.planChunk(sequence);
 		}
+	}
+
+	/** Finds the sequences whose prompt is not all computed, the oldest first. @returns how many there are. */
+	private collectPrefilling(): number {
+		const { prefilling, running } = this;
+		prefilling.length = 0;
+		for (const sequence of running) if (sequence.isPrefilling) prefilling.push(sequence);
+		return prefilling.length;
 	}
 
 	private planChunk(sequence: Sequence): void {
@@ -221,7 +233,7 @@ export class Scheduler {
 			const spare = running.length;
 			if (!blocks.canAdmit(hashes, cached, total + spare)) {
 				const victim = this.leastUrgent();
-				if (victim !== undefined && victim.priority < sequence.priority && !this.rows.includes(victim)) {
+				if (victim !== undefined && victim.priority < sequence.priority) {
 					this.preempt(victim);
 					i = waiting.indexOf(sequence);
 					continue;

@@ -3,12 +3,13 @@
 
 import type { BlockOwner } from "./cache/block-manager.js";
 import { PromptHashes } from "./cache/prompt-hashes.js";
-import type { EngineRequest, FinishReason } from "./engine.js";
+import type { EngineRequest, FinishReason, PromptLogprob } from "./engine.js";
 import type { RunnerRow } from "./model/model-runner.js";
 import { randomSeed, Xoshiro128 } from "./prng.js";
 import type { SamplerInput } from "./sampler.js";
 import { resolveSampling, type SamplingParams } from "./sampling-params.js";
 import { TokenCounts } from "./token-counts.js";
+import type { TokenMask } from "./token-mask.js";
 
 /** "running": it holds blocks, whether its prompt is being computed or its answer. */
 export type SequenceStatus = "waiting" | "running" | "finished";
@@ -57,6 +58,10 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 	wanted = 0;
 	/** Tokens of the step, from its last, that are only guessed. */
 	numDrafts = 0;
+	/** Log-probabilities of the prompt so far, when they are asked for. */
+	promptEntries: (PromptLogprob | null)[] = [];
+	/** Restricts what may be said; undefined: nothing does. */
+	tokenMask: TokenMask | undefined;
 	/** Prompt and output. Longer than `length`: room to grow. */
 	tokens: Int32Array;
 	/** Tokens in `tokens`. */
@@ -82,7 +87,7 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 		const { seed } = request.sampling;
 		this.random = new Xoshiro128(seed === undefined ? randomSeed() : BigInt(seed) + BigInt(choice));
 		this.logprobs = request.logprobs ?? -1;
-		this.promptLogprobs = -1;
+		this.promptLogprobs = choice === 0 ? (request.promptLogprobs ?? -1) : -1;
 		this.minTokens = request.stop.minTokens ?? 0;
 		this.eosTokenIds = request.stop.ignoreEos === true ? NO_IDS : (request.stop.eosTokenIds ?? NO_IDS);
 		this.stopTokenIds = request.stop.stopTokenIds ?? NO_IDS;
@@ -119,6 +124,11 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 		return this.outputLength < this.minTokens ? this.endIds : NO_IDS;
 	}
 
+	/** The only tokens that may be drawn now; undefined: all. */
+	get allowedTokens(): Uint32Array | undefined {
+		return this.tokenMask?.mask();
+	}
+
 	/** Whether the sequence ends when this token is drawn. */
 	isEndId(token: number): boolean {
 		return this.endIds.length > 0 && this.endIds.includes(token);
@@ -132,6 +142,7 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 		this.reserve(1);
 		this.tokens[this.length++] = token;
 		this.tokenCounts?.addOutputToken(token);
+		this.tokenMask?.accept(token);
 		if (this.eosTokenIds.length > 0 && this.eosTokenIds.includes(token)) return "eos";
 		if (this.stopTokenIds.length > 0 && this.stopTokenIds.includes(token)) return "stop";
 		return this.outputLength >= this.maxTokens ? "length" : undefined;

@@ -17,6 +17,8 @@ const FIELDS = [
 	"preemptions",
 	"cacheQueryTokens",
 	"cacheHitTokens",
+	"draftTokens",
+	"acceptedTokens",
 ] as const satisfies readonly (keyof EngineStats)[];
 
 /** Memory for `writeStats`, all zero. */

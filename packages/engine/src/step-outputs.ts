@@ -3,7 +3,7 @@
 // whatever the batch size.
 
 import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
-import type { EngineError, FinishReason } from "./engine.js";
+import type { EngineError, FinishReason, PromptLogprob } from "./engine.js";
 import type { TokenLogprobs } from "./sampler.js";
 
 /** Integers per record: handle, token id (-1 = none), index of the finish reason + 1 (0 = goes on). */
@@ -24,6 +24,8 @@ export interface StepMessage {
 	readonly errors?: [number, EngineError][];
 	/** By handle, in the order of their records. */
 	readonly logprobs?: [number, TokenLogprobs][];
+	/** By handle; of sequences whose first token is in `records`. */
+	readonly promptLogprobs?: [number, readonly (PromptLogprob | null)[]][];
 	/** What became findable in the cache, and what no longer is, in order. */
 	readonly kvEvents?: KvCacheEvent[];
 }
@@ -34,7 +36,12 @@ export class StepOutputs {
 	private started: number[] = [];
 	private errors: [number, EngineError][] = [];
 	private logprobs: [number, TokenLogprobs][] = [];
+	private promptLogprobs: [number, readonly (PromptLogprob | null)[]][] = [];
 	private kvEvents: KvCacheEvent[] = [];
+
+	addPromptLogprobs(handle: number, entries: readonly (PromptLogprob | null)[]): void {
+		this.promptLogprobs.push([handle, entries]);
+	}
 
 	addKvEvent(event: KvCacheEvent): void {
 		this.kvEvents.push(event);
@@ -64,12 +71,13 @@ export class StepOutputs {
 
 	/** The message since the last call, or undefined when nothing happened. */
 	take(): StepMessage | undefined {
-		const { records, started, errors, logprobs, kvEvents } = this;
+		const { records, started, errors, logprobs, promptLogprobs, kvEvents } = this;
 		if (records.length === 0 && kvEvents.length === 0) return undefined;
 		this.records = [];
 		if (started.length > 0) this.started = [];
 		if (errors.length > 0) this.errors = [];
 		if (logprobs.length > 0) this.logprobs = [];
+		if (promptLogprobs.length > 0) this.promptLogprobs = [];
 		if (kvEvents.length > 0) this.kvEvents = [];
 		return {
 			type: "step",
@@ -77,6 +85,7 @@ export class StepOutputs {
 			...(started.length > 0 && { started }),
 			...(errors.length > 0 && { errors }),
 			...(logprobs.length > 0 && { logprobs }),
+			...(promptLogprobs.length > 0 && { promptLogprobs }),
 			...(kvEvents.length > 0 && { kvEvents }),
 		};
 	}

@@ -2,6 +2,7 @@
 // What passes between the owner of an engine thread and the thread.
 
 import type { EngineInfo, EngineRequest } from "./engine.js";
+import type { SpeculativeOptions } from "./engine-core.js";
 import type { ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
 import type { StepMessage } from "./step-outputs.js";
 
@@ -25,6 +26,8 @@ export interface EngineThreadModel {
 	readonly kvCacheMemory?: number | undefined;
 	/** Whether prompts share blocks with those before them; default true. */
 	readonly enablePrefixCaching?: boolean | undefined;
+	/** Absent: no tokens are guessed. */
+	readonly speculative?: SpeculativeOptions | undefined;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number | undefined;
 	/** Whether those threads spin between operators; default false. */

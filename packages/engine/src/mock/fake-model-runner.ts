@@ -1,45 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model without weights for tests of everything around a model: the next token is a function of what is in the KV
-// slot, so a mix-up of slots, positions, lengths or chunk borders changes the text.
+// A model without weights for tests of everything around a model: the next token is a function of all keys that the
+// sequence has in the cache, so a mix-up of blocks, positions or lengths changes the text. It keeps the cache both ways
+// that real runners do, in blocks and by sequence, and finds out when the two disagree.
 
-import type { ModelConfig, ModelRunner } from "../model/model-runner.js";
+import type { ModelConfig, ModelRunner, RunnerRow, StepLogits } from "../model/model-runner.js";
 
 export interface FakeModelOptions {
-	readonly numSlots: number;
+	/** Default 4. */
+	readonly maxNumSeqs?: number | undefined;
 	readonly maxModelLen: number;
+	/** Tokens per block; default 4. */
+	readonly blockSize?: number | undefined;
+	/** Default: room for all sequences, and as much again. */
+	readonly numBlocks?: number | undefined;
 	/** Default 97. */
 	readonly vocabSize?: number;
-	/** Busy time per prefill call and per decode call, in milliseconds; default 0. */
+	/** Busy time per run of prompt tokens and per run of generating rows, in milliseconds; default 0. */
 	readonly prefillMs?: number;
 	readonly decodeMs?: number;
 	/** Throws from the model while this token id is among those computed. */
 	readonly failOnToken?: number;
 	/** Ends the thread with an uncaught error when this token id is computed. */
 	readonly dieOnToken?: number;
+	/** Every third row's likeliest token is the one after its last, so that texts copy from themselves; default false. */
+	readonly repetitive?: boolean;
 }
 
-/** See the head of the file. Logits are pseudo-random numbers in [0, 8) from a hash of the slot's content. */
+/** See the head of the file. Logits are pseudo-random numbers in [0, 8) from a hash of the cache's content. */
 export class FakeModelRunner implements ModelRunner {
 	readonly config: ModelConfig;
-	readonly numSlots: number;
+	readonly device = "cpu";
+	readonly maxNumSeqs: number;
 	readonly maxModelLen: number;
+	readonly blockSize: number;
+	readonly numBlocks: number;
+	readonly blockBytes: number;
 	readonly kvBytesPerToken = 4;
+	readonly kvCacheDtype = "fp32";
 	readonly weightFormats: readonly string[] = [];
-	/** Calls so far, for tests that count. */
-	readonly calls = { prefill: 0, decode: 0, copySlot: 0 };
+	/** Rows so far, for tests that count. */
+	readonly calls = { prefill: 0, decode: 0, guessed: 0, persist: 0 };
+	/** Sequences that have not been released. */
+	readonly live = new Map<number, Int32Array>();
 	closed = false;
 	private readonly options: FakeModelOptions;
-	private readonly cache: Int32Array[];
-	private readonly logits: Float32Array;
+	/** Keys by block, written as rows say. */
+	private readonly paged: Int32Array;
+	/** Keys that were persisted. */
+	private readonly pool: Int32Array;
+	private logits: Float32Array[] = [];
 
 	constructor(options: FakeModelOptions) {
 		this.options = options;
-		this.numSlots = options.numSlots;
+		this.maxNumSeqs = options.maxNumSeqs ?? 4;
 		this.maxModelLen = options.maxModelLen;
-		const vocabSize = options.vocabSize ?? 97;
+		this.blockSize = options.blockSize ?? 4;
+		this.numBlocks = options.numBlocks ?? 2 * this.maxNumSeqs * Math.ceil(this.maxModelLen / this.blockSize);
+		this.blockBytes = this.blockSize * 4;
 		this.config = {
 			family: "llama",
-			vocabSize,
+			vocabSize: options.vocabSize ?? 97,
 			hiddenSize: 1,
 			intermediateSize: 1,
 			numLayers: 1,
@@ -61,91 +81,107 @@ export class FakeModelRunner implements ModelRunner {
 			bosTokenId: null,
 			eosTokenIds: [],
 		};
-		this.cache = Array.from({ length: options.numSlots }, () => new Int32Array(options.maxModelLen));
-		this.logits = new Float32Array(options.numSlots * vocabSize);
+		this.paged = new Int32Array(this.numBlocks * this.blockSize);
+		this.pool = new Int32Array(this.numBlocks * this.blockSize);
 	}
 
-	prefill(slot: number, tokenIds: Int32Array, start: number, wantLogits: boolean): Float32Array | undefined {
-		this.calls.prefill++;
-		this.check(slot, tokenIds, start);
-		busy(this.options.prefillMs);
-		const end = start + tokenIds.length;
-		// The borders of the chunk are part of the value, as rounding makes them part of a real one.
-		for (let i = 0; i < tokenIds.length; i++) this.write(slot, start + i, tokenIds[i]!, start * 65_537 + end);
-		if (!wantLogits) return undefined;
-		this.fillLogits(slot, end, 0);
-		return this.logits.subarray(0, this.config.vocabSize);
+	execute(rows: readonly RunnerRow[]): StepLogits {
+		this.logits = [];
+		if (rows.some((row) => row.isPrefill)) busy(this.options.prefillMs);
+		if (rows.some((row) => !row.isPrefill)) busy(this.options.decodeMs);
+		for (const row of rows) this.run(row);
+		return { row: (i) => this.logits[i]! };
 	}
 
-	prefillAllLogits(slot: number, tokenIds: Int32Array, start: number): Float32Array {
-		const { vocabSize } = this.config;
-		const all = new Float32Array(tokenIds.length * vocabSize);
-		this.prefill(slot, tokenIds, start, false);
-		for (let i = 0; i < tokenIds.length; i++) {
-			this.fillLogits(slot, start + i + 1, 0);
-			all.set(this.logits.subarray(0, vocabSize), i * vocabSize);
-		}
-		return all;
+	persist(id: number, index: number, block: number): void {
+		this.calls.persist++;
+		const keys = this.live.get(id);
+		if (keys === undefined) throw new Error(`sequence ${id} is not live`);
+		this.pool.set(keys.subarray(index * this.blockSize, (index + 1) * this.blockSize), block * this.blockSize);
 	}
 
-	decode(batch: number, tokenIds: Int32Array, lengths: Int32Array): Float32Array {
-		this.calls.decode++;
-		if (tokenIds.length !== batch || lengths.length !== batch) throw new Error("arrays differ from the batch size");
-		busy(this.options.decodeMs);
-		for (let i = 0; i < batch; i++) {
-			this.check(i, tokenIds.subarray(i, i + 1), lengths[i]!);
-			this.write(i, lengths[i]!, tokenIds[i]!, -1);
-			this.fillLogits(i, lengths[i]! + 1, i);
-		}
-		return this.logits.subarray(0, batch * this.config.vocabSize);
+	release(id: number): void {
+		this.live.delete(id);
 	}
 
-	copySlot(from: number, to: number, length: number): void {
-		this.calls.copySlot++;
-		this.cache[to]!.set(this.cache[from]!.subarray(0, length));
+	readBlock(block: number, into: Uint8Array): void {
+		into.set(new Uint8Array(this.pool.buffer, block * this.blockBytes, this.blockBytes));
+	}
+
+	writeBlock(block: number, content: Uint8Array): void {
+		new Uint8Array(this.pool.buffer, block * this.blockBytes, this.blockBytes).set(content);
+		new Uint8Array(this.paged.buffer, block * this.blockBytes, this.blockBytes).set(content);
 	}
 
 	close(): void {
 		this.closed = true;
 	}
 
-	private check(slot: number, tokenIds: Int32Array, start: number): void {
-		if (slot < 0 || slot >= this.numSlots) throw new Error(`no slot ${slot}`);
-		if (start < 0 || start + tokenIds.length > this.maxModelLen)
-			throw new Error(`position ${start} is outside the slot`);
-		if (this.options.failOnToken !== undefined && tokenIds.includes(this.options.failOnToken)) {
+	private run(row: RunnerRow): void {
+		const { id, start, end, blocks, tokens, wanted } = row;
+		if (start < 0 || start >= end || end > this.maxModelLen) throw new Error(`tokens ${start} to ${end} do not fit`);
+		if (row.isPrefill) this.calls.prefill++;
+		else if (end - start > 1) this.calls.guessed++;
+		else this.calls.decode++;
+		const chunk = tokens.subarray(start, end);
+		if (this.options.failOnToken !== undefined && chunk.includes(this.options.failOnToken)) {
 			throw new Error("this model fails on request");
 		}
-		if (this.options.dieOnToken !== undefined && tokenIds.includes(this.options.dieOnToken)) {
+		if (this.options.dieOnToken !== undefined && chunk.includes(this.options.dieOnToken)) {
 			// Past the engine's own handling of errors, as a crash would be.
 			process.exit(7);
 		}
+		let keys = this.live.get(id);
+		if (keys === undefined) {
+			if (start % this.blockSize !== 0) throw new Error(`a sequence begins behind ${start} tokens`);
+			if (this.live.size === this.maxNumSeqs) throw new Error(`more than ${this.maxNumSeqs} sequences`);
+			keys = new Int32Array(this.maxModelLen);
+			for (let i = 0; i < start; i++) keys[i] = this.pool[this.place(blocks, i)]!;
+			this.live.set(id, keys);
+		}
+		for (let i = start; i < end; i++) {
+			keys[i] = Math.imul(tokens[i]! + 1, 0x9e3779b1);
+			this.paged[this.place(blocks, i)] = keys[i]!;
+		}
+		for (let i = 0; i < end; i++) {
+			if (this.paged[this.place(blocks, i)] !== keys[i]) throw new Error(`the block of token ${i} was overwritten`);
+		}
+		for (let i = wanted - 1; i >= 0; i--) this.logits.push(this.logitsOf(keys, end - i, tokens));
 	}
 
-	private write(slot: number, position: number, token: number, border: number): void {
-		this.cache[slot]![position] = Math.imul(token + 1, 0x9e3779b1) ^ Math.imul(border + 7, 0x85ebca6b);
+	private place(blocks: Int32Array, position: number): number {
+		const block = blocks[Math.floor(position / this.blockSize)]!;
+		return block * this.blockSize + (position % this.blockSize);
 	}
 
-	private fillLogits(slot: number, length: number, row: number): void {
+	private logitsOf(keys: Int32Array, length: number, tokens: Int32Array): Float32Array {
 		const { vocabSize } = this.config;
-		const cache = this.cache[slot]!;
 		let hash = length;
-		for (let i = 0; i < length; i++) hash = mix(hash ^ cache[i]!);
-		for (let i = 0; i < vocabSize; i++) this.logits[row * vocabSize + i] = (mix(hash + i) >>> 8) / 2 ** 21;
+		for (let i = 0; i < length; i++) hash = mix(hash ^ keys[i]!);
+		const logits = new Float32Array(vocabSize);
+		for (let i = 0; i < vocabSize; i++) logits[i] = (mix(hash + i) >>> 8) / 2 ** 21;
+		if (this.options.repetitive === true && hash % 16 !== 0) logits[(tokens[length - 1]! + 1) % 7] = 9;
+		return logits;
 	}
 }
 
 /** The same signature as the real loader's: `model` is a JSON object of `FakeModelOptions`. */
 export async function loadModelRunner(options: {
 	readonly model: string;
-	readonly numSlots: number;
-	readonly maxModelLen?: number;
+	readonly maxNumSeqs?: number | undefined;
+	readonly maxModelLen?: number | undefined;
+	readonly blockSize?: number | undefined;
 	onProgress?(stage: string, fraction: number): void;
 }): Promise<ModelRunner> {
 	options.onProgress?.("load", 1);
 	const own = JSON.parse(options.model) as Partial<FakeModelOptions> & { loadError?: string };
 	if (own.loadError !== undefined) throw new Error(own.loadError);
-	return new FakeModelRunner({ ...own, numSlots: options.numSlots, maxModelLen: options.maxModelLen ?? 4096 });
+	return new FakeModelRunner({
+		maxNumSeqs: options.maxNumSeqs ?? 8,
+		maxModelLen: options.maxModelLen ?? 4096,
+		blockSize: options.blockSize ?? 16,
+		...own,
+	});
 }
 
 function mix(value: number): number {

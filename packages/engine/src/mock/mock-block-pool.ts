@@ -34,6 +34,11 @@ export class MockBlockPool {
 		return this.idle.size;
 	}
 
+	/** Blocks that can be found, in use or idle. */
+	get numNamed(): number {
+		return this.active.size + this.idle.size;
+	}
+
 	/** How many of the first hashes are in the cache, and how many of these are idle. */
 	findPrefix(hashes: readonly BlockHash[]): { found: number; idle: number } {
 		let found = 0;

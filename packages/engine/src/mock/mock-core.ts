@@ -103,6 +103,8 @@ export class MockCore {
 		preemptions: 0,
 		cacheQueryTokens: 0,
 		cacheHitTokens: 0,
+		draftTokens: 0,
+		acceptedTokens: 0,
 	};
 
 	/** @throws RangeError for an option that makes no engine. */
@@ -140,7 +142,7 @@ export class MockCore {
 		const seed = request.sampling.seed ?? hashText(request.requestId);
 		const seeded = { ...request, sampling: { ...request.sampling, seed } };
 		for (let i = 0; i < choices; i++) {
-			const sequence = new Sequence(handle + i, i, seeded, this.maxModelLen);
+			const sequence = new Sequence(handle + i, i, seeded, this.maxModelLen, this.blockSize);
 			if (sequence.maxTokens <= 0) {
 				this.outputs.addFinish(handle + i, "length");
 				continue;
@@ -245,6 +247,7 @@ export class MockCore {
 			waiting: this.waiting.length,
 			usedBlocks: this.pool.used,
 			totalBlocks: this.totalBlocks,
+			cachedBlocks: this.pool.numNamed,
 			...this.counters,
 		};
 	}

@@ -136,6 +136,7 @@ class MockEngine implements Engine {
 			device: "mock",
 			quantization: "none",
 			kvBytesPerToken: 0,
+			kvCacheDtype: "none",
 			eosTokenIds: [],
 			loadSeconds: options.startupTime ?? 0,
 		};

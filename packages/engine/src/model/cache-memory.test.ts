@@ -1,40 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 import { totalmem } from "node:os";
 import { describe, expect, it } from "vitest";
-import { chooseMaxModelLen, kvBytesPerToken } from "./cache-memory.js";
+import { type CacheRequest, kvBytesPerToken, sizeCpuCache } from "./cache-memory.js";
 
 const GIB = 2 ** 30;
-/** Sizes of an 8B Llama: 256 KiB of fp32 cache per token. */
-const config = { numLayers: 32, numKvHeads: 8, headDim: 128, maxPositionEmbeddings: 131_072 };
-const sizing = { config, numSlots: 8, weightBytes: 8 * GIB, memoryBytes: 32 * GIB };
+/** Sizes of an 8B Llama: 256 KiB of fp32 cache per token, so 4096 tokens are 1 GiB. */
+const geometry = { numLayers: 32, numKvHeads: 8, headDim: 128, bytesPerElement: 4 };
+const request: CacheRequest = {
+	geometry,
+	maxPositionEmbeddings: 131_072,
+	weightBytes: 8 * GIB,
+	memoryBytes: 40 * GIB,
+};
 
-describe("chooseMaxModelLen", () => {
+describe("sizeCpuCache", () => {
 	it("counts keys and values of all layers", () => {
-		expect(kvBytesPerToken(config)).toBe(256 * 1024);
+		expect(kvBytesPerToken(geometry)).toBe(256 * 1024);
+		expect(kvBytesPerToken({ ...geometry, bytesPerElement: 1 })).toBe(64 * 1024);
 	});
 
-	it("takes 4096 tokens, or what the model was made for, or what fits", () => {
-		expect(chooseMaxModelLen(undefined, sizing)).toBe(4096);
-		expect(chooseMaxModelLen(undefined, { ...sizing, config: { ...config, maxPositionEmbeddings: 512 } })).toBe(512);
-		// (12 * 0.9 - 8) GiB over 2 MiB per token of all slots.
-		expect(chooseMaxModelLen(undefined, { ...sizing, memoryBytes: 12 * GIB })).toBe(1433);
+	it("takes what fits when nothing is asked for: half for what runs", () => {
+		// (40 * 0.9 - 8) GiB.
+		expect(sizeCpuCache(request)).toEqual({ maxNumSeqs: 14, maxModelLen: 4096, blockSize: 16, numBlocks: 14 * 256 });
+		expect(sizeCpuCache({ ...request, memoryBytes: 400 * GIB })).toMatchObject({ maxNumSeqs: 32, maxModelLen: 4096 });
+		expect(sizeCpuCache({ ...request, maxPositionEmbeddings: 512 })).toMatchObject({
+			maxNumSeqs: 32,
+			maxModelLen: 512,
+		});
+		// 1 GiB: one sequence and its blocks.
+		const tight = sizeCpuCache({ ...request, memoryBytes: 10 * GIB });
+		expect(tight).toMatchObject({ maxNumSeqs: 1, maxModelLen: 2040 });
+		expect(tight.numBlocks * 16).toBeGreaterThanOrEqual(2040);
 	});
 
-	it("takes what is asked for where it fits, and refuses with numbers where not", () => {
-		expect(chooseMaxModelLen(10_000, sizing)).toBe(10_000);
-		expect(() => chooseMaxModelLen(131_072, sizing)).toThrow(
-			/8 sequences of 131072 tokens need 256\.0 GiB of cache \(262144 bytes per token\) beside 8\.0 GiB of weights, more than the 32\.0 GiB of memory allow; .*at most 10649 with 8 sequences/,
+	it("keeps to what is asked for, and refuses with numbers what does not fit", () => {
+		expect(sizeCpuCache({ ...request, maxNumSeqs: 2, maxModelLen: 10_000, blockSize: 64 })).toEqual({
+			maxNumSeqs: 2,
+			maxModelLen: 10_000,
+			blockSize: 64,
+			numBlocks: 313,
+		});
+		expect(sizeCpuCache({ ...request, kvCacheMemory: 3 * GIB, maxNumSeqs: 1 })).toMatchObject({ numBlocks: 256 });
+		expect(() => sizeCpuCache({ ...request, maxNumSeqs: 8, maxModelLen: 131_072 })).toThrow(
+			/8 sequences of 131072 tokens and blocks for one more need 288\.00 GiB of cache \(262144 bytes per token\), more than the 28\.00 GiB that 40\.00 GiB of memory leave beside 8\.00 GiB of weights; use fewer/,
 		);
-		expect(() => chooseMaxModelLen(131_073, sizing)).toThrow(/made for 131072 tokens/);
-		expect(() => chooseMaxModelLen(undefined, { ...sizing, memoryBytes: 8 * GIB })).toThrow(/at most 0 with 8/);
+		expect(() => sizeCpuCache({ ...request, maxNumSeqs: 4, kvCacheMemory: GIB, maxModelLen: 4096 })).toThrow(
+			/more than the 1\.00 GiB of kvCacheMemory/,
+		);
+		expect(() => sizeCpuCache({ ...request, kvCacheMemory: 50 * GIB })).toThrow(/leave 28\.00 GiB beside/);
+		expect(() => sizeCpuCache({ ...request, maxModelLen: 131_073 })).toThrow(/made for 131072 tokens/);
+		expect(() => sizeCpuCache({ ...request, memoryBytes: 8 * GIB })).toThrow(/leave beside/);
 	});
 
 	it("knows the memory of this machine", () => {
-		const { memoryBytes: _, ...here } = sizing;
-		const tokens = chooseMaxModelLen(1, { ...here, weightBytes: 0 });
-		expect(tokens).toBe(1);
-		const tooMany = Math.ceil(totalmem() / (kvBytesPerToken(config) * 8));
-		const long = { ...config, maxPositionEmbeddings: tooMany };
-		expect(() => chooseMaxModelLen(tooMany, { ...here, config: long })).toThrow(/bytes per token/);
+		const { memoryBytes: _, ...here } = request;
+		expect(sizeCpuCache({ ...here, weightBytes: 0, maxModelLen: 1, maxNumSeqs: 1 })).toMatchObject({ maxModelLen: 1 });
+		const tooMany = Math.ceil(totalmem() / kvBytesPerToken(geometry));
+		expect(() => sizeCpuCache({ ...here, maxPositionEmbeddings: tooMany, maxModelLen: tooMany })).toThrow(/per token/);
 	});
 });

@@ -11,8 +11,9 @@ import { ModelFileError } from "../weights/model-file-error.js";
 import type { WeightType } from "../weights/weight-source.js";
 import { loadModelRunner } from "./load-model-runner.js";
 import { configFromJson } from "./model-config.js";
-import type { ModelConfig, ModelRunner, Quantization } from "./model-runner.js";
+import type { ModelConfig, Quantization } from "./model-runner.js";
 import { referenceLogits } from "./testing/llama-reference.js";
+import { RunnerDriver } from "./testing/runner-driver.js";
 import {
 	encodeGguf,
 	GgufEncoder,
@@ -37,17 +38,17 @@ const newPath = (suffix = "") => join(root, `${paths++}${suffix}`);
 
 const TEXT = [1, 17, 80, 3, 99, 42, 42, 7, 50, 66, 23, 5];
 
-async function withRunner<T>(model: string, quantization: Quantization, use: (runner: ModelRunner) => T): Promise<T> {
-	const runner = await loadModelRunner({ model, numSlots: 2, maxModelLen: 32, quantization, cacheDir });
+async function withRunner<T>(model: string, quantization: Quantization, use: (runner: RunnerDriver) => T): Promise<T> {
+	const runner = await loadModelRunner({ model, maxNumSeqs: 2, maxModelLen: 32, quantization, cacheDir });
 	try {
-		return use(runner);
+		return use(new RunnerDriver(runner));
 	} finally {
 		runner.close();
 	}
 }
 
 /** Logits of the whole text: its first part as one chunk, the rest token by token. */
-function logitsOf(runner: ModelRunner): number[] {
+function logitsOf(runner: RunnerDriver): number[] {
 	const half = TEXT.length >> 1;
 	const out = [...runner.prefillAllLogits(0, Int32Array.from(TEXT.slice(0, half)), 0)];
 	for (let i = half; i < TEXT.length; i++) {
@@ -189,7 +190,7 @@ describe("rotary scaling", () => {
 describe("what a graph is made of is told", () => {
 	const tiny = makeTinyLlama();
 	const formats = (model: string, quantization: Quantization) =>
-		withRunner(model, quantization, (runner) => runner.weightFormats);
+		withRunner(model, quantization, (runner) => runner.runner.weightFormats);
 
 	it("for every way of quantizing", async () => {
 		const folder = writeTinyFolder(newPath(), tiny);

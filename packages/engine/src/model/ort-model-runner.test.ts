@@ -23,6 +23,7 @@ import { configFromJson } from "./model-config.js";
 import type { ModelConfig, ModelRunner, ModelRunnerOptions } from "./model-runner.js";
 import { describeModel } from "./open-model.js";
 import { referenceLogits } from "./testing/llama-reference.js";
+import { RunnerDriver } from "./testing/runner-driver.js";
 import { encodeGguf, makeTinyLlama, type TinyLlama, type TinyTensor, writeTinyFolder } from "./testing/tiny-llama.js";
 import { encodeWeights } from "./testing/weight-encoders.js";
 
@@ -38,17 +39,17 @@ const newPath = (suffix = "") => join(root, `${paths++}${suffix}`);
 const cacheDir = join(root, "cache");
 
 function load(model: string, options: Partial<ModelRunnerOptions> = {}): Promise<ModelRunner> {
-	return loadModelRunner({ model, numSlots: 4, maxModelLen: 64, quantization: "none", cacheDir, ...options });
+	return loadModelRunner({ model, maxNumSeqs: 4, maxModelLen: 64, quantization: "none", cacheDir, ...options });
 }
 
 async function withRunner<T>(
 	model: string,
 	options: Partial<ModelRunnerOptions>,
-	use: (runner: ModelRunner) => T,
+	use: (runner: RunnerDriver) => T,
 ): Promise<T> {
 	const runner = await load(model, options);
 	try {
-		return use(runner);
+		return use(new RunnerDriver(runner));
 	} finally {
 		runner.close();
 	}
@@ -74,6 +75,8 @@ function rounded(model: TinyLlama, type: (name: string) => WeightType): TinyLlam
 
 const TEXT = [1, 17, 180, 3, 99, 42, 42, 7, 150, 66, 23, 5, 199, 0, 88, 120, 31];
 
+const ids = (list: readonly number[]) => Int32Array.from(list);
+
 /** Largest difference between two sets of logits. */
 function distance(actual: ArrayLike<number>, expected: readonly number[][] | ArrayLike<number>): number {
 	const flat = Array.from(expected as ArrayLike<number | number[]>).flat();
@@ -81,8 +84,8 @@ function distance(actual: ArrayLike<number>, expected: readonly number[][] | Arr
 	return flat.reduce((most, value, i) => Math.max(most, Math.abs(value - actual[i]!)), 0);
 }
 
-const allLogits = (runner: ModelRunner, text: readonly number[] = TEXT, slot = 0) =>
-	runner.prefillAllLogits(slot, Int32Array.from(text), 0).slice();
+const allLogits = (runner: RunnerDriver, text: readonly number[] = TEXT, slot = 0) =>
+	runner.prefillAllLogits(slot, Int32Array.from(text), 0);
 
 const model = makeTinyLlama();
 
@@ -183,16 +186,70 @@ describe("quantized graphs", () => {
 	}
 });
 
-describe("slots", () => {
+describe("cache", () => {
+	it("a sequence that begins with persisted blocks of another gives the same bits", async () => {
+		const text = [...TEXT, ...TEXT, ...TEXT].map((id, i) => (id + i) % 200);
+		await withRunner(writeTinyFolder(newPath(), model), { blockSize: 8 }, ({ runner }) => {
+			const row = (id: number, start: number, first: number) => ({
+				id,
+				tokens: Int32Array.from(text),
+				start,
+				end: text.length,
+				blocks: Int32Array.from({ length: 8 }, (_, i) => (i < start / 8 ? i : first + i)),
+				wanted: 1,
+				isPrefill: true,
+			});
+			const whole = runner
+				.execute([row(1, 0, 0)])
+				.row(0)
+				.slice();
+			for (let i = 0; i < 5; i++) runner.persist(1, i, i);
+			runner.release(1);
+			// Another text in the same slot, so that only the pool has the blocks.
+			runner.execute([{ ...row(2, 0, 20), tokens: Int32Array.from(text, (id) => (id + 5) % 200) }]);
+			for (const count of [1, 3, 5]) {
+				const logits = runner.execute([row(10 + count, count * 8, 30)]).row(0);
+				expect(distance(logits, whole)).toBe(0);
+				runner.release(10 + count);
+			}
+			const content = new Uint8Array(runner.blockBytes);
+			runner.readBlock(2, content);
+			runner.writeBlock(14, content);
+			const moved = { ...row(30, 24, 40), blocks: Int32Array.of(0, 1, 14, 40, 41, 42, 43) };
+			expect(distance(runner.execute([moved]).row(0), whole)).toBe(0);
+			expect(() => runner.writeBlock(0, new Uint8Array(3))).toThrow(/bytes/);
+		});
+	});
+
+	it("guesses, prompts and single tokens of several sequences in one step do not mix", async () => {
+		await withRunner(writeTinyFolder(newPath(), model), {}, (driver) => {
+			const expected = referenceLogits(model, TEXT);
+			for (const id of [0, 1, 2]) driver.prefill(id, ids(TEXT.slice(0, 5)), 0, false);
+			// A gap: sequence 1 is gone, and 2 is the only other one in the batch.
+			driver.release(1);
+			const tokens = ids(TEXT);
+			const blocks = ids([0, 1, 2, 3]);
+			const more = { tokens, blocks, wanted: 1, isPrefill: false };
+			const logits = driver.runner.execute([
+				{ ...more, id: 0, start: 5, end: 8, wanted: 3 },
+				{ ...more, id: 2, start: 5, end: 6, blocks: ids([8, 9]) },
+				{ ...more, id: 7, start: 0, end: 9, blocks: ids([12, 13]), isPrefill: true },
+			]);
+			for (const [i, position] of [5, 6, 7, 5, 8].entries()) {
+				expect(distance(logits.row(i), expected[position]!)).toBeLessThan(1e-3);
+			}
+		});
+	});
+});
+
+describe("numbers do not depend on company", () => {
 	const folder = writeTinyFolder(newPath(), model);
-	const ids = (list: readonly number[]) => Int32Array.from(list);
 	const V = model.config.vocab_size;
 
 	it("decode continues a prefill as the reference does", async () => {
 		await withRunner(folder, {}, (runner) => {
 			const expected = referenceLogits(model, TEXT);
-			expect(distance(runner.prefill(2, ids(TEXT.slice(0, 5)), 0, true)!, expected[4]!)).toBeLessThan(1e-3);
-			runner.copySlot(2, 0, 5);
+			expect(distance(runner.prefill(0, ids(TEXT.slice(0, 5)), 0, true)!, expected[4]!)).toBeLessThan(1e-3);
 			for (let length = 5; length < TEXT.length; length++) {
 				const logits = runner.decode(1, ids([TEXT[length]!]), ids([length]));
 				expect(distance(logits, expected[length]!)).toBeLessThan(1e-3);
@@ -221,7 +278,7 @@ describe("slots", () => {
 				const alone = runner.decode(1, ids([9]), ids([TEXT.length])).slice();
 				for (let batch = 2; batch <= 4; batch++) {
 					for (let slot = 1; slot < batch; slot++) runner.prefill(slot, ids(TEXT.slice(0, slot * 3)), 0, false);
-					runner.copySlot(0, batch - 1, TEXT.length);
+					runner.prefill(batch - 1, ids(TEXT), 0, false);
 					const lengths = Array.from({ length: batch }, (_, slot) =>
 						slot === 0 || slot === batch - 1 ? TEXT.length : slot * 3,
 					);
@@ -240,19 +297,21 @@ describe("slots", () => {
 			expect(distance(runner.prefill(1, ids(TEXT), 0, true)!, all.subarray(-V))).toBe(0);
 			// The larger memory for all logits must not disturb later steps.
 			expect(runner.decode(2, ids([1, 2]), ids([17, 17])).length).toBe(2 * V);
-			expect(runner.kvBytesPerToken).toBe(2 * 2 * 2 * 16 * 4);
+			expect(runner.runner.kvBytesPerToken).toBe(2 * 2 * 2 * 16 * 4);
 		});
 	});
 
 	it("refuses what does not fit and goes on", async () => {
 		await withRunner(folder, {}, (runner) => {
-			expect(() => runner.prefill(4, ids([1]), 0, true)).toThrow(/slot 4/);
+			for (let id = 0; id < 4; id++) runner.prefill(id, ids([1]), 0, true);
+			expect(() => runner.prefill(4, ids([1]), 0, true)).toThrow(/more than 4 sequences/);
+			runner.release(3);
+			expect(() => runner.prefill(5, ids([1]), 3, true)).toThrow(/not whole blocks/);
 			expect(() => runner.prefill(0, ids([]), 0, true)).toThrow(RangeError);
-			expect(() => runner.prefill(0, ids(new Array(65).fill(1)), 0, true)).toThrow(/do not fit a slot of 64/);
+			expect(() => runner.prefill(0, ids(new Array(65).fill(1)), 0, true)).toThrow(/do not fit a sequence of 64/);
 			expect(() => runner.prefill(0, ids([200]), 0, true)).toThrow(/token 200/);
 			expect(() => runner.decode(1, ids([-1]), ids([0]))).toThrow(/token -1/);
-			expect(() => runner.decode(1, ids([1]), ids([64]))).toThrow(/no room/);
-			expect(() => runner.decode(5, ids([1, 1, 1, 1, 1]), ids([0, 0, 0, 0, 0]))).toThrow(/batch of 5/);
+			expect(() => runner.decode(1, ids([1]), ids([64]))).toThrow(/do not fit/);
 			expect(distance(allLogits(runner), referenceLogits(model, TEXT))).toBeLessThan(1e-3);
 		});
 	});
@@ -262,7 +321,7 @@ describe("loading", () => {
 	const stages = async (path: string, options: Partial<ModelRunnerOptions> = {}) => {
 		const seen = new Set<string>();
 		const runner = await load(path, { ...options, onProgress: (stage) => seen.add(stage) });
-		const logits = allLogits(runner);
+		const logits = allLogits(new RunnerDriver(runner));
 		runner.close();
 		return { seen: [...seen], logits };
 	};
@@ -327,11 +386,12 @@ describe("loading", () => {
 		const script = fileURLToPath(new URL("../../dist/model/load-model-runner.js", import.meta.url));
 		const code = `import(${JSON.stringify(pathToFileURL(script).href)}).then(async ({ loadModelRunner }) => {
 			const runner = await loadModelRunner(require("node:worker_threads").workerData);
-			const logits = runner.prefill(0, Int32Array.of(1, 2, 3), 0, true).slice();
+			const row = { id: 0, tokens: Int32Array.of(1, 2, 3), start: 0, end: 3, blocks: Int32Array.of(0), wanted: 1 };
+			const logits = runner.execute([{ ...row, isPrefill: true }]).row(0).slice();
 			runner.close();
 			require("node:worker_threads").parentPort.postMessage(logits);
 		})`;
-		const workerData = { model: folder, numSlots: 1, maxModelLen: 64, quantization: "int8", cacheDir: cache };
+		const workerData = { model: folder, maxNumSeqs: 1, maxModelLen: 64, quantization: "int8", cacheDir: cache };
 		const results = await Promise.all(
 			[1, 2, 3].map(async () => {
 				const worker = new Worker(code, { eval: true, workerData });
@@ -343,7 +403,7 @@ describe("loading", () => {
 		);
 		expect(readdirSync(cache)).toHaveLength(1);
 		const here = await withRunner(folder, { quantization: "int8", cacheDir: cache }, (runner) =>
-			runner.prefill(0, Int32Array.of(1, 2, 3), 0, true)!.slice(),
+			runner.prefill(0, Int32Array.of(1, 2, 3), 0, true),
 		);
 		for (const logits of results) expect(logits).toEqual(here);
 	});
@@ -363,7 +423,7 @@ describe("loading", () => {
 		await expect(load(root)).rejects.toThrow(/has no config\.json/);
 		const folder = writeTinyFolder(newPath(), model);
 		await expect(load(folder, { maxModelLen: 129 })).rejects.toThrow(/made for 128 tokens/);
-		await expect(load(folder, { numSlots: 0 })).rejects.toThrow(/numSlots is 0/);
+		await expect(load(folder, { maxNumSeqs: 0 })).rejects.toThrow(/maxNumSeqs is 0/);
 		const file = newPath();
 		writeFileSync(file, "");
 		await expect(load(folder, { cacheDir: file })).rejects.toThrow(/cache cannot be written/);

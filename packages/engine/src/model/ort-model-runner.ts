@@ -182,7 +182,8 @@ export class OrtModelRunner implements ModelRunner {
 			return;
 		}
 		const count = row.start / this.blockSize;
-		if (!Number.isInteger(count)) throw new RangeError(`a sequence begins behind ${row.start} tokens: not whole blocks`);
+		if (!Number.isInteger(count))
+			throw new RangeError(`a sequence begins behind ${row.start} tokens: not whole blocks`);
 		const slot = this.#slots.take(row.id);
 		for (let i = 0; i < count; i++) this.#kv.load(row.blocks[i]!, slot, i);
 		this.#slots.setLength(slot, row.start);
@@ -305,9 +306,7 @@ export class OrtModelRunner implements ModelRunner {
 		if (rows <= this.#logitRows.length) return;
 		if (rows > this.#places.length) this.#places = fixedInts(rows);
 		this.#logits = new Float32Array(rows * vocabSize);
-		this.#logitRows = Array.from({ length: rows }, (_, i) =>
-			this.#logits.subarray(i * vocabSize, (i + 1) * vocabSize),
-		);
+		this.#logitRows = Array.from({ length: rows }, (_, i) => this.#logits.subarray(i * vocabSize, (i + 1) * vocabSize));
 		for (const bound of this.#batchBindings) if (bound) bound.wanted = 0;
 	}
 }

@@ -7,7 +7,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { loadModelRunner } from "./load-model-runner.js";
-import type { ModelRunner, Quantization } from "./model-runner.js";
+import type { Quantization } from "./model-runner.js";
+import { RunnerDriver } from "./testing/runner-driver.js";
 
 interface Fixture {
 	readonly name: string;
@@ -30,10 +31,14 @@ const folder = process.env.DYNAMO_TEST_MODEL_HF;
 const cacheDir = mkdtempSync(join(tmpdir(), "real-model-"));
 afterAll(() => rmSync(cacheDir, { recursive: true }));
 
-async function withModel(model: string, quantization: Quantization, use: (runner: ModelRunner) => void): Promise<void> {
-	const runner = await loadModelRunner({ model, numSlots: 8, maxModelLen: 256, quantization, cacheDir });
+async function withModel(
+	model: string,
+	quantization: Quantization,
+	use: (runner: RunnerDriver) => void,
+): Promise<void> {
+	const runner = await loadModelRunner({ model, maxNumSeqs: 8, maxModelLen: 256, quantization, cacheDir });
 	try {
-		use(runner);
+		use(new RunnerDriver(runner));
 	} finally {
 		runner.close();
 	}
@@ -53,7 +58,7 @@ function logprobs(logits: Float32Array, ids: readonly number[]): number[] {
 }
 
 /** Of the reference's tokens, the share that is the best one after the reference's text before it. */
-function agreement(runner: ModelRunner, texts: typeof moreFixtures = fixtures): number {
+function agreement(runner: RunnerDriver, texts: typeof moreFixtures = fixtures): number {
 	const V = runner.config.vocabSize;
 	let same = 0;
 	let all = 0;
@@ -69,7 +74,7 @@ function agreement(runner: ModelRunner, texts: typeof moreFixtures = fixtures): 
 }
 
 /** Greedy continuations of all fixtures, decoded together in one batch. */
-function greedyTogether(runner: ModelRunner, order: readonly Fixture[]): number[][] {
+function greedyTogether(runner: RunnerDriver, order: readonly Fixture[]): number[][] {
 	const V = runner.config.vocabSize;
 	const texts = order.map(({ prompt_ids }, slot) => [
 		argmax(runner.prefill(slot, Int32Array.from(prompt_ids), 0, true)!),
@@ -89,7 +94,7 @@ function greedyTogether(runner: ModelRunner, order: readonly Fixture[]): number[
 	return texts;
 }
 
-function expectReferenceTexts(runner: ModelRunner, tolerance: number): void {
+function expectReferenceTexts(runner: RunnerDriver, tolerance: number): void {
 	for (const fixture of fixtures) {
 		expect(greedyTogether(runner, [fixture])[0]).toEqual(fixture.greedy_ids);
 		let start = fixture.prompt_ids.length;

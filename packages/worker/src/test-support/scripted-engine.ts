@@ -14,6 +14,7 @@ export const ENGINE_INFO: EngineInfo = {
 	device: "cpu",
 	quantization: "none",
 	kvBytesPerToken: 4,
+	kvCacheDtype: "fp32",
 	eosTokenIds: [2],
 	loadSeconds: 0.5,
 };
@@ -42,6 +43,8 @@ export class ScriptedEngine implements Engine {
 		this.#outputs.set(request.requestId, onOutput);
 	}
 
+	onKvEvents(): void {}
+
 	abort(requestId: string): void {
 		this.aborted.push(requestId);
 	}
@@ -52,6 +55,7 @@ export class ScriptedEngine implements Engine {
 			waiting: 1,
 			usedBlocks: 14,
 			totalBlocks: 56,
+			cachedBlocks: 20,
 			prefillTokens: 100,
 			decodeTokens: 50,
 			steps: 60,
@@ -60,6 +64,8 @@ export class ScriptedEngine implements Engine {
 			preemptions: 3,
 			cacheQueryTokens: 80,
 			cacheHitTokens: 20,
+			draftTokens: 0,
+			acceptedTokens: 0,
 		};
 	}
 
