@@ -197,7 +197,7 @@ describe("EngineCore", () => {
 				expect({ running, waiting, usedBlocks }).toEqual({ running: 0, waiting: 0, usedBlocks: 0 });
 				expect([core.blocks.numFree, runner.live.size]).toEqual([numBlocks, 0]);
 			}),
-			{ numRuns: 200 },
+			{ numRuns: 100 },
 		);
 	});
 

@@ -9,7 +9,8 @@ import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
 import { FAMILIES } from "./families.js";
 import { loadModelRunner } from "./load-model-runner.js";
-import type { ModelRunner, Quantization } from "./model-runner.js";
+import type { Quantization } from "./model-runner.js";
+import { RunnerDriver } from "./testing/runner-driver.js";
 
 const FIXTURES = fileURLToPath(new URL("../../fixtures/families/", import.meta.url));
 const NAMES = readdirSync(FIXTURES).sort();
@@ -32,24 +33,24 @@ function golden(name: string): Golden {
 	return { ids: Int32Array.from(json.ids), vocabSize: json.vocabSize, logits: new Float32Array(bytes.buffer) };
 }
 
-async function withRunner<T>(name: string, quantization: Quantization, use: (runner: ModelRunner) => T): Promise<T> {
+async function withRunner<T>(name: string, quantization: Quantization, use: (runner: RunnerDriver) => T): Promise<T> {
 	const { ids } = golden(name);
 	const runner = await loadModelRunner({
 		model: join(FIXTURES, name),
-		numSlots: 2,
+		maxNumSeqs: 2,
 		maxModelLen: ids.length,
 		quantization,
 		cacheDir: join(root, "cache"),
 	});
 	try {
-		return use(runner);
+		return use(new RunnerDriver(runner));
 	} finally {
 		runner.close();
 	}
 }
 
 /** Logits of a text whose first tokens are computed in chunks of the sizes given and whose rest is decoded. */
-function logitsOf(runner: ModelRunner, ids: Int32Array, chunks: readonly number[]): number[] {
+function logitsOf(runner: RunnerDriver, ids: Int32Array, chunks: readonly number[]): number[] {
 	const out: number[] = [];
 	let at = 0;
 	for (const size of chunks) {

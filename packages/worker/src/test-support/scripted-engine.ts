@@ -43,8 +43,6 @@ export class ScriptedEngine implements Engine {
 		this.#outputs.set(request.requestId, onOutput);
 	}
 
-	onKvEvents(): void {}
-
 	abort(requestId: string): void {
 		this.aborted.push(requestId);
 	}
