@@ -11,15 +11,19 @@ let found: string | undefined;
 
 /** The etcd program, or why there is none. */
 export function findEtcd(): { program: string } | { missing: string } {
-	found ??= ["etcd", "/usr/sbin/etcd"].find((name) => spawnSync(name, ["--version"]).status === 0) ?? "";
-	return found === "" ? { missing: "no etcd on the PATH (Debian: apt-get install etcd-server)" } : { program: found };
+	const answers = (program: string, argument: string) => spawnSync(program, [argument]).status === 0;
+	found ??= answers("etcd", "--version") && answers("etcdctl", "version") ? "etcd" : "";
+	return found === ""
+		? { missing: "no etcd and etcdctl on the PATH (Debian: apt-get install etcd-server etcd-client)" }
+		: { program: found };
 }
 
 export interface EtcdServerOptions {
 	/** Added to the command line. */
 	readonly args?: readonly string[];
-	/** Clients must come over TLS; the certificates are in `args`. */
+	/** Clients must come over TLS; the certificates are in `args`, and in `ctl` those for etcdctl. */
 	readonly tls?: boolean;
+	readonly ctl?: readonly string[];
 }
 
 /** An etcd that can be killed and started again on the same port, with its data or without. */
@@ -29,25 +33,43 @@ export class EtcdServer {
 	readonly #peerPort: number;
 	readonly #options: EtcdServerOptions;
 	#child: Child | undefined;
+	#listensAt: number | undefined;
+	#cluster: readonly EtcdServer[] = [this];
 
-	private constructor(port: number, peerPort: number, folder: string, options: EtcdServerOptions) {
+	private constructor(port: number, peerPort: number, options: EtcdServerOptions) {
 		this.port = port;
-		this.folder = folder;
+		this.folder = mkdtempSync(join(tmpdir(), "dynamo-etcd-"));
 		this.#peerPort = peerPort;
 		this.#options = options;
 	}
 
 	/** @throws Error when there is no etcd, or it does not start. */
 	static async start(options: EtcdServerOptions = {}): Promise<EtcdServer> {
-		const folder = mkdtempSync(join(tmpdir(), "dynamo-etcd-"));
-		const server = new EtcdServer(await freePort(), await freePort(), folder, options);
+		const server = new EtcdServer(await freePort(), await freePort(), options);
 		await server.restart();
 		return server;
 	}
 
+	/** Several members of one cluster. */
+	static async startCluster(size: number): Promise<EtcdServer[]> {
+		const members: EtcdServer[] = [];
+		while (members.length < size) members.push(new EtcdServer(await freePort(), await freePort(), {}));
+		for (const member of members) member.#cluster = members;
+		await Promise.all(members.map((member) => member.restart()));
+		return members;
+	}
+
 	/** `http://127.0.0.1:port`, https with TLS. */
 	get url(): string {
-		return `${this.#options.tls === true ? "https" : "http"}://127.0.0.1:${this.port}`;
+		return `${this.#options.tls === true ? "https" : "http"}://127.0.0.1:${this.#listensAt ?? this.port}`;
+	}
+
+	get #name(): string {
+		return `member-${this.port}`;
+	}
+
+	get #peer(): string {
+		return `http://127.0.0.1:${this.#peerPort}`;
 	}
 
 	/** The running process. */
@@ -56,18 +78,34 @@ export class EtcdServer {
 		return this.#child;
 	}
 
-	/** Starts it; ready when the promise resolves. `empty`: without the data of its former life. */
-	async restart(options: { empty?: boolean } = {}): Promise<void> {
+	/**
+	 * Starts it; ready when the promise resolves. `empty`: without the data of its former life; `port`: for this life
+	 * where its clients do not look for it.
+	 */
+	async restart(options: { empty?: boolean; port?: number } = {}): Promise<void> {
+		this.#listensAt = options.port;
 		const etcd = findEtcd();
 		if ("missing" in etcd) throw new Error(etcd.missing);
 		const data = join(this.folder, "data");
 		if (options.empty === true) rmSync(data, { recursive: true, force: true });
-		const peer = `http://127.0.0.1:${this.#peerPort}`;
-		const args = ["--name", "test", "--data-dir", data, "--initial-cluster", `test=${peer}`];
+		const cluster = this.#cluster.map((member) => `${member.#name}=${member.#peer}`).join(",");
+		const args = ["--name", this.#name, "--data-dir", data, "--initial-cluster", cluster];
 		args.push("--listen-client-urls", this.url, "--advertise-client-urls", this.url);
-		args.push("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer);
+		args.push("--listen-peer-urls", this.#peer, "--initial-advertise-peer-urls", this.#peer);
 		this.#child = new Child(etcd.program, [...args, ...(this.#options.args ?? [])]);
 		await this.#child.waitForOutput(/serving (?:insecure )?client (?:requests|traffic)/);
+	}
+
+	/** Runs etcdctl on it. @throws Error with what it said. */
+	etcdctl(...args: string[]): string {
+		const env = { ...process.env, ETCDCTL_API: "3" };
+		const done = spawnSync("etcdctl", [`--endpoints=${this.url}`, ...(this.#options.ctl ?? []), ...args], {
+			encoding: "utf8",
+			env,
+			timeout: 10_000,
+		});
+		if (done.status !== 0) throw new Error(`etcdctl ${args.join(" ")}: ${done.error?.message ?? done.stderr}`);
+		return done.stdout;
 	}
 
 	/** Ends it at once, and resolves when it is gone. */

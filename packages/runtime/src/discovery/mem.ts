@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomBytes } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { type Bucket, bucketOfKey, type DiscoveryRecord, recordKey } from "@dynamo-ts/protocols/internal";
 import type { Discovery, DiscoveryEvent, Watch } from "./discovery.js";
 
@@ -51,6 +52,7 @@ export class MemDiscovery implements Discovery {
 		// A copy: what the caller changes later is not in the store, as with every other backend.
 		const stored = structuredClone(record);
 		this.#own.add(key);
+		if (isDeepStrictEqual(this.#store.records.get(key), stored)) return;
 		this.#store.records.set(key, stored);
 		this.#tell({ type: "put", key, record: stored });
 	}

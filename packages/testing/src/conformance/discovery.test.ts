@@ -2,7 +2,15 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createLogger, createMemStore, EtcdDiscovery, FileDiscovery, MemDiscovery } from "@dynamo-ts/runtime/internal";
+import {
+	createLogger,
+	createMemStore,
+	EnvReader,
+	EtcdDiscovery,
+	FileDiscovery,
+	MemDiscovery,
+	readEtcdConfig,
+} from "@dynamo-ts/runtime/internal";
 import { EtcdServer, findEtcd } from "../etcd-server.js";
 import { discoveryConformance } from "./discovery.js";
 
@@ -17,21 +25,28 @@ discoveryConformance("file", async () => {
 	const root = await mkdtemp(join(tmpdir(), "discovery-"));
 	return {
 		peer: () => FileDiscovery.open({ root, log }),
+		env: { DYN_DISCOVERY_BACKEND: "file", DYN_FILE_KV: root },
 		dispose: () => rm(root, { recursive: true, force: true }),
 	};
 });
 
 const etcd = findEtcd();
+let server: EtcdServer | undefined;
 discoveryConformance(
 	"etcd",
 	async () => {
-		const server = await EtcdServer.start();
-		const config = { endpoints: [server.url], leaseTtlSeconds: 2, startupTimeoutMs: 10_000 };
-		const pings = { keepAliveIntervalMs: 10_000, keepAliveTimeoutMs: 5000 };
+		server ??= await EtcdServer.start();
+		const used = server;
+		const env = { DYN_DISCOVERY_BACKEND: "etcd", ETCD_ENDPOINTS: used.url, ETCD_LEASE_TTL: "2" };
 		return {
-			peer: () => EtcdDiscovery.open({ config: { ...config, ...pings }, log }),
-			dispose: () => server.stop(),
+			peer: () => EtcdDiscovery.open({ config: readEtcdConfig(new EnvReader(env)), log }),
+			env,
+			outage: { begin: () => used.kill(), end: () => used.restart() },
+			dispose: async () => {},
 		};
 	},
-	"missing" in etcd ? etcd.missing : undefined,
+	{
+		missing: "missing" in etcd ? etcd.missing : undefined,
+		finish: async () => server?.stop(),
+	},
 );

@@ -1,16 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
+import { join } from "node:path";
 import type { DiscoveryRecord, EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { BUCKETS, recordKey } from "@dynamo-ts/protocols/internal";
 import type { Discovery, DiscoveryEvent } from "@dynamo-ts/runtime";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
+import { Child } from "../child-process.js";
+import { PROJECT_ROOT } from "../own-processes.js";
 import { eventually } from "./eventually.js";
 
 /** A discovery store in which several peers can meet. */
 export interface DiscoveryWorld {
 	/** Another process, as far as the store is concerned. */
 	peer(): Promise<Discovery>;
+	/** Settings with which a real process joins; absent where no other process can. */
+	readonly env?: Record<string, string>;
+	/** What the world's keepers do after such a process was killed, where the store does not notice by itself. */
+	notice?(): void;
+	/** Takes the store away and brings it back, with what it held; absent where that cannot happen. */
+	readonly outage?: { begin(): Promise<void>; end(): Promise<void> };
 	dispose(): Promise<void>;
 }
+
+export interface DiscoveryConformanceOptions {
+	/** Why this backend cannot be tested here. */
+	readonly missing?: string | undefined;
+	/** After the last test. */
+	readonly finish?: () => Promise<void>;
+}
+
+/** A process that puts an endpoint record and stays. */
+const PROCESS = `
+	const { DistributedRuntime } = await import(process.env.BUILT);
+	const runtime = await DistributedRuntime.create();
+	const { discovery } = runtime;
+	await discovery.put({
+		type: "Endpoint", namespace: "dynamo", component: "backend", endpoint: "generate", instance_id: discovery.instanceId,
+		transport: { tcp: "127.0.0.1:4711/x" }, request_plane_codec: "msgpack",
+	});
+	console.log("ready");
+	setInterval(() => {}, 1000);
+`;
 
 /** An endpoint record of a peer. */
 export function endpointRecord(discovery: Discovery, overrides: Partial<EndpointRecord> = {}): EndpointRecord {
@@ -24,6 +53,11 @@ export function endpointRecord(discovery: Discovery, overrides: Partial<Endpoint
 		request_plane_codec: "msgpack",
 		...overrides,
 	};
+}
+
+function portOf(event: DiscoveryEvent | undefined): number | undefined {
+	if (event?.type !== "put" || event.record.type !== "Endpoint" || !("tcp" in event.record.transport)) return undefined;
+	return Number(/:(\d+)/.exec(event.record.transport.tcp)?.[1]);
 }
 
 function modelRecord(discovery: Discovery): DiscoveryRecord {
@@ -69,8 +103,12 @@ function eventRecords(): DiscoveryRecord[] {
 	];
 }
 
-/** What every discovery backend must do. `missing`: why this one cannot be tested here. */
-export function discoveryConformance(name: string, open: () => Promise<DiscoveryWorld>, missing?: string): void {
+/** What every discovery backend must do. */
+export function discoveryConformance(
+	name: string,
+	open: () => Promise<DiscoveryWorld>,
+	{ missing, finish }: DiscoveryConformanceOptions = {},
+): void {
 	const title = `discovery conformance - ${name}`;
 	describe.skipIf(missing !== undefined)(missing === undefined ? title : `${title} [skipped: ${missing}]`, () => {
 		let world: DiscoveryWorld;
@@ -89,6 +127,7 @@ export function discoveryConformance(name: string, open: () => Promise<Discovery
 			await reader.close();
 			await world.dispose();
 		});
+		if (finish !== undefined) afterAll(finish);
 
 		const watchInstances = () => reader.watch("v1/instances", (event) => events.push(event));
 
@@ -183,6 +222,111 @@ export function discoveryConformance(name: string, open: () => Promise<Discovery
 			await writer.put(endpointRecord(writer));
 			await eventually(() => later.length === 1, "the put at the other watch");
 			expect(events).toEqual([]);
+		});
+
+		it("events of a key come in the order of the changes, and the last one is the truth", async () => {
+			await watchInstances();
+			for (let port = 1; port <= 20; port++) {
+				await writer.put(endpointRecord(writer, { transport: { tcp: `127.0.0.1:${port}/x` } }));
+				if (port % 5 === 0) await writer.delete(endpointRecord(writer));
+			}
+			const last = endpointRecord(writer, { transport: { tcp: "127.0.0.1:99/x" } });
+			await writer.put(last);
+			await eventually(() => portOf(events.at(-1)) === 99, "the last put");
+			const ports = events.flatMap((event) => portOf(event) ?? []);
+			expect(ports).toEqual([...ports].sort((a, b) => a - b));
+			expect(await reader.list("v1/instances")).toEqual([last]);
+		});
+
+		it("a record that was deleted can be put again", async () => {
+			await watchInstances();
+			const record = endpointRecord(writer);
+			await writer.put(record);
+			await eventually(() => events.length === 1, "the first put");
+			await writer.delete(record);
+			await eventually(() => events.length === 2, "the delete");
+			await writer.put(record);
+			await eventually(() => events.length === 3, "the second put");
+			expect(events.map((event) => event.type)).toEqual(["put", "delete", "put"]);
+		});
+
+		it("putting what is there already tells nobody anything", async () => {
+			await watchInstances();
+			const record = endpointRecord(writer);
+			await writer.put(record);
+			await writer.put(endpointRecord(writer));
+			await writer.put(endpointRecord(writer, { endpoint: "other" }));
+			await eventually(() => events.some((event) => event.key.includes("/other/")), "the other put");
+			expect(events).toHaveLength(2);
+		});
+
+		it("two watches, of one peer and of two, tell the same", async () => {
+			const seen: DiscoveryEvent[][] = [[], [], []];
+			await reader.watch("v1/instances", (event) => seen[0]?.push(event));
+			await writer.put(endpointRecord(writer, { endpoint: "first" }));
+			await reader.watch("v1/instances", (event) => seen[1]?.push(event));
+			await writer.watch("v1/instances", (event) => seen[2]?.push(event));
+			await writer.put(endpointRecord(writer, { endpoint: "second" }));
+			await writer.delete(endpointRecord(writer, { endpoint: "first" }));
+			await eventually(() => seen.every((list) => list.at(-1)?.type === "delete"), "the delete everywhere");
+			for (const list of seen) expect(list).toEqual(seen[0]);
+			expect(seen[0]?.map((event) => event.type)).toEqual(["put", "put", "delete"]);
+		});
+
+		it("a record of a megabyte survives", async () => {
+			const model = modelRecord(writer) as Extract<DiscoveryRecord, { type: "Model" }>;
+			const record = { ...model, card_json: { ...model.card_json, source_path: "é".repeat(500_000) } };
+			await writer.put(record);
+			expect(await reader.list("v1/mdc")).toEqual([record]);
+		});
+
+		it("the records of a process that is killed go", async ({ skip }) => {
+			if (world.env === undefined) return skip("only one process can use this backend");
+			await watchInstances();
+			const built = join(PROJECT_ROOT, "packages", "runtime", "dist", "index.js");
+			const child = new Child(process.execPath, ["--input-type=module", "-e", PROCESS], {
+				env: { ...world.env, BUILT: built },
+			});
+			try {
+				await child.waitForOutput(/ready/);
+				await eventually(() => events.length === 1, "its record");
+			} finally {
+				child.kill("SIGKILL");
+			}
+			world.notice?.();
+			await eventually(() => events.length === 2, "its end", 30_000);
+			expect(events[1]).toEqual({ type: "delete", key: events[0]?.key });
+		});
+
+		it("while the store is away what is known stays, and what was done meanwhile is done in the end", async ({
+			skip,
+		}) => {
+			if (world.outage === undefined) return skip("this backend's store does not go away");
+			const [stays, goes, comes] = ["stays", "goes", "comes"].map((endpoint) => endpointRecord(writer, { endpoint }));
+			if (stays === undefined || goes === undefined || comes === undefined) throw new Error("three records");
+			await writer.put(stays);
+			await writer.put(goes);
+			await watchInstances();
+			await world.outage.begin();
+			const deleted = writer.delete(goes);
+			const put = writer.put(comes);
+			const keys = async () => new Set((await reader.list("v1/instances")).map(recordKey));
+			expect(await keys()).toEqual(new Set([recordKey(stays), recordKey(goes)]));
+			expect(events).toHaveLength(2);
+			await world.outage.end();
+			await put;
+			await deleted;
+			await eventually(() => events.length === 4, "the put and the delete");
+			expect(
+				events
+					.slice(2)
+					.map((event) => [event.type, event.key])
+					.sort(),
+			).toEqual([
+				["delete", recordKey(goes)],
+				["put", recordKey(comes)],
+			]);
+			expect(await keys()).toEqual(new Set([recordKey(stays), recordKey(comes)]));
 		});
 
 		it("deleting what is not there, and closing twice, is no error", async () => {

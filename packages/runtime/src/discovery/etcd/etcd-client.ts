@@ -118,7 +118,9 @@ export class EtcdClient {
 
 	/** Whether a call that failed may succeed later: etcd was not reached, or could not answer in time. */
 	isTransient(error: unknown): boolean {
-		return error instanceof Error && this.#isRecoverable(error);
+		if (!(error instanceof Error) || !this.#isRecoverable(error)) return false;
+		// The code of this one says that a resource is exhausted; it stays so.
+		return !/message larger than max/.test(error.message);
 	}
 
 	/** Grants a lease; id 0: etcd chooses. @returns its id. */
