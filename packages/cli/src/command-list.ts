@@ -12,6 +12,10 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 	frontend: { summary: "the HTTP server alone", load: () => import("./commands/frontend.js") },
 	worker: { summary: "a worker with a model", load: () => import("./commands/worker.js") },
 	mocker: { summary: "a worker with a simulated engine", load: () => import("./commands/mocker.js") },
+	"kv-events-relay": {
+		summary: "tell routers what another engine's KV cache holds",
+		load: () => import("./commands/kv-events-relay.js"),
+	},
 	pull: { summary: "get a model", load: () => import("./commands/pull.js") },
 	chat: { summary: "talk to a model in the terminal", load: () => import("./commands/chat.js") },
 	doctor: { summary: "check this machine", load: () => import("./commands/doctor.js") },

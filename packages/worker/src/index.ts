@@ -13,6 +13,7 @@ export type { SamplingDefaults } from "./generate-request.js";
 export type { GenerateContext } from "./generator-handler.js";
 export { KvEventPublisher, type KvEventPublisherOptions } from "./kv-events/kv-event-publisher.js";
 export { type EngineSocketConfig, type KvEventsConfig, parseKvEventsConfig } from "./kv-events/kv-events-config.js";
+export { type KvEventsRelay, type KvEventsRelayOptions, relayKvEvents } from "./kv-events/kv-events-relay.js";
 export { type MockerOptions, startMocker } from "./mocker.js";
 export { findModelFiles, type ModelFiles } from "./model-files.js";
 export { preloadTokenizer } from "./preload-tokenizer.js";

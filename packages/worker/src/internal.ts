@@ -6,6 +6,7 @@ export * from "./index.js";
 export * from "./kv-events/block-index.js";
 export * from "./kv-events/engine-socket.js";
 export * from "./kv-events/load-publisher.js";
+export * from "./kv-events/vllm-converter.js";
 export * from "./kv-events/worker-events.js";
 export { readVocabulary } from "./mocker.js";
 export { readSamplingDefaults } from "./model-files.js";
