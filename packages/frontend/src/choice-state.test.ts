@@ -189,4 +189,28 @@ describe("log-probabilities", () => {
 		expect(entries[0]).toMatchObject({ token: " Hello", logprob: -0.5, top: [{ token: " Hello", logprob: -0.5 }] });
 		expect(choice.takeLogprobs()).toBeUndefined();
 	});
+
+	it("are as many as the tokens counted, whatever is held back, cut off or hidden", async () => {
+		const ids = await tokenizer.encode(" Hello world é🙂 日本 is the end of");
+		fc.assert(
+			fc.property(
+				fc.array(fc.integer({ min: 1, max: 5 }), { minLength: 1, maxLength: 10 }),
+				fc.constantFrom<string[]>([], ["world é"], ["日本"], ["本 is", "zzz"], ["of nothing"]),
+				fc.option(fc.nat({ max: ids.length }), { nil: undefined }),
+				(sizes, stops, eosAt) => {
+					const choice = new ChoiceState(0, rules({ stops, wantLogprobs: true }));
+					const all = eosAt === undefined ? ids : [...ids.slice(0, eosAt), EOS, ...ids.slice(eosAt)];
+					let entries = 0;
+					let at = 0;
+					for (let i = 0; at < all.length && choice.finishReason === undefined; i++) {
+						const group = all.slice(at, at + sizes[i % sizes.length]!);
+						at += group.length;
+						choice.accept(delta(group, { log_probs: group.map(() => -1) }));
+						entries += choice.takeLogprobs()?.length ?? 0;
+						expect(entries).toBe(choice.tokens);
+					}
+				},
+			),
+		);
+	});
 });
