@@ -270,7 +270,9 @@ export class EngineCore {
 	private emit(sequence: Sequence, logits: StepLogits, index: number): number {
 		const token = this.draw(sequence, logits, index);
 		if (token < 0) {
-			this.fail(sequence, { code: "internal", message: "the model gave no finite logit" });
+			const masked = sequence.allowedTokens !== undefined || sequence.maskedIds.length > 0;
+			const message = masked ? "no token is left that may come next" : "the model gave no finite logit";
+			this.fail(sequence, { code: "internal", message });
 			return -1;
 		}
 		this.counters.decodeTokens++;

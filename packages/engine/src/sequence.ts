@@ -9,7 +9,7 @@ import { randomSeed, Xoshiro128 } from "./prng.js";
 import type { SamplerInput } from "./sampler.js";
 import { resolveSampling, type SamplingParams } from "./sampling-params.js";
 import { TokenCounts } from "./token-counts.js";
-import type { TokenMask } from "./token-mask.js";
+import { intersect, type TokenMask } from "./token-mask.js";
 
 /** "running": it holds blocks, whether its prompt is being computed or its answer. */
 export type SequenceStatus = "waiting" | "running" | "finished";
@@ -67,6 +67,10 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 	/** Tokens in `tokens`. */
 	length: number;
 
+	/** What `allowedTokens` is while the sequence has `maskedAt` tokens. */
+	private mask: Uint32Array | undefined;
+	private maskedAt = -1;
+	private bothMasks: Uint32Array | undefined;
 	private readonly minTokens: number;
 	private readonly eosTokenIds: readonly number[];
 	private readonly stopTokenIds: readonly number[];
@@ -124,9 +128,19 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 		return this.outputLength < this.minTokens ? this.endIds : NO_IDS;
 	}
 
-	/** The only tokens that may be drawn now; undefined: all. */
+	/** The only tokens that may be drawn now; undefined: all. A grammar is asked once per token. */
 	get allowedTokens(): Uint32Array | undefined {
-		return this.tokenMask?.mask();
+		const own = this.params.allowedTokens;
+		if (this.tokenMask === undefined) return own;
+		if (this.maskedAt !== this.length) {
+			this.maskedAt = this.length;
+			const mask = this.tokenMask.mask();
+			if (mask !== undefined && own !== undefined) {
+				this.bothMasks ??= new Uint32Array(own.length);
+				this.mask = intersect(mask, own, this.bothMasks);
+			} else this.mask = mask ?? own;
+		}
+		return this.mask;
 	}
 
 	/** Whether the sequence ends when this token is drawn. */
