@@ -35,7 +35,7 @@ BASE = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
-GEMMA = dict(BASE, head_dim=32, query_pre_attn_scalar=24, num_hidden_layers=3)
+GEMMA = dict(BASE, head_dim=32, query_pre_attn_scalar=32, num_hidden_layers=3)
 
 # Folder: class and settings. Windows are shorter than the text; heads of several widths.
 MODELS = {
@@ -87,12 +87,21 @@ MODELS = {
         "Gemma3Text",
         dict(
             GEMMA,
+            num_hidden_layers=7,
             sliding_window=8,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
             rope_parameters=dict(
                 full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0),
                 sliding_attention=dict(rope_type="default", rope_theta=1e4),
             ),
+        ),
+    ),
+    "gemma3-scaled": (
+        "Gemma3Text",
+        dict(
+            GEMMA,
+            query_pre_attn_scalar=24,
+            sliding_window=6,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
         ),
     ),
     "phi3": ("Phi3", dict(BASE, hidden_size=96, num_attention_heads=2, num_key_value_heads=1, sliding_window=12)),
@@ -114,7 +123,7 @@ MODELS = {
             ),
         ),
     ),
-    "smollm3": ("SmolLM3", dict(BASE, num_hidden_layers=4, no_rope_layer_interval=2, tie_word_embeddings=True)),
+    "smollm3": ("SmolLM3", dict(BASE, num_hidden_layers=4, tie_word_embeddings=True)),
     "olmo2": ("Olmo2", dict(BASE, tie_word_embeddings=False)),
 }
 

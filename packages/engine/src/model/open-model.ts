@@ -51,8 +51,13 @@ function weightTypes(weights: WeightSource): Partial<Record<WeightType, number>>
 function openGguf(path: string): OpenModel {
 	const weights = new GgufWeights(path, (header) => checkGgufFamily(path, header));
 	try {
-		const factors = weights.tensors.has("rope_freqs.weight") ? weights.readRows("rope_freqs.weight", 0, 1) : undefined;
-		const config = configFromGguf(path, weights.header, factors);
+		const factors = (name: string) =>
+			weights.tensors.has(`${name}.weight`) ? weights.readRows(`${name}.weight`, 0, 1) : undefined;
+		const config = configFromGguf(path, weights.header, {
+			all: factors("rope_freqs"),
+			short: factors("rope_factors_short"),
+			long: factors("rope_factors_long"),
+		});
 		const { metadata } = weights.header;
 		return {
 			description: { path, format: "gguf", config, weightTypes: weightTypes(weights), files: [path], gguf: metadata },

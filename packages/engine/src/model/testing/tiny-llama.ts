@@ -5,7 +5,10 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { WeightType } from "../../weights/weight-source.js";
+import { encodeGgufFile, type GgufTensor, pairRows, type TinyGgufValue, type TinyTensor } from "./gguf-encoder.js";
 import { encodeWeights } from "./weight-encoders.js";
+
+export * from "./gguf-encoder.js";
 
 /** Sizes of the tiny model; those of a config.json. */
 export interface TinyLlamaConfig {
@@ -21,12 +24,6 @@ export interface TinyLlamaConfig {
 	rope_theta: number;
 	tie_word_embeddings: boolean;
 	[key: string]: unknown;
-}
-
-/** A matrix or vector. */
-export interface TinyTensor {
-	readonly shape: readonly number[];
-	readonly data: Float32Array;
 }
 
 /** The model in memory; tensors by their Hugging Face names. */
@@ -147,88 +144,6 @@ const GGUF_NAMES: readonly (readonly [RegExp, string])[] = [
 	[/^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj/, "blk.$1.ffn_$2"],
 ];
 
-/** Puts the two halves of each head side by side, as llama.cpp's converter does for q and k. */
-function pairRows({ shape, data }: TinyTensor, heads: number): TinyTensor {
-	const [rows, columns] = shape as [number, number];
-	const head = rows / heads;
-	const out = new Float32Array(data.length);
-	for (let h = 0; h < heads; h++) {
-		for (let half = 0; half < 2; half++) {
-			for (let i = 0; i < head / 2; i++) {
-				const from = h * head + half * (head / 2) + i;
-				out.set(data.subarray(from * columns, (from + 1) * columns), (h * head + 2 * i + half) * columns);
-			}
-		}
-	}
-	return { shape, data: out };
-}
-
-/** Value of a GGUF metadata entry that the writer can write. */
-export type TinyGgufValue = string | number | { readonly float: number } | readonly string[] | readonly number[];
-
-/** Writes GGUF structures. */
-export class GgufEncoder {
-	readonly #parts: Uint8Array[] = [];
-
-	u32(value: number): this {
-		const bytes = Buffer.alloc(4);
-		bytes.writeUInt32LE(value);
-		this.#parts.push(bytes);
-		return this;
-	}
-
-	u64(value: number): this {
-		const bytes = Buffer.alloc(8);
-		bytes.writeBigUInt64LE(BigInt(value));
-		this.#parts.push(bytes);
-		return this;
-	}
-
-	f32(value: number): this {
-		const bytes = Buffer.alloc(4);
-		bytes.writeFloatLE(value);
-		this.#parts.push(bytes);
-		return this;
-	}
-
-	bytes(value: Uint8Array): this {
-		this.#parts.push(value);
-		return this;
-	}
-
-	string(value: string): this {
-		const bytes = Buffer.from(value);
-		return this.u64(bytes.length).bytes(bytes);
-	}
-
-	/** Type and value: strings, unsigned integers, floats, arrays of strings and of int32. */
-	value(value: TinyGgufValue): this {
-		if (typeof value === "string") return this.u32(8).string(value);
-		if (typeof value === "number") return this.u32(4).u32(value);
-		if ("float" in value) return this.u32(6).f32(value.float);
-		const strings = typeof value[0] === "string";
-		this.u32(9)
-			.u32(strings ? 8 : 5)
-			.u64(value.length);
-		for (const item of value) typeof item === "string" ? this.string(item) : this.u32(item >>> 0);
-		return this;
-	}
-
-	finish(): Buffer {
-		return Buffer.concat(this.#parts);
-	}
-}
-
-/** ggml's numbers of the types. */
-export const GGML_TYPE_NUMBERS: Readonly<Record<WeightType, number>> = {
-	F32: 0,
-	F16: 1,
-	Q4_0: 2,
-	Q4_1: 3,
-	Q8_0: 8,
-	BF16: 30,
-};
-
 /** What `encodeGguf` may be told beside the model. */
 export interface TinyGgufOptions {
 	/** Type of matrices of a name. */
@@ -262,33 +177,20 @@ export function encodeGguf(model: TinyLlama, options: TinyGgufOptions = {}): Buf
 		"tokenizer.ggml.eos_token_id": 2,
 		...options.metadata,
 	};
-	const header = new GgufEncoder().bytes(Buffer.from("GGUF")).u32(version);
-	const tensors = new Map(model.tensors);
-	if (options.ropeFactors) {
-		tensors.set("rope_freqs.weight", {
-			shape: [options.ropeFactors.length],
-			data: Float32Array.from(options.ropeFactors),
+	const tensors: GgufTensor[] = [];
+	for (const [name, stored] of model.tensors) {
+		const [pattern, replacement] = GGUF_NAMES.find(([regex]) => regex.test(name)) ?? [/^[^.]+/, "$&"];
+		const heads = name.includes("q_proj") ? config.num_attention_heads : config.num_key_value_heads;
+		const wanted = typeof type === "function" ? type(name) : type;
+		tensors.push({
+			...(/[qk]_proj/.test(name) ? pairRows(stored, heads) : stored),
+			name: `${pattern.exec(name)![0].replace(pattern, replacement)}.weight`,
+			type: stored.shape.length === 1 ? (options.vectorType ?? "F32") : wanted,
 		});
 	}
-	header.u64(tensors.size).u64(Object.keys(metadata).length);
-	for (const [key, value] of Object.entries(metadata)) header.string(key).value(value);
-	const data: Uint8Array[] = [];
-	let offset = 0;
-	for (const [name, stored] of tensors) {
-		const [pattern, replacement] = GGUF_NAMES.find(([regex]) => regex.test(name)) ?? [/^[^.]+/, "$&"];
-		const ggufName = `${pattern.exec(name)![0].replace(pattern, replacement)}.weight`;
-		const heads = name.includes("q_proj") ? config.num_attention_heads : config.num_key_value_heads;
-		const tensor = /[qk]_proj/.test(name) ? pairRows(stored, heads) : stored;
-		const wanted = typeof type === "function" ? type(name) : type;
-		const tensorType = tensor.shape.length === 1 ? (options.vectorType ?? "F32") : wanted;
-		const bytes = encodeWeights(tensorType, tensor.data);
-		header.string(ggufName).u32(tensor.shape.length);
-		for (const size of [...tensor.shape].reverse()) header.u64(size);
-		header.u32(GGML_TYPE_NUMBERS[tensorType]).u64(offset);
-		const padding = (32 - (bytes.length % 32)) % 32;
-		data.push(bytes, new Uint8Array(padding));
-		offset += bytes.length + padding;
+	if (options.ropeFactors) {
+		const data = Float32Array.from(options.ropeFactors);
+		tensors.push({ name: "rope_freqs.weight", shape: [data.length], data, type: options.vectorType ?? "F32" });
 	}
-	const head = header.finish();
-	return Buffer.concat([head, new Uint8Array((32 - (head.length % 32)) % 32), ...data]);
+	return encodeGgufFile(metadata, tensors, version);
 }
