@@ -139,8 +139,6 @@ def fill(model, seed):
                 parameter.copy_(center + 0.2 * noise)
             elif name.endswith(".bias"):
                 parameter.copy_(0.3 * noise)
-            elif "embed_tokens" in name:
-                parameter.copy_(0.8 * noise)
             else:
                 parameter.copy_(1.6 * noise / parameter.shape[-1] ** 0.5)
             parameter.copy_(parameter.bfloat16().float())

@@ -15,8 +15,8 @@ import { RunnerDriver } from "./testing/runner-driver.js";
 
 const FIXTURES = fileURLToPath(new URL("../../fixtures/families/", import.meta.url));
 const NAMES = readdirSync(FIXTURES).sort();
-/** Of fp32 arithmetic in another order; logits reach 60. */
-const LOGIT_ERROR = 5e-4;
+/** Of fp32 arithmetic in another order; logits reach ten. */
+const LOGIT_ERROR = 1e-4;
 
 const root = mkdtempSync(join(tmpdir(), "families-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -92,7 +92,7 @@ describe.each(NAMES)("%s", (name) => {
 		expect(actual.length).toBe(ids.length * vocabSize);
 		const power = logits.reduce((sum, value) => sum + value ** 2, 0);
 		const error = actual.reduce((sum, value, i) => sum + (value - logits[i]!) ** 2, 0);
-		expect(Math.sqrt(error / power)).toBeLessThan(quantization === "int4" ? 0.6 : 0.12);
+		expect(Math.sqrt(error / power)).toBeLessThan(quantization === "int4" ? 0.8 : 0.12);
 	});
 });
 
