@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { rotaryFrequencies } from "../onnx/rope-cache.js";
 import { dequantize } from "../weights/dequantize.js";
+import { BLOCK_LAYOUTS, type BlockType } from "../weights/gguf-blocks.js";
 import { ModelFileError } from "../weights/model-file-error.js";
 import type { WeightType } from "../weights/weight-source.js";
 import { loadModelRunner } from "./load-model-runner.js";
@@ -23,7 +24,7 @@ import {
 	type TinyTensor,
 	writeTinyFolder,
 } from "./testing/tiny-llama.js";
-import { encodeWeights } from "./testing/weight-encoders.js";
+import { encodeWeights, randomBlocks } from "./testing/weight-encoders.js";
 
 /** Turning speeds of a model as its config.json says them. */
 function frequenciesOf({ rope, rotaryDim, maxPositionEmbeddings }: ModelConfig): Float32Array {
@@ -146,6 +147,32 @@ describe("shapes", () => {
 	});
 });
 
+describe("block types of GGUF files, embedding included", () => {
+	it.each(Object.keys(BLOCK_LAYOUTS) as BlockType[])("%s", async (type) => {
+		const tiny = makeTinyLlama({ hidden_size: 256, intermediate_size: 256, head_dim: 64, num_hidden_layers: 1 }, 3);
+		let state = 7;
+		const random = () => {
+			state = (state * 16807) % 2147483647;
+			return (state / 2147483647) * 2 - 1;
+		};
+		// Every matrix of one type, made of random blocks of the size of its weights.
+		const blocks = (name: string, data: Float32Array) =>
+			randomBlocks(type, data.length, name.includes("embed") ? 0.6 : 0.06, random);
+		const path = newPath(".gguf");
+		writeFileSync(path, encodeGguf(tiny, { type: () => type, encode: blocks }));
+		const exact = await withRunner(path, "none", logitsOf);
+		const expected = [exact];
+		expect(Math.max(...exact) - Math.min(...exact)).toBeGreaterThan(1);
+		for (const quantization of ["auto", "int8", "int4"] as const) {
+			const logits = await withRunner(path, quantization, logitsOf);
+			expect(relativeError(logits, expected), quantization).toBeLessThan(INT8_ERROR);
+		}
+		expect(await withRunner(path, "auto", (runner) => runner.weightFormats)).toEqual([
+			`${type.toLowerCase()} as stored`,
+		]);
+	});
+});
+
 describe("rotary scaling", () => {
 	const llama3 = {
 		rope_type: "llama3",
@@ -181,7 +208,9 @@ describe("rotary scaling", () => {
 
 	it("is refused where it does not work", async () => {
 		const short = writeGguf(makeTinyLlama(), { ropeFactors: [1, 2, 3] });
-		await expect(withRunner(short, "none", logitsOf)).rejects.toThrow(/rope_freqs has 3 numbers for heads of which 16 turn/);
+		await expect(withRunner(short, "none", logitsOf)).rejects.toThrow(
+			/rope_freqs has 3 numbers for heads of which 16 turn/,
+		);
 		const other = writeGguf(makeTinyLlama(), { metadata: { "llama.rope.scaling.type": "other" } });
 		await expect(withRunner(other, "none", logitsOf)).rejects.toThrow(/"other"; none, linear and yarn work/);
 	});
@@ -225,11 +254,9 @@ describe("what cannot run is refused", () => {
 	}
 
 	for (const [number, type] of [
-		[6, "Q5_0"],
-		[7, "Q5_1"],
-		[12, "Q4_K"],
-		[14, "Q6_K"],
-		[20, "IQ4_NL"],
+		[9, "Q8_1"],
+		[18, "IQ3_XXS"],
+		[39, "MXFP4"],
 		[99, "number 99"],
 	] as const) {
 		it(`GGUF tensors of the type ${type}`, async () => {
@@ -239,7 +266,7 @@ describe("what cannot run is refused", () => {
 			const path = newPath(".gguf");
 			writeFileSync(path, Buffer.concat([header.finish(), Buffer.alloc(8192)]));
 			expect(await refusal(path)).toContain(
-				`tensor blk.0.ffn_up.weight has the type ${type}, which cannot be read; use a file with the types F32, F16, BF16, Q8_0, Q4_0, Q4_1`,
+				`tensor blk.0.ffn_up.weight has the type ${type}, which cannot be read; use a file with the types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, `,
 			);
 		});
 	}
@@ -248,7 +275,7 @@ describe("what cannot run is refused", () => {
 		for (const architecture of ["gemma", "qwen3moe", "mamba"]) {
 			const header = new GgufEncoder().bytes(Buffer.from("GGUF")).u32(3).u64(1).u64(1);
 			header.string("general.architecture").value(architecture);
-			header.string("blk.0.ffn_up.weight").u32(2).u64(256).u64(4).u32(12).u64(0);
+			header.string("blk.0.ffn_up.weight").u32(2).u64(256).u64(4).u32(18).u64(0);
 			const path = newPath(".gguf");
 			writeFileSync(path, Buffer.concat([header.finish(), Buffer.alloc(8192)]));
 			expect(await refusal(path)).toContain(

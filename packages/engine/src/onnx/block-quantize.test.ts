@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { encodeWeights } from "../model/testing/weight-encoders.js";
+import { setScales } from "../model/testing/weight-encoders.js";
 import { dequantize } from "../weights/dequantize.js";
-import { type QuantizedRows, quantize4, quantize8, repackQ4_0, repackQ4_1, repackQ8_0 } from "./block-quantize.js";
+import { BLOCK_LAYOUTS, type BlockLayout, type BlockType } from "../weights/gguf-blocks.js";
+import { type QuantizedRows, quantize4, quantize8, repackBlocks, storedForm } from "./block-quantize.js";
 
 /** Weights by the definition of MatMulNBits' inputs. */
 function unpack(rows: QuantizedRows, bits: 4 | 8, columns: number, blockSize: number): number[] {
@@ -31,27 +32,33 @@ const numbers = (length: number) =>
 		.array(fc.double({ min: -3, max: 3, noNaN: true }), { minLength: length, maxLength: length })
 		.map((values) => Float32Array.from(values));
 
+/** Blocks of random bytes with moderate scales. */
+const rawBlocks = (type: BlockType, count: number) => {
+	const { bytes } = BLOCK_LAYOUTS[type];
+	return fc
+		.tuple(
+			fc.uint8Array({ minLength: count * bytes, maxLength: count * bytes }),
+			fc.array(fc.double({ min: -0.1, max: 0.1, noNaN: true }), { minLength: 2 * count, maxLength: 2 * count }),
+		)
+		.map(([raw, scales]) => setScales(type, raw, (i) => scales[i]!));
+};
+
 describe("block formats", () => {
-	for (const [type, bits, repack] of [
-		["Q8_0", 8, repackQ8_0],
-		["Q4_0", 4, repackQ4_0],
-		["Q4_1", 4, repackQ4_1],
-	] as const) {
-		it(`${type} is repacked without loss`, () => {
-			fc.assert(
-				fc.property(numbers(2 * 96), (values) => {
-					const raw = encodeWeights(type, values);
-					const expected = new Float32Array(values.length);
-					dequantize(type, raw, expected);
-					// An offset is rounded once to fp32: the last bit of a sum may differ.
-					const tolerance = type === "Q4_1" ? 2 ** -20 : 0;
-					unpack(repack(raw), bits, 96, 32).forEach((weight, i) => {
-						expect(Math.abs(Math.fround(weight) - expected[i]!)).toBeLessThanOrEqual(tolerance);
-					});
-				}),
-			);
-		});
-	}
+	it.each(Object.keys(BLOCK_LAYOUTS) as BlockType[])("%s is repacked without loss", (type) => {
+		const layout: BlockLayout = BLOCK_LAYOUTS[type];
+		const { bits, blockSize, offsets } = storedForm(layout);
+		fc.assert(
+			fc.property(rawBlocks(type, 2), (raw) => {
+				const expected = new Float32Array(2 * layout.weights);
+				dequantize(type, raw, expected);
+				// An offset is rounded once to fp32: the last bits of a sum may differ.
+				const tolerance = offsets ? 2 ** -20 : 0;
+				unpack(repackBlocks(layout, raw), bits, 2 * layout.weights, blockSize).forEach((weight, i) => {
+					expect(Math.abs(Math.fround(weight) - expected[i]!)).toBeLessThanOrEqual(tolerance);
+				});
+			}),
+		);
+	});
 
 	it("8 bits are within half a step, also in a padded block", () => {
 		fc.assert(

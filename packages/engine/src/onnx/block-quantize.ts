@@ -3,7 +3,7 @@
 // bits in blocks along a row, one fp32 scale per block. Weight = scale * (q - zero point); without zero points
 // that is 128 or 8.
 
-import { halfToFloatTable } from "../weights/float-formats.js";
+import { type BlockLayout, unpackBlocks } from "../weights/gguf-blocks.js";
 
 /** Rows of a quantized matrix. */
 export interface QuantizedRows {
@@ -120,58 +120,42 @@ export function quantize4(values: Float32Array, columns: number, blockSize: numb
 	return { packed, scales, zeroPoints };
 }
 
-/** GGUF's Q8_0 as it is: int8 becomes uint8 with zero point 128, the half scale becomes fp32. Both are exact. */
-export function repackQ8_0(raw: Uint8Array): QuantizedRows {
-	const half = halfToFloatTable();
-	const blocks = raw.length / 34;
-	const packed = new Uint8Array(blocks * 32);
-	const scales = new Float32Array(blocks);
-	for (let block = 0; block < blocks; block++) {
-		const at = block * 34;
-		scales[block] = half[raw[at]! | (raw[at + 1]! << 8)]!;
-		for (let i = 0; i < 32; i++) packed[block * 32 + i] = raw[at + 2 + i]! ^ 128;
-	}
-	return { packed, scales };
+/** How a block type of GGUF files lies in the blocks of the operators without a change of its weights. */
+export interface StoredForm {
+	readonly bits: 4 | 8;
+	readonly blockSize: number;
+	/** Whether blocks need offsets. */
+	readonly offsets: boolean;
 }
 
-/** Turns 16 bytes of GGUF nibbles (low: weights 0-15, high: 16-31) into pairs of neighbours. */
-function repackNibbles(raw: Uint8Array, at: number, packed: Uint8Array, to: number): void {
-	for (let pair = 0; pair < 8; pair++) {
-		const even = raw[at + 2 * pair]!;
-		const odd = raw[at + 2 * pair + 1]!;
-		packed[to + pair] = (even & 15) | ((odd & 15) << 4);
-		packed[to + 8 + pair] = (even >> 4) | (odd & 0xf0);
-	}
+/** The integer that lies in the middle of a type's range: it becomes the operators' zero point. */
+function middle(layout: BlockLayout): number {
+	return layout.offsets ? 1 << (layout.bits - 1) : layout.zero;
 }
 
-/** GGUF's Q4_0 as it is: d * (q - 8). */
-export function repackQ4_0(raw: Uint8Array): QuantizedRows {
-	const half = halfToFloatTable();
-	const blocks = raw.length / 18;
-	const packed = new Uint8Array(blocks * 16);
-	const scales = new Float32Array(blocks);
-	for (let block = 0; block < blocks; block++) {
-		const at = block * 18;
-		scales[block] = half[raw[at]! | (raw[at + 1]! << 8)]!;
-		repackNibbles(raw, at + 2, packed, block * 16);
-	}
-	return { packed, scales };
+/** Form of a block type: integers of up to 4 bits stay 4-bit ones, longer ones become 8-bit ones. */
+export function storedForm(layout: BlockLayout): StoredForm {
+	return { bits: layout.bits <= 4 ? 4 : 8, blockSize: layout.group, offsets: layout.offsets };
 }
 
-/** GGUF's Q4_1 as it is: d * q + m = d * (q - 8) + (m + 8 d), the last term as offset. */
-export function repackQ4_1(raw: Uint8Array): QuantizedRows {
-	const half = halfToFloatTable();
-	const blocks = raw.length / 20;
-	const packed = new Uint8Array(blocks * 16);
-	const scales = new Float32Array(blocks);
-	const offsets = new Float32Array(blocks);
-	for (let block = 0; block < blocks; block++) {
-		const at = block * 20;
-		const d = half[raw[at]! | (raw[at + 1]! << 8)]!;
-		const m = half[raw[at + 2]! | (raw[at + 3]! << 8)]!;
-		scales[block] = d;
-		offsets[block] = m + 8 * d;
-		repackNibbles(raw, at + 4, packed, block * 16);
+/**
+ * Blocks of a GGUF type as they are: scale * (q - zero) + offset = scale * (q - middle) + (offset + scale *
+ * (middle - zero)), the last term as offset. Exact but for the rounding of that term.
+ */
+export function repackBlocks(layout: BlockLayout, raw: Uint8Array): QuantizedRows {
+	const { q, scales, offsets } = unpackBlocks(layout, raw);
+	const { bits } = storedForm(layout);
+	const center = middle(layout);
+	if (offsets) {
+		for (let i = 0; i < offsets.length; i++) offsets[i]! += scales[i]! * (center - layout.zero);
 	}
-	return { packed, scales, offsets };
+	if (bits === 8) {
+		const shift = 128 - center;
+		if (shift !== 0) for (let i = 0; i < q.length; i++) q[i]! += shift;
+		return { packed: q, scales, ...(offsets && { offsets }) };
+	}
+	const shift = 8 - center;
+	const packed = new Uint8Array(q.length / 2);
+	for (let i = 0; i < packed.length; i++) packed[i] = (q[2 * i]! + shift) | ((q[2 * i + 1]! + shift) << 4);
+	return { packed, scales, ...(offsets && { offsets }) };
 }

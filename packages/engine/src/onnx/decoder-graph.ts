@@ -14,7 +14,7 @@ import { MICROSOFT, OnnxModel, OnnxType } from "./onnx-model.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
 /** Changes whenever the same model would give another graph: old cached graphs are then not used. */
-export const GRAPH_VERSION = 4;
+export const GRAPH_VERSION = 5;
 
 /** Names of a layer's matrices below `model.layers.N.`. */
 const LAYER = {

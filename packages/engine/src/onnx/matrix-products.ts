@@ -183,16 +183,26 @@ export class MatrixProducts {
 		const packed = model.initializer("embedding.q", OnnxType.UINT8, [rows, (columns * format.bits) / 8], matrix.data);
 		const blocks = blocksPerRow(columns, format.blockSize);
 		const scales = model.initializer("embedding.scale", OnnxType.FLOAT, [rows, blocks], matrix.scales!);
-		return model.node("GatherBlockQuantized", [packed, ids, scales], {
+		const values = model.node("GatherBlockQuantized", [packed, ids, scales], {
 			domain: MICROSOFT,
 			attributes: { gather_axis: 0, quantize_axis: 1, block_size: format.blockSize, bits: format.bits },
 		});
+		if (!matrix.offsets) return values;
+		const offsets = model.initializer("embedding.offset", OnnxType.FLOAT, [rows, blocks], matrix.offsets);
+		const gathered = model.node("Gather", [offsets, ids], { attributes: { axis: 0 } });
+		const perBlock = model.int64Constant("embedding_blocks", [-1, blocks, format.blockSize]);
+		const onePerBlock = model.int64Constant("embedding_offsets", [-1, blocks, 1]);
+		const sum = model.node("Add", [
+			model.node("Reshape", [values, perBlock]),
+			model.node("Reshape", [gathered, onePerBlock]),
+		]);
+		return model.node("Reshape", [sum, this.rowsOf(columns)]);
 	}
 
 	/** Formats that the embedding lookup can read; others are looked up in fp32, which is as exact. */
 	#embeddingFormat(tensor: WeightTensor): MatrixFormat {
 		const format = this.#format(tensor, "vocabulary");
-		const readable = format.kind === "blocks" && !format.offsets && tensor.columns % format.blockSize === 0;
+		const readable = format.kind === "blocks" && tensor.columns % format.blockSize === 0;
 		return readable ? format : { kind: "float" };
 	}
 

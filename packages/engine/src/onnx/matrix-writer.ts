@@ -2,16 +2,9 @@
 // Puts a weight matrix into the graph's files in the format that was chosen for it.
 
 import type { Quantization } from "../model/model-runner.js";
+import { blockLayout } from "../weights/gguf-blocks.js";
 import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
-import {
-	blocksPerRow,
-	type QuantizedRows,
-	quantize4,
-	quantize8,
-	repackQ4_0,
-	repackQ4_1,
-	repackQ8_0,
-} from "./block-quantize.js";
+import { blocksPerRow, type QuantizedRows, quantize4, quantize8, repackBlocks, storedForm } from "./block-quantize.js";
 import { type ExternalLocation, type OnnxModel, OnnxType } from "./onnx-model.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
@@ -31,11 +24,11 @@ export type MatrixFormat =
 /** Rows handled at a time are limited to this many weights: bounds the memory of a build. */
 const CHUNK_WEIGHTS = 1 << 22;
 
-const AS_STORED = {
-	Q8_0: { kind: "blocks", bits: 8, blockSize: 32, asStored: true, offsets: false },
-	Q4_0: { kind: "blocks", bits: 4, blockSize: 32, asStored: true, offsets: false },
-	Q4_1: { kind: "blocks", bits: 4, blockSize: 32, asStored: true, offsets: true },
-} as const satisfies Record<string, MatrixFormat>;
+/** A file's own blocks, unchanged. */
+function asStored(type: WeightTensor["type"]): MatrixFormat | undefined {
+	const layout = blockLayout(type);
+	return layout && { kind: "blocks", asStored: true, ...storedForm(layout) };
+}
 
 const FLOAT: MatrixFormat = { kind: "float" };
 const INT8: MatrixFormat = { kind: "blocks", bits: 8, blockSize: 64, asStored: false, offsets: false };
@@ -55,9 +48,8 @@ export function matrixFormat(
 	role: "layer" | "vocabulary",
 ): MatrixFormat {
 	if (quantization === "none") return FLOAT;
-	if (quantization === "int8") return type === "Q8_0" ? AS_STORED.Q8_0 : INT8;
-	if (type in AS_STORED) return AS_STORED[type as keyof typeof AS_STORED];
-	return quantization === "int4" && role === "layer" ? INT4 : INT8;
+	if (quantization === "int8") return (type === "Q8_0" ? asStored(type) : undefined) ?? INT8;
+	return asStored(type) ?? (quantization === "int4" && role === "layer" ? INT4 : INT8);
 }
 
 /** True where two formats can share one packed matrix. */
@@ -100,9 +92,7 @@ function quantizedRows(
 ): QuantizedRows {
 	if (format.kind === "float") throw new TypeError("a float matrix has no blocks");
 	if (format.asStored) {
-		const raw = source.readRaw(tensor.name, first, count);
-		if (tensor.type === "Q8_0") return repackQ8_0(raw);
-		return tensor.type === "Q4_0" ? repackQ4_0(raw) : repackQ4_1(raw);
+		return repackBlocks(blockLayout(tensor.type)!, source.readRaw(tensor.name, first, count));
 	}
 	const values = source.readRows(tensor.name, first, count);
 	return format.bits === 8

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { fromHalf } from "../model/testing/weight-encoders.js";
 import { dequantize } from "./dequantize.js";
 import { halfToFloatTable } from "./float-formats.js";
+import { BLOCK_LAYOUTS, type BlockType } from "./gguf-blocks.js";
 
 const blockBytes = (length: number) =>
 	fc.uint8Array({ minLength: length, maxLength: length }).map((bytes) => {
@@ -54,6 +56,21 @@ describe("dequantize", () => {
 			);
 		});
 	}
+
+	const golden = JSON.parse(readFileSync(new URL("../../fixtures/gguf-types.json", import.meta.url), "utf8")) as Record<
+		string,
+		{ raw: string; values: string }
+	>;
+
+	it.each(Object.keys(BLOCK_LAYOUTS) as BlockType[])("%s gives the numbers of another implementation", (type) => {
+		const raw = new Uint8Array(Buffer.from(golden[type]!.raw, "base64"));
+		const bytes = new Uint8Array(Buffer.from(golden[type]!.values, "base64"));
+		const expected = new Float32Array(bytes.buffer);
+		expect(expected.length).toBe(512);
+		const out = new Float32Array(expected.length);
+		dequantize(type, raw, out);
+		expect([...out].map((value) => value + 0)).toEqual([...expected].map((value) => value + 0));
+	});
 
 	it("reads F32, F16 and BF16, also from an odd address", () => {
 		const out = new Float32Array(2);

@@ -92,9 +92,9 @@ describe("GGUF", () => {
 
 	it("names a tensor of a type that cannot be read, and what can", () => {
 		const header = new GgufEncoder().bytes(Buffer.from("GGUF")).u32(3).u64(1).u64(0);
-		header.string("blk.0.ffn_up.weight").u32(1).u64(256).u32(14).u64(0);
+		header.string("blk.0.ffn_up.weight").u32(1).u64(256).u32(18).u64(0);
 		const bytes = Buffer.concat([header.finish(), Buffer.alloc(4096)]);
-		expect(() => open(bytes)).toThrow(/blk\.0\.ffn_up\.weight has the type Q6_K.*F32, F16, BF16, Q8_0, Q4_0, Q4_1/);
+		expect(() => open(bytes)).toThrow(/blk\.0\.ffn_up\.weight has the type IQ3_XXS.*F32, F16, BF16, Q8_0, Q4_0, Q4_1/);
 	});
 
 	it("names the file and the place where a file is cut short, wherever that is", () => {

@@ -4,6 +4,7 @@
 import { FAMILIES, familyOfGguf } from "../model/families.js";
 import { dequantize } from "./dequantize.js";
 import { FileReader } from "./file-reader.js";
+import { blockLayout } from "./gguf-blocks.js";
 import { type GgufHeader, readGgufHeader } from "./gguf-header.js";
 import { ModelFileError } from "./model-file-error.js";
 import {
@@ -167,8 +168,9 @@ export class GgufWeights implements WeightSource {
 			}
 			const columns = shape.at(-1)!;
 			const rows = shape.slice(0, -1).reduce((product, size) => product * size, 1);
-			if (type.startsWith("Q") && columns % 32 !== 0) {
-				throw new ModelFileError(path, `tensor ${name} has rows of ${columns}, not a multiple of 32`);
+			const block = blockLayout(type)?.weights ?? 1;
+			if (columns % block !== 0) {
+				throw new ModelFileError(path, `tensor ${name} has rows of ${columns}, not a multiple of ${block}`);
 			}
 			const end = offset + rows * rowBytes(type, columns);
 			if (!Number.isSafeInteger(end) || end > this.#file.size) {

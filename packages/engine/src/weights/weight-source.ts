@@ -2,28 +2,25 @@
 // The common face of weight files. Tensors carry the names that Hugging Face gives them
 // (`model.layers.0.self_attn.q_proj.weight`) whatever the file calls them.
 
-/** Storage types that can be read. Q types are GGUF's, in blocks of 32 weights. */
-export type WeightType = "F32" | "F16" | "BF16" | "Q8_0" | "Q4_0" | "Q4_1";
+import { BLOCK_LAYOUTS, type BlockType } from "./gguf-blocks.js";
+
+/** Storage types that can be read: floats, and GGUF's blocks of integers. */
+export type WeightType = "F32" | "F16" | "BF16" | BlockType;
 
 /** The types as one readable list, for messages. */
-export const READABLE_WEIGHT_TYPES: readonly WeightType[] = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"];
+export const READABLE_WEIGHT_TYPES: readonly WeightType[] = [
+	"F32",
+	"F16",
+	"BF16",
+	...(Object.keys(BLOCK_LAYOUTS) as BlockType[]),
+];
 
-/** Weights in one block of a Q type. */
-export const BLOCK_WEIGHTS = 32;
-
-const BLOCK_BYTES = { Q8_0: 34, Q4_0: 18, Q4_1: 20 } as const;
-
-/** Bytes of one row of `columns` weights; the columns of a Q type are a multiple of 32. */
+/** Bytes of one row of `columns` weights; the columns of a block type are a multiple of its block. */
 export function rowBytes(type: WeightType, columns: number): number {
-	switch (type) {
-		case "F32":
-			return columns * 4;
-		case "F16":
-		case "BF16":
-			return columns * 2;
-		default:
-			return (columns / BLOCK_WEIGHTS) * BLOCK_BYTES[type];
-	}
+	if (type === "F32") return columns * 4;
+	if (type === "F16" || type === "BF16") return columns * 2;
+	const { weights, bytes } = BLOCK_LAYOUTS[type];
+	return (columns / weights) * bytes;
 }
 
 /** One tensor of a model file, seen as a matrix (a vector has one row). */

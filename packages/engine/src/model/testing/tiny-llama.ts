@@ -148,6 +148,8 @@ const GGUF_NAMES: readonly (readonly [RegExp, string])[] = [
 export interface TinyGgufOptions {
 	/** Type of matrices of a name. */
 	readonly type?: WeightType | ((name: string) => WeightType);
+	/** Bytes of a matrix, in place of its own numbers in its type. */
+	readonly encode?: (name: string, data: Float32Array) => Uint8Array;
 	/** Type of vectors; default F32. */
 	readonly vectorType?: "F32" | "F16" | "BF16";
 	/** Put in as the tensor rope_freqs.weight. */
@@ -182,8 +184,10 @@ export function encodeGguf(model: TinyLlama, options: TinyGgufOptions = {}): Buf
 		const [pattern, replacement] = GGUF_NAMES.find(([regex]) => regex.test(name)) ?? [/^[^.]+/, "$&"];
 		const heads = name.includes("q_proj") ? config.num_attention_heads : config.num_key_value_heads;
 		const wanted = typeof type === "function" ? type(name) : type;
+		const tensor = /[qk]_proj/.test(name) ? pairRows(stored, heads) : stored;
 		tensors.push({
-			...(/[qk]_proj/.test(name) ? pairRows(stored, heads) : stored),
+			...tensor,
+			...(options.encode && tensor.shape.length > 1 && { data: options.encode(name, tensor.data) }),
 			name: `${pattern.exec(name)![0].replace(pattern, replacement)}.weight`,
 			type: stored.shape.length === 1 ? (options.vectorType ?? "F32") : wanted,
 		});

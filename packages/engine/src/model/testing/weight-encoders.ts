@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes weights in the stored types that the readers know. For tests: small and plain, not fast.
 
+import { dequantize } from "../../weights/dequantize.js";
+import { BLOCK_LAYOUTS, type BlockType } from "../../weights/gguf-blocks.js";
 import type { WeightType } from "../../weights/weight-source.js";
 
 const scratch = new DataView(new ArrayBuffer(4));
@@ -49,6 +51,51 @@ function block(type: "Q8_0" | "Q4_0" | "Q4_1", values: Float32Array): Uint8Array
 	return out;
 }
 
+/** Byte offsets of the half-precision numbers in a block. */
+const SCALES_AT: Readonly<Record<BlockType, readonly number[]>> = {
+	Q8_0: [0],
+	Q4_0: [0],
+	Q4_1: [0, 2],
+	Q5_0: [0],
+	Q5_1: [0, 2],
+	Q2_K: [80, 82],
+	Q3_K: [108],
+	Q4_K: [0, 2],
+	Q5_K: [0, 2],
+	Q6_K: [208],
+	IQ4_NL: [0],
+	IQ4_XS: [0],
+};
+
+/** Sets the half-precision numbers of blocks, the `i`th of them to `value(i)`. */
+export function setScales(type: BlockType, blocks: Uint8Array, value: (i: number) => number): Uint8Array {
+	const { bytes } = BLOCK_LAYOUTS[type];
+	const view = new DataView(blocks.buffer, blocks.byteOffset, blocks.byteLength);
+	let i = 0;
+	for (let block = 0; block < blocks.length; block += bytes) {
+		for (const at of SCALES_AT[type]) view.setUint16(block + at, toHalf(value(i++)), true);
+	}
+	return blocks;
+}
+
+/**
+ * Blocks of random integers that stand for weights of about the size `spread`.
+ * @param random gives numbers in -1..1
+ */
+export function randomBlocks(type: BlockType, weights: number, spread: number, random: () => number): Uint8Array {
+	const layout = BLOCK_LAYOUTS[type];
+	const raw = Uint8Array.from({ length: (weights / layout.weights) * layout.bytes }, () => (random() + 1) * 127.99);
+	// A scale of one shows how large the integers are.
+	const unit = new Float32Array(weights);
+	dequantize(
+		type,
+		setScales(type, raw.slice(), () => 1),
+		unit,
+	);
+	const size = Math.sqrt(unit.reduce((sum, value) => sum + value ** 2, 0) / weights);
+	return setScales(type, raw, () => ((1 + random() / 2) * spread) / size);
+}
+
 /** Bytes of numbers in a stored type; the count is a multiple of 32 for Q types. */
 export function encodeWeights(type: WeightType, values: Float32Array): Uint8Array {
 	switch (type) {
@@ -58,10 +105,14 @@ export function encodeWeights(type: WeightType, values: Float32Array): Uint8Arra
 			return new Uint8Array(Uint16Array.from(values, toHalf).buffer);
 		case "BF16":
 			return new Uint8Array(Uint16Array.from(values, toBfloat).buffer);
-		default: {
+		case "Q8_0":
+		case "Q4_0":
+		case "Q4_1": {
 			const blocks: Uint8Array[] = [];
 			for (let i = 0; i < values.length; i += 32) blocks.push(block(type, values.subarray(i, i + 32)));
 			return Buffer.concat(blocks);
 		}
+		default:
+			throw new TypeError(`weights cannot be written as ${type}; take random blocks`);
 	}
 }
