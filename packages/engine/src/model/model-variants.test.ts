@@ -167,7 +167,7 @@ describe("block types of GGUF files, embedding included", () => {
 			const logits = await withRunner(path, quantization, logitsOf);
 			expect(relativeError(logits, expected), quantization).toBeLessThan(INT8_ERROR);
 		}
-		expect(await withRunner(path, "auto", (runner) => runner.weightFormats)).toEqual([
+		expect(await withRunner(path, "auto", (runner) => runner.runner.weightFormats)).toEqual([
 			`${type.toLowerCase()} as stored`,
 		]);
 	});

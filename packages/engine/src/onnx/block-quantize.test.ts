@@ -51,10 +51,11 @@ describe("block formats", () => {
 			fc.property(rawBlocks(type, 2), (raw) => {
 				const expected = new Float32Array(2 * layout.weights);
 				dequantize(type, raw, expected);
-				// An offset is rounded once to fp32: the last bits of a sum may differ.
-				const tolerance = offsets ? 2 ** -20 : 0;
+				// An offset is rounded once to fp32: the last bits of numbers of up to 200 may differ.
+				const tolerance = offsets ? 2 ** -15 : 0;
 				unpack(repackBlocks(layout, raw), bits, 2 * layout.weights, blockSize).forEach((weight, i) => {
-					expect(Math.abs(Math.fround(weight) - expected[i]!)).toBeLessThanOrEqual(tolerance);
+					// Plainly: an assertion for each of so many numbers takes long.
+					if (Math.abs(Math.fround(weight) - expected[i]!) > tolerance) expect(weight).toBe(expected[i]);
 				});
 			}),
 		);
