@@ -250,11 +250,6 @@ export interface Engine {
 	onStep?(callback: (report: StepReport) => void): void;
 	/** `callback` runs once if the engine dies by itself; pending requests have had their error by then. */
 	onFailure(callback: (error: Error) => void): void;
-	/**
-	 * `callback` gets each change of what the cache holds, in order. Register it before `start`: an engine that nobody
-	 * listens to at its start gathers none.
-	 */
-	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void;
 	/** Ends pending requests with "cancelled" and frees everything. May be called twice. */
 	close(): Promise<void>;
 }

@@ -90,7 +90,10 @@ describe("Scheduler", () => {
 		for (let handle = 1; handle <= 5; handle++) {
 			scheduler.add(makeSequence(handle, 9, { stop: { maxTokens: 30 } }));
 		}
-		for (let i = 0; i < 60; i++) expect(scheduler.numRunning).toBeLessThanOrEqual((step(scheduler), 3));
+		for (let i = 0; i < 60; i++) {
+			step(scheduler);
+			expect(scheduler.numRunning).toBeLessThanOrEqual(3);
+		}
 		finishAll(scheduler);
 	});
 

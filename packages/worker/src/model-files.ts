@@ -31,7 +31,7 @@ const IDENTITY_BYTES = 16 * 1024 * 1024;
 
 /**
  * Finds a model's files.
- * @param model a folder in Hugging Face form, or a .gguf file.
+ * @param model a folder in Hugging Face form or of onnxruntime-genai, or a .gguf file.
  * @param cacheDir where files made from GGUF files are kept.
  * @throws DynamoError `NotFound` naming the missing file; errors of the GGUF reader and tokenizer converter.
  */
@@ -39,12 +39,15 @@ export async function findModelFiles(
 	model: { readonly kind: "folder" | "gguf"; readonly path: string },
 	cacheDir: string,
 ): Promise<ModelFiles> {
-	return filesInFolder(model.kind === "folder" ? model.path : await convertGguf(model.path, cacheDir));
+	if (model.kind === "gguf") return filesInFolder(await convertGguf(model.path, cacheDir));
+	const imported = join(model.path, GENAI_CONFIG);
+	const isImported = !existsSync(join(model.path, "config.json")) && existsSync(imported);
+	return filesInFolder(model.path, isImported ? await convertGenaiConfig(imported, cacheDir) : undefined);
 }
 
 /** As Dynamo's worker has it: weights, documentation and pictures are no use to a frontend. */
 const NOT_FOR_FRONTENDS =
-	/^\.|\.(md|bin|safetensors|gguf|pt|pth|h5|msgpack|ckpt|onnx|onnx_data|npz|png|jpe?g|gif|webp|svg)$/i;
+	/^\.|\.(md|bin|safetensors|gguf|pt|pth|h5|msgpack|ckpt|onnx|onnx_data|onnx\.data|npz|png|jpe?g|gif|webp|svg)$/i;
 /** A larger file is a weight under another name. */
 const MAX_EXTRA_BYTES = 64 * 1024 * 1024;
 
@@ -59,7 +62,8 @@ async function extraFiles(folder: string, taken: ReadonlySet<string | undefined>
 	return extra;
 }
 
-async function filesInFolder(folder: string): Promise<ModelFiles> {
+/** @param config stands in for the folder's config.json. */
+async function filesInFolder(folder: string, config?: string): Promise<ModelFiles> {
 	const optional = (name: string): string | undefined => {
 		const path = join(folder, name);
 		return existsSync(path) ? path : undefined;
@@ -73,7 +77,7 @@ async function filesInFolder(folder: string): Promise<ModelFiles> {
 	const jinja = optional("chat_template.jinja");
 	const json = optional("chat_template.json");
 	const files: Omit<ModelFiles, "extra"> = {
-		config: required("config.json"),
+		config: config ?? required("config.json"),
 		tokenizer: required("tokenizer.json"),
 		tokenizerConfig: optional("tokenizer_config.json"),
 		generationConfig: optional("generation_config.json"),
@@ -111,23 +115,60 @@ async function convertGguf(path: string, cacheDir: string): Promise<string> {
 		const message = `${path}: the architecture is not one of the Llama family, so there is no config.json for it`;
 		throw new DynamoError("InvalidArgument", message, { publicMessage: message });
 	}
-	// Written aside and renamed as a whole: nobody ever sees half of the files.
+	await writeFolder(folder, {
+		"config.json": files.config,
+		"tokenizer.json": files.tokenizerJson,
+		"tokenizer_config.json": files.tokenizerConfig,
+		"generation_config.json": files.generationConfig,
+	});
+	return folder;
+}
+
+/** The file that folders of onnxruntime-genai have in place of config.json. */
+const GENAI_CONFIG = "genai_config.json";
+
+/** Writes a config.json with what a genai_config.json says of the architecture. @returns its path. */
+async function convertGenaiConfig(path: string, cacheDir: string): Promise<string> {
+	const content = await readFile(path);
+	const folder = join(cacheDir, blake3Hex(Buffer.concat([Buffer.from("genai "), content])).slice(0, 32));
+	const config = join(folder, "config.json");
+	if (existsSync(config)) return config;
+	let model: Record<string, unknown>;
+	try {
+		model = (JSON.parse(content.toString("utf8")) as { model: Record<string, unknown> }).model;
+	} catch (cause) {
+		throw new DynamoError("InvalidArgument", `${path} cannot be read as JSON`, { cause });
+	}
+	const decoder = (model?.decoder ?? {}) as Record<string, unknown>;
+	const json = {
+		model_type: model?.type,
+		vocab_size: model?.vocab_size,
+		max_position_embeddings: model?.context_length,
+		hidden_size: decoder.hidden_size,
+		num_hidden_layers: decoder.num_hidden_layers,
+		num_attention_heads: decoder.num_attention_heads,
+		num_key_value_heads: decoder.num_key_value_heads,
+		head_dim: decoder.head_size,
+		bos_token_id: model?.bos_token_id,
+		eos_token_id: model?.eos_token_id,
+		pad_token_id: model?.pad_token_id,
+	};
+	await writeFolder(folder, { "config.json": JSON.stringify(json, null, 2) });
+	return config;
+}
+
+/** Writes files aside and renames the folder as a whole: nobody ever sees half of them. */
+async function writeFolder(folder: string, files: Readonly<Record<string, string>>): Promise<void> {
 	const temporary = `${folder}.${randomBytes(6).toString("hex")}.tmp`;
 	await mkdir(temporary, { recursive: true });
 	try {
-		await Promise.all([
-			writeFile(join(temporary, "config.json"), files.config),
-			writeFile(join(temporary, "tokenizer.json"), files.tokenizerJson),
-			writeFile(join(temporary, "tokenizer_config.json"), files.tokenizerConfig),
-			writeFile(join(temporary, "generation_config.json"), files.generationConfig),
-		]);
+		await Promise.all(Object.entries(files).map(([name, text]) => writeFile(join(temporary, name), text)));
 		await rename(temporary, folder);
 	} catch (error) {
 		await rm(temporary, { recursive: true, force: true });
 		// Another process was quicker and made the same.
 		if (!existsSync(folder)) throw error;
 	}
-	return folder;
 }
 
 /** Names the content of a GGUF file's metadata, without reading its weights. */

@@ -117,21 +117,24 @@ async function localModel(path: string, weights: boolean): Promise<ResolvedModel
 		throw new CliError(`${path} is not a model: a .gguf file or a folder with config.json is expected`);
 	}
 	const names = await readdir(path);
-	if (!names.includes("config.json")) {
+	const isImported = names.includes("genai_config.json");
+	if (!names.includes("config.json") && !isImported) {
 		const files = names.filter((name) => name.toLowerCase().endsWith(".gguf"));
 		if (files.length === 1) return gguf(join(path, files[0]!));
 		if (files.length > 1) {
 			throw new CliError(`${path} holds ${files.length} GGUF files; name one of them: ${files.sort().join(", ")}`);
 		}
 		throw new CliError(
-			`${path} is not a model folder: it has no config.json (a model folder holds config.json, tokenizer.json and *.safetensors) and no .gguf file`,
+			`${path} is not a model folder: it has no config.json (a model folder holds config.json, tokenizer.json and *.safetensors), no genai_config.json and no .gguf file`,
 		);
 	}
 	if (!names.includes("tokenizer.json")) {
 		throw new CliError(`${path} has no tokenizer.json; get the model's tokenizer.json and put it there`);
 	}
-	if (weights && !names.some((name) => name.endsWith(".safetensors"))) {
-		throw new CliError(`${path} has no *.safetensors; this version reads weights from safetensors or GGUF`);
+	if (weights && !isImported && !names.some((name) => name.endsWith(".safetensors"))) {
+		throw new CliError(
+			`${path} has no *.safetensors; weights are read from safetensors, GGUF, or a folder of onnxruntime-genai (genai_config.json)`,
+		);
 	}
 	return { kind: "folder", path, name: basename(path), sourcePath: path, samplingDefaults: {} };
 }

@@ -3,7 +3,7 @@
 // sequence has in the cache, so a mix-up of blocks, positions or lengths changes the text. It keeps the cache both ways
 // that real runners do, in blocks and by sequence, and finds out when the two disagree.
 
-import type { ModelConfig, ModelRunner, RunnerRow, StepLogits } from "../model/model-runner.js";
+import type { ModelRunner, ModelShape, RunnerRow, StepLogits } from "../model/model-runner.js";
 
 export interface FakeModelOptions {
 	/** Default 4. */
@@ -28,7 +28,7 @@ export interface FakeModelOptions {
 
 /** See the head of the file. Logits are pseudo-random numbers in [0, 8) from a hash of the cache's content. */
 export class FakeModelRunner implements ModelRunner {
-	readonly config: ModelConfig;
+	readonly config: ModelShape;
 	readonly device = "cpu";
 	readonly maxNumSeqs: number;
 	readonly maxModelLen: number;
@@ -58,26 +58,11 @@ export class FakeModelRunner implements ModelRunner {
 		this.numBlocks = options.numBlocks ?? 2 * this.maxNumSeqs * Math.ceil(this.maxModelLen / this.blockSize);
 		this.blockBytes = this.blockSize * 4;
 		this.config = {
-			family: "llama",
 			vocabSize: options.vocabSize ?? 97,
-			hiddenSize: 1,
-			intermediateSize: 1,
 			numLayers: 1,
-			numHeads: 1,
 			numKvHeads: 1,
 			headDim: 1,
-			rotaryDim: 0,
-			rope: { theta: 10_000, scaling: null },
-			localRope: null,
-			layers: [{ window: null, rope: "none" }],
-			attentionScale: 1,
-			attentionSoftcap: null,
-			logitSoftcap: null,
-			embeddingScale: 1,
-			rmsNormEps: 1e-5,
-			normOffset: 0,
 			maxPositionEmbeddings: options.maxModelLen,
-			tieWordEmbeddings: true,
 			bosTokenId: null,
 			eosTokenIds: [],
 		};

@@ -5,6 +5,8 @@ import { statSync } from "node:fs";
 import { weightFormats } from "../onnx/decoder-graph.js";
 import { sizeCpuCache } from "./cache-memory.js";
 import { cachedGraph } from "./graph-cache.js";
+import { findImportedModel, type ImportedModel } from "./imported-model.js";
+import { ImportedModelRunner } from "./imported-model-runner.js";
 import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";
 import { openModel } from "./open-model.js";
 import { OrtModelRunner } from "./ort-model-runner.js";
@@ -20,6 +22,10 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 		const value = options[key];
 		if (value !== undefined && !(Number.isInteger(value) && value >= 1)) throw new RangeError(`${key} is ${value}`);
 	}
+	const imported = statSync(options.model, { throwIfNoEntry: false })?.isDirectory()
+		? findImportedModel(options.model)
+		: undefined;
+	if (imported !== undefined) return loadImported(imported, options);
 	const model = openModel(options.model);
 	const { config, files } = model.description;
 	try {
@@ -47,4 +53,26 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 	} finally {
 		model.weights.close();
 	}
+}
+
+/** Loads a graph that somebody else made, as it is. */
+function loadImported(model: ImportedModel, options: ModelRunnerOptions): ModelRunner {
+	const { weightBytes, config } = model;
+	const { numLayers, numKvHeads, headDim, maxPositionEmbeddings } = config;
+	options.onProgress?.("load", 0);
+	const size = sizeCpuCache({
+		...options,
+		// Whether it is fp16 the graph tells when it is loaded; counting it as fp32 errs on the safe side.
+		geometry: { numLayers, numKvHeads, headDim, bytesPerElement: 4 },
+		maxPositionEmbeddings,
+		weightBytes,
+	});
+	const runner = ImportedModelRunner.load({
+		...size,
+		model,
+		intraOpThreads: options.intraOpThreads ?? 1,
+		spinning: options.spinning ?? false,
+	});
+	options.onProgress?.("load", 1);
+	return runner;
 }

@@ -58,21 +58,30 @@ export interface LayerAttention {
 	readonly rope: "global" | "local" | "none";
 }
 
-/** The architecture of a model, whatever file it was read from. */
-export interface ModelConfig {
-	/** What its layers are made of: see FAMILIES. */
-	readonly family: ModelFamily;
+/** What a runner needs to know of a model, whoever made its graph. */
+export interface ModelShape {
 	/** Rows of the embedding, and logits per token. */
 	readonly vocabSize: number;
+	readonly numLayers: number;
+	/** Key/value heads, the same in every layer. */
+	readonly numKvHeads: number;
+	readonly headDim: number;
+	/** The longest context that the model was made for, in tokens. */
+	readonly maxPositionEmbeddings: number;
+	/** Ids that begin and end a text, where the file names them. */
+	readonly bosTokenId: number | null;
+	readonly eosTokenIds: readonly number[];
+}
+
+/** The architecture of a model, whatever file it was read from. */
+export interface ModelConfig extends ModelShape {
+	/** What its layers are made of: see FAMILIES. */
+	readonly family: ModelFamily;
 	readonly hiddenSize: number;
 	/** Width of the feed-forward layer. */
 	readonly intermediateSize: number;
-	readonly numLayers: number;
-	/** Query heads. */
+	/** Query heads; a multiple of `numKvHeads`. */
 	readonly numHeads: number;
-	/** Key/value heads; divides `numHeads`. The same in every layer. */
-	readonly numKvHeads: number;
-	readonly headDim: number;
 	/** The first so many numbers of a head turn with the position; even, at most `headDim`. */
 	readonly rotaryDim: number;
 	readonly rope: RotarySettings;
@@ -91,13 +100,8 @@ export interface ModelConfig {
 	readonly rmsNormEps: number;
 	/** Added to the weights of all norms. */
 	readonly normOffset: number;
-	/** The longest context that the model was made for, in tokens. */
-	readonly maxPositionEmbeddings: number;
 	/** True where the output matrix is the embedding. */
 	readonly tieWordEmbeddings: boolean;
-	/** Ids that begin and end a text, where the file names them. */
-	readonly bosTokenId: number | null;
-	readonly eosTokenIds: readonly number[];
 }
 
 /** One sequence's share of a step. */
@@ -138,7 +142,7 @@ export interface StepLogits {
 
 /** Executes a model over a cache of KV blocks. Owned by one thread; no call may overlap another. */
 export interface ModelRunner {
-	readonly config: ModelConfig;
+	readonly config: ModelShape;
 	readonly device: "cpu" | "cuda";
 	/** Tokens of one sequence. */
 	readonly maxModelLen: number;
@@ -179,7 +183,7 @@ export interface ModelRunner {
 
 /** What `loadModelRunner` needs. */
 export interface ModelRunnerOptions {
-	/** A folder with config.json and safetensors, or a .gguf file. */
+	/** A folder with config.json and safetensors, one of onnxruntime-genai, or a .gguf file. */
 	readonly model: string;
 	/** Sequences in a step; default 32, or fewer where the cache of so many does not fit. */
 	readonly maxNumSeqs?: number | undefined;

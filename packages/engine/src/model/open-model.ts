@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Opens a model on disk: a folder in Hugging Face form or one GGUF file.
 
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { GgufValue } from "../weights/gguf-header.js";
 import { GgufWeights } from "../weights/gguf-weights.js";
@@ -11,6 +11,7 @@ import type { WeightSource, WeightType } from "../weights/weight-source.js";
 import { checkGgufFamily, configFromGguf } from "./gguf-config.js";
 import { configFromJson } from "./model-config.js";
 import type { ModelConfig } from "./model-runner.js";
+import { readModelJson } from "./settings.js";
 
 /** What a model is, without its weights. */
 export interface ModelDescription {
@@ -30,16 +31,6 @@ export interface ModelDescription {
 export interface OpenModel {
 	readonly description: ModelDescription;
 	readonly weights: WeightSource;
-}
-
-function readJson(path: string): Record<string, unknown> {
-	try {
-		const json: unknown = JSON.parse(readFileSync(path, "utf8"));
-		if (typeof json === "object" && json !== null && !Array.isArray(json)) return json as Record<string, unknown>;
-	} catch (cause) {
-		throw new ModelFileError(path, `cannot be read as JSON: ${(cause as Error).message}`, { cause });
-	}
-	throw new ModelFileError(path, "is not a JSON object");
 }
 
 function weightTypes(weights: WeightSource): Partial<Record<WeightType, number>> {
@@ -75,8 +66,8 @@ function openFolder(path: string): OpenModel {
 		throw new ModelFileError(path, "has no config.json; give a folder in Hugging Face form or a .gguf file");
 	}
 	const generationPath = join(path, "generation_config.json");
-	const generation = existsSync(generationPath) ? readJson(generationPath) : undefined;
-	const config = configFromJson(configPath, readJson(configPath), generation);
+	const generation = existsSync(generationPath) ? readModelJson(generationPath) : undefined;
+	const config = configFromJson(configPath, readModelJson(configPath), generation);
 	const weights = new SafetensorsWeights(path);
 	const files = [configPath, ...safetensorsFiles(path)];
 	return {

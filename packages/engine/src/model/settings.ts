@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Typed access to the settings of a model file, and the checks that every architecture passes.
 
+import { readFileSync } from "node:fs";
 import { ModelFileError } from "../weights/model-file-error.js";
 import type { ModelConfig } from "./model-runner.js";
 
@@ -87,4 +88,18 @@ export function checkedConfig(path: string, config: ModelConfig): ModelConfig {
 export function tokenIds(value: unknown): number[] {
 	const list = Array.isArray(value) || ArrayBuffer.isView(value) ? [...(value as Iterable<unknown>)] : [value];
 	return list.filter((id): id is number => Number.isInteger(id));
+}
+
+/**
+ * Reads one of a model's files.
+ * @throws ModelFileError when it is not a JSON object.
+ */
+export function readModelJson(path: string): Record<string, unknown> {
+	try {
+		const json: unknown = JSON.parse(readFileSync(path, "utf8"));
+		if (typeof json === "object" && json !== null && !Array.isArray(json)) return json as Record<string, unknown>;
+	} catch (cause) {
+		throw new ModelFileError(path, `cannot be read as JSON: ${(cause as Error).message}`, { cause });
+	}
+	throw new ModelFileError(path, "is not a JSON object");
 }

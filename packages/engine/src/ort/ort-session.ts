@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sessions, tensors and bindings of ONNX Runtime. Everything is synchronous: the engine has a thread of its own.
 
+import koffi from "koffi";
 import { loadOrtLibrary, type OrtLibrary, type Pointer, type PointerArg } from "./ort-library.js";
 
 /** Tensor element types, as ONNXTensorElementDataType numbers them. */
@@ -143,6 +144,32 @@ export class OrtSession {
 		} finally {
 			library.api.ReleaseSessionOptions(settings);
 		}
+	}
+
+	/** Element types of the inputs and outputs, by name. */
+	signature(): { readonly inputs: ReadonlyMap<string, number>; readonly outputs: ReadonlyMap<string, number> } {
+		return { inputs: this.#types("Input"), outputs: this.#types("Output") };
+	}
+
+	#types(side: "Input" | "Output"): Map<string, number> {
+		const library = this.#library;
+		const allocator = library.create("GetAllocatorWithDefaultOptions");
+		const count = new BigUint64Array(1);
+		library.check(`SessionGet${side}Count`, this.#handle, count);
+		const types = new Map<string, number>();
+		for (let i = 0; i < count[0]!; i++) {
+			const text = library.create(`SessionGet${side}Name`, this.#handle, i, allocator);
+			const name = koffi.decode(text, "char", -1) as string;
+			library.check("AllocatorFree", allocator, text);
+			const info = library.create(`SessionGet${side}TypeInfo`, this.#handle, i);
+			const type = new Int32Array(1);
+			// Belongs to the type's information; a null pointer for what is no tensor.
+			const tensor = library.create("CastTypeInfoToTensorInfo", info);
+			if (tensor) library.check("GetTensorElementType", tensor, type);
+			library.api.ReleaseTypeInfo(info);
+			types.set(name, type[0]!);
+		}
+		return types;
 	}
 
 	createBinding(): OrtBinding {

@@ -2,7 +2,7 @@
 // A runner as tests of numbers want it: sequences by number, prompts and single tokens, without a scheduler. Each
 // sequence has the same blocks all its life.
 
-import type { ModelConfig, ModelRunner, RunnerRow } from "../model-runner.js";
+import type { ModelRunner, ModelShape, RunnerRow } from "../model-runner.js";
 
 export class RunnerDriver {
 	readonly runner: ModelRunner;
@@ -12,7 +12,7 @@ export class RunnerDriver {
 		this.runner = runner;
 	}
 
-	get config(): ModelConfig {
+	get config(): ModelShape {
 		return this.runner.config;
 	}
 
