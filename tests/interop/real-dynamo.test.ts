@@ -97,6 +97,39 @@ describe.skipIf(missing)(title("real frontend before our worker"), () => {
 		expect(answer.json.choices[0].finish_reason).toBe("stop");
 	});
 
+	test("log-probabilities of answer and prompt, n and best_of come through", async () => {
+		const base = { model: "ours", max_tokens: 8, temperature: 1, seed: 3 };
+		const chat = await http(`${frontend.url}/v1/chat/completions`, {
+			body: {
+				...base,
+				messages: [{ role: "user", content: "Hi" }],
+				logprobs: true,
+				top_logprobs: 2,
+				prompt_logprobs: 1,
+				n: 2,
+			},
+		});
+		expect(chat.status).toBe(200);
+		const { choices, usage } = chat.json;
+		expect(choices).toHaveLength(2);
+		const entries = choices.flatMap((choice: { logprobs: { content: unknown[] } }) => choice.logprobs.content);
+		expect(entries).toHaveLength(usage.completion_tokens);
+		for (const entry of entries) expect(entry.top_logprobs.length).toBeGreaterThanOrEqual(2);
+		expect(chat.json.prompt_logprobs).toHaveLength(usage.prompt_tokens);
+		expect(chat.json.prompt_logprobs[0]).toBeNull();
+		const complete = async (more: Record<string, unknown>) => {
+			const body = { ...base, prompt: "The capital of France is", logprobs: 0, ...more };
+			const { status, json } = await http(`${frontend.url}/v1/completions`, { body });
+			expect(status).toBe(200);
+			return json.choices as { text: string; logprobs: { token_logprobs: number[] } }[];
+		};
+		const score = ({ logprobs: { token_logprobs: list } }: { logprobs: { token_logprobs: number[] } }): number =>
+			list.reduce((sum, value) => sum + value, 0) / list.length;
+		const all = await complete({ n: 4 });
+		const best = await complete({ best_of: 4 });
+		expect(best.map(({ text }) => text)).toEqual([all.reduce((a, b) => (score(b) > score(a) ? b : a)).text]);
+	});
+
 	test("500 streams of 64 tokens, 32 at a time: none failed, none short", async () => {
 		const summaries = await runStreamLoad({
 			url: frontend.url,
