@@ -47,13 +47,21 @@ export class Cluster {
 		this.#servers = servers;
 	}
 
-	static async start(python: string, modelPath: string, plane: Plane, backend: Backend): Promise<Cluster> {
+	/** @param options.env further variables of every process; `options.natsConfig` of the NATS server. */
+	static async start(
+		python: string,
+		modelPath: string,
+		plane: Plane,
+		backend: Backend,
+		options: { env?: Record<string, string>; natsConfig?: string } = {},
+	): Promise<Cluster> {
 		const servers: { stop(): Promise<void> }[] = [];
-		const env: Record<string, string> = { DYN_REQUEST_PLANE: plane, DYN_DISCOVERY_BACKEND: backend };
+		const env: Record<string, string> = { DYN_REQUEST_PLANE: plane, DYN_DISCOVERY_BACKEND: backend, ...options.env };
 		if (plane === "nats") {
-			const nats = await NatsServer.start();
+			const nats = await NatsServer.start(options.natsConfig === undefined ? {} : { config: options.natsConfig });
 			servers.push(nats);
-			env.NATS_SERVER = nats.url;
+			// The real Dynamo wants to be told by the scheme.
+			env.NATS_SERVER = options.natsConfig?.includes("tls") ? nats.url.replace("nats:", "tls:") : nats.url;
 		}
 		if (backend === "etcd") {
 			const etcd = await EtcdServer.start();
@@ -79,6 +87,16 @@ export class Cluster {
 		const answers = async () => (await http(`${system}/metrics`).catch(() => undefined))?.status === 200;
 		await until(`the ${kind} mocker's system server answers`, answers, { timeoutMs: 90_000, child });
 		return { child, system };
+	}
+
+	/** Starts one of our mockers for the model "strange", with other variables than the rest; nothing is waited for. */
+	strangeMocker(more: Record<string, string>): Child {
+		const args = ["mocker", "--model-path", this.#modelPath, "--model-name", "strange"];
+		const child = startDynamo([...args, "--endpoint", "dyn://dynamo.strange.generate"], {
+			env: { ...this.env, ...more },
+		});
+		this.#children.push(child);
+		return child;
 	}
 
 	/** Starts a frontend that moves streams off lost workers, and waits until it lists both models. */

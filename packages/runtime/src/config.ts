@@ -7,6 +7,7 @@ import type { DiscoveryBackend } from "./discovery/discovery.js";
 import { type EtcdConfig, readEtcdConfig } from "./discovery/etcd/etcd-config.js";
 import type { MemStore } from "./discovery/mem.js";
 import { type EventSettings, eventSettingsFromEnv } from "./event-plane/event-settings.js";
+import { DEFAULT_LISTEN_BACKLOG } from "./net/listen.js";
 import { type NatsSettings, natsSettingsFromEnv } from "./net/nats-settings.js";
 import { type TcpTlsSettings, tcpTlsSettingsFromEnv } from "./net/tcp-tls.js";
 
@@ -39,6 +40,8 @@ export interface RuntimeConfig {
 	/** Listener that workers dial back to. */
 	readonly tcpResponseHost: string;
 	readonly tcpResponsePort: number;
+	/** Connections that may wait to be accepted by either listener. */
+	readonly tcpListenBacklog: number;
 	readonly tcpConnectTimeoutMs: number;
 	/** From sending a request to its acknowledgement. */
 	readonly tcpRequestTimeoutMs: number;
@@ -107,6 +110,7 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	tcpRpcPort: (read) => read.integer(ENV.DYN_TCP_RPC_PORT, 0, 0, 65535),
 	tcpResponseHost: (read) => read.text(ENV.DYN_TCP_RESPONSE_STREAM_HOST, "127.0.0.1"),
 	tcpResponsePort: (read) => read.integer(ENV.DYN_TCP_RESPONSE_STREAM_PORT, 0, 0, 65535),
+	tcpListenBacklog: (read) => read.integer(ENV.DYN_TCP_LISTEN_BACKLOG, DEFAULT_LISTEN_BACKLOG, 1, 65535),
 	tcpConnectTimeoutMs: (read) => read.seconds(ENV.DYN_TCP_CONNECT_TIMEOUT, 5),
 	tcpRequestTimeoutMs: (read) => read.seconds(ENV.DYN_TCP_REQUEST_TIMEOUT, 5),
 	tcpPoolSize: (read) => read.integer(ENV.DYN_TCP_POOL_SIZE, 100, 1, 65535),

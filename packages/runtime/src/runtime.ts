@@ -358,6 +358,7 @@ export class DistributedRuntime {
 			...options,
 			host: config.tcpRpcHost,
 			port: config.tcpRpcPort,
+			listenBacklog: config.tcpListenBacklog,
 			maxMessageBytes: config.tcpMaxMessageBytes,
 			serverTls: tls.server,
 		});
@@ -379,6 +380,7 @@ export class DistributedRuntime {
 		const options: CallHomeOptions = {
 			responseHost: config.tcpResponseHost,
 			responsePort: config.tcpResponsePort,
+			listenBacklog: config.tcpListenBacklog,
 			callHomeTimeoutMs: CALL_HOME_CONNECT_TIMEOUTS * config.tcpConnectTimeoutMs,
 			firstResponseTimeoutMs,
 			idleTimeoutMs,

@@ -8,12 +8,14 @@ import type { Logger } from "../observability/logging.js";
  * Connections that may wait to be accepted; the kernel cuts it down to its own limit (net.core.somaxconn). Thousands of
  * streams can begin in one turn of the event loop, and a dial that finds no room is tried again only after a second.
  */
-const BACKLOG = 65_535;
+export const DEFAULT_LISTEN_BACKLOG = 65_535;
 
 export interface ListenAddress {
 	readonly host: string;
 	/** 0: any. */
 	readonly port: number;
+	/** Connections that may wait to be accepted; default {@link DEFAULT_LISTEN_BACKLOG}. */
+	readonly backlog?: number | undefined;
 	/** What it is for; said in errors. */
 	readonly purpose: string;
 	/** The environment variables that set the two; said in errors. */
@@ -32,7 +34,7 @@ export async function listenTcp(server: Server, address: ListenAddress, log: Log
 			reject(new DynamoError("Unavailable", text, { publicMessage: text, cause: error }));
 		};
 		server.once("error", failed);
-		server.listen({ host, port, backlog: BACKLOG }, () => {
+		server.listen({ host, port, backlog: address.backlog ?? DEFAULT_LISTEN_BACKLOG }, () => {
 			server.removeListener("error", failed);
 			resolve();
 		});

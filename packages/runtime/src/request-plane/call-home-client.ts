@@ -30,6 +30,8 @@ export interface CallHomeOptions {
 	/** Address of the listener that workers dial back to. */
 	readonly responseHost: string;
 	readonly responsePort: number;
+	/** Connections that may wait to be accepted; absent: the default. */
+	readonly listenBacklog?: number;
 	/** From sending a request to the worker's call home. */
 	readonly callHomeTimeoutMs: number;
 	readonly firstResponseTimeoutMs: number;
@@ -62,6 +64,7 @@ export class CallHomeClient implements RequestPlaneClient {
 		const responses = await ResponseServer.listen({
 			host: options.responseHost,
 			port: options.responsePort,
+			backlog: options.listenBacklog,
 			maxMessageBytes: options.maxMessageBytes,
 			tls: options.serverTls,
 			log: options.log,

@@ -97,7 +97,7 @@ export class RequestIngress {
 			{ id: control.id, headers: frame.headers, payload, codec: control.codec, receivedAt },
 			(error) => log.error("a cancellation callback failed", { request_id: control.id, error }),
 		);
-		const observer = entry.observer.onRequest(body.length, frame.headers);
+		const observer = entry.observer.onRequest(body.length, frame.headers, problem !== undefined);
 		const response = new TcpResponseWriter(
 			callHome,
 			{

@@ -23,8 +23,10 @@ export function logRequests(
 	};
 	return {
 		onInvalid: (kind) => next.onInvalid(kind),
-		onRequest(bytes, headers) {
-			const observer = next.onRequest(bytes, headers);
+		onRequest(bytes, headers, refused) {
+			const observer = next.onRequest(bytes, headers, refused);
+			// Any peer can cause as many of those as it likes; they are told elsewhere, and not each.
+			if (refused === true) return observer;
 			const fields = { ...common, request_id: headers[REQUEST_HEADERS.requestId], ...traceFields(headers) };
 			log.info("request received", fields);
 			return new LoggedRequest(observer, log, fields);

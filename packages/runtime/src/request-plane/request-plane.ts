@@ -135,8 +135,11 @@ export interface EndpointRegistration {
 
 /** Told about each request of an endpoint; used for metrics. */
 export interface EndpointObserver {
-	/** A request was read; `bytes` of its body. Returns the observer of this request. */
-	onRequest(bytes: number, headers: Readonly<Record<string, string>>): RequestObserver;
+	/**
+	 * A request was read; `bytes` of its body. Returns the observer of this request.
+	 * @param refused true: only an error will be answered, since it is no request that a handler can get.
+	 */
+	onRequest(bytes: number, headers: Readonly<Record<string, string>>, refused?: boolean): RequestObserver;
 	/** A request was refused because it could not be read. */
 	onInvalid(kind: "deserialization" | "invalid_message"): void;
 }

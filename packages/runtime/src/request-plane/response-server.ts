@@ -24,6 +24,7 @@ export interface ResponseStreamReceiver {
 export interface ResponseServerOptions {
 	readonly host: string;
 	readonly port: number;
+	readonly backlog: number | undefined;
 	readonly maxMessageBytes: number;
 	readonly tls: ServerTls | undefined;
 	readonly log: Logger;
@@ -63,6 +64,7 @@ export class ResponseServer {
 			{
 				host: options.host,
 				port: options.port,
+				backlog: options.backlog,
 				purpose: "response streams",
 				variables: { host: ENV.DYN_TCP_RESPONSE_STREAM_HOST, port: ENV.DYN_TCP_RESPONSE_STREAM_PORT },
 			},

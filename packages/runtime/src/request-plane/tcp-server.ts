@@ -23,6 +23,8 @@ export interface TcpServerOptions extends RequestIngressOptions {
 	readonly host: string;
 	/** 0: any. */
 	readonly port: number;
+	/** Connections that may wait to be accepted; absent: the default. */
+	readonly listenBacklog?: number;
 	readonly maxMessageBytes: number;
 	/** How the request listener is secured; absent: plain TCP. */
 	readonly serverTls?: ServerTls | undefined;
@@ -64,6 +66,7 @@ export class TcpRequestPlaneServer implements RequestPlaneServer {
 			{
 				host: options.host,
 				port: options.port,
+				backlog: options.listenBacklog,
 				purpose: "request plane",
 				variables: { host: ENV.DYN_TCP_RPC_HOST, port: ENV.DYN_TCP_RPC_PORT },
 			},
