@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { availableParallelism } from "node:os";
-import type { Engine, EngineInfo } from "@dynamo-ts/engine";
+import type { Engine, EngineInfo, SpeculativeOptions } from "@dynamo-ts/engine";
 import { CliError, EXIT, usageError } from "./cli-error.js";
 import type { Console } from "./console.js";
 import type { ParsedFlags } from "./flags/parse-flags.js";
@@ -39,6 +39,7 @@ export async function createEngine(
 		blockSize: flags.number("block-size"),
 		kvCacheMemory: kvCacheBytes(flags.number("kv-cache-memory")),
 		enablePrefixCaching: flags.boolean("enable-prefix-caching"),
+		speculative: speculation(flags),
 		intraOpThreads: flags.number("num-threads") ?? numThreads,
 		onProgress: buildNotice(console),
 	});
@@ -66,6 +67,29 @@ export async function startEngine(engine: Engine): Promise<EngineInfo> {
 		const named = message.replaceAll(/\b[a-z]+[A-Z][A-Za-z]+\b/g, (word) => FLAG_OF_OPTION[word] ?? word);
 		throw new CliError(named, EXIT.failure, { cause: error });
 	}
+}
+
+/** @throws CliError for a method that is not there, or JSON that is none. */
+function speculation(flags: ParsedFlags): SpeculativeOptions | undefined {
+	const json = flags.string("speculative-config");
+	if (json === undefined) {
+		if ((flags.string("speculative") ?? "none") === "none") return undefined;
+		return { method: "ngram", numTokens: flags.number("speculative-tokens") };
+	}
+	let config: { method?: unknown; num_speculative_tokens?: unknown };
+	try {
+		config = JSON.parse(json) as typeof config;
+	} catch (cause) {
+		throw usageError(`--speculative-config is not JSON: ${(cause as Error).message}`);
+	}
+	const { method, num_speculative_tokens: numTokens } = config ?? {};
+	if (method !== "ngram" && method !== "[ngram]") {
+		throw usageError(`--speculative-config: the method is ${JSON.stringify(method) ?? "missing"}; ngram works`);
+	}
+	if (numTokens !== undefined && !(Number.isInteger(numTokens) && Number(numTokens) >= 1 && Number(numTokens) <= 64)) {
+		throw usageError("--speculative-config: num_speculative_tokens must be a whole number from 1 to 64");
+	}
+	return { method: "ngram", numTokens: numTokens as number | undefined };
 }
 
 /** GiB to bytes. */

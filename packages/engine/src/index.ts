@@ -17,6 +17,7 @@ export type {
 	StopOptions,
 	TopLogprob,
 } from "./engine.js";
+export type { SpeculativeOptions } from "./engine-core.js";
 export { createEngineThread, type EngineThreadOptions } from "./engine-thread.js";
 export { KvEventTap } from "./kv-event-tap.js";
 export { createMockEngine, type MockEngineOptions } from "./mock/mock-engine.js";

@@ -152,5 +152,10 @@ export const ENGINE_METRICS = {
 	stepSecondsTotal: "engine_step_seconds_total",
 	modelSecondsTotal: "engine_model_seconds_total",
 	preemptionsTotal: "engine_preemptions_total",
+	cachedBlocks: "engine_cached_blocks",
+	cacheQueryTokensTotal: "engine_cache_query_tokens_total",
+	cacheHitTokensTotal: "engine_cache_hit_tokens_total",
+	draftTokensTotal: "engine_draft_tokens_total",
+	acceptedTokensTotal: "engine_accepted_tokens_total",
 	modelLoadSeconds: "engine_model_load_seconds",
 } as const;

@@ -8,6 +8,7 @@ export function registerEngineMetrics(metrics: MetricsRegistry, engine: Engine, 
 	const labels = { [LABELS.model]: model };
 	const gauge = (name: string, help: string) => metrics.createGauge(name, help, labels);
 	const totalBlocks = gauge(ENGINE_METRICS.totalBlocks, "Blocks of the KV cache");
+	const cachedBlocks = gauge(ENGINE_METRICS.cachedBlocks, "Blocks that a prompt with the same beginning would find");
 	const usage = gauge(ENGINE_METRICS.gpuCacheUsagePercent, "Share of the KV cache in use, 0 to 1");
 	const hitRate = gauge(ENGINE_METRICS.kvCacheHitRate, "Share of prompt tokens found in the KV cache, 0 to 1");
 	const oldActive = gauge(ENGINE_METRICS.kvstatsActiveBlocks, "Blocks of the KV cache in use");
@@ -29,6 +30,10 @@ export function registerEngineMetrics(metrics: MetricsRegistry, engine: Engine, 
 			["stepSeconds", ENGINE_METRICS.stepSecondsTotal, "Time in engine steps, seconds"],
 			["modelSeconds", ENGINE_METRICS.modelSecondsTotal, "Time in the model alone, seconds"],
 			["preemptions", ENGINE_METRICS.preemptionsTotal, "Sequences set back because the cache was full"],
+			["cacheQueryTokens", ENGINE_METRICS.cacheQueryTokensTotal, "Prompt tokens looked for in the KV cache"],
+			["cacheHitTokens", ENGINE_METRICS.cacheHitTokensTotal, "Prompt tokens found in the KV cache"],
+			["draftTokens", ENGINE_METRICS.draftTokensTotal, "Tokens guessed by speculation"],
+			["acceptedTokens", ENGINE_METRICS.acceptedTokensTotal, "Guessed tokens that were right"],
 		] as const
 	).map(([key, name, help]) => {
 		const counter = metrics.createCounter(name, help, labels);
@@ -41,6 +46,7 @@ export function registerEngineMetrics(metrics: MetricsRegistry, engine: Engine, 
 		const share = stats.totalBlocks === 0 ? 0 : stats.usedBlocks / stats.totalBlocks;
 		const hits = stats.cacheQueryTokens === 0 ? 0 : stats.cacheHitTokens / stats.cacheQueryTokens;
 		totalBlocks.set(stats.totalBlocks);
+		cachedBlocks.set(stats.cachedBlocks);
 		oldTotal.set(stats.totalBlocks);
 		oldActive.set(stats.usedBlocks);
 		usage.set(share);
