@@ -4,7 +4,8 @@
 
 import { BlockManager } from "./cache/block-manager.js";
 import { checkRequest } from "./check-request.js";
-import type { EngineError, EngineRequest, EngineStats, FinishReason } from "./engine.js";
+import type { EngineError, EngineRequest, EngineStats, FinishReason, StepReport } from "./engine.js";
+import { LengthTally } from "./length-tally.js";
 import type { ModelRunner, StepLogits } from "./model/model-runner.js";
 import { NgramProposer } from "./ngram-proposer.js";
 import { Sampler } from "./sampler.js";
@@ -58,6 +59,8 @@ export class EngineCore {
 	readonly outputs: StepOutputs = new StepOutputs();
 	readonly blocks: BlockManager;
 	readonly maxNumBatchedTokens: number;
+	/** Each step leaves a report in `outputs`. */
+	reportSteps = false;
 	private readonly runner: ModelRunner;
 	private readonly scheduler: Scheduler;
 	private readonly sampler: Sampler;
@@ -170,6 +173,7 @@ export class EngineCore {
 		if (plan === undefined) return;
 		for (const sequence of plan.preempted) runner.release(sequence.handle);
 		const rows = plan.rows;
+		const held = this.reportSteps ? rowLengths(rows) : undefined;
 		if (rows.length > 0) {
 			try {
 				this.measurePace(rows, this.compute(rows));
@@ -177,8 +181,10 @@ export class EngineCore {
 				this.recover(rows, cause);
 			}
 		}
+		const seconds = (performance.now() - begin) / 1000;
 		counters.steps++;
-		counters.stepSeconds += (performance.now() - begin) / 1000;
+		counters.stepSeconds += seconds;
+		if (held !== undefined) this.outputs.setReport({ seconds, ...held, ...waitingLengths(scheduler.waitingSequences) });
 	}
 
 	stats(): EngineStats {
@@ -343,4 +349,28 @@ export class EngineCore {
 		this.scheduler.finish(sequence, reason);
 		this.sequences.delete(sequence.handle);
 	}
+}
+
+/** What a step is about to compute. */
+function rowLengths(rows: readonly Sequence[]): Pick<StepReport, "prefill" | "decode"> {
+	const prefill = new LengthTally();
+	const decode = new LengthTally();
+	let cachedTokens = 0;
+	for (const { isPrefill, start, end, length } of rows) {
+		if (!isPrefill) {
+			decode.add(length);
+			continue;
+		}
+		prefill.add(end - start);
+		cachedTokens += start;
+	}
+	return { prefill: { ...prefill.summary(), cachedTokens }, decode: decode.summary() };
+}
+
+/** What waits: prompts, and sequences that had to give way. */
+function waitingLengths(waiting: readonly Sequence[]): Pick<StepReport, "waitingPrefill" | "waitingDecode"> {
+	const prompts = new LengthTally();
+	const texts = new LengthTally();
+	for (const { length, outputLength } of waiting) (outputLength === 0 ? prompts : texts).add(length);
+	return { waitingPrefill: prompts.summary(), waitingDecode: texts.summary() };
 }

@@ -30,6 +30,9 @@ function serve(port: MessagePort, core: EngineCore, runner: ModelRunner, stats: 
 			case "abort":
 				for (let i = 0; i < message.count; i++) core.abort(message.handle + i);
 				break;
+			case "reportSteps":
+				core.reportSteps = true;
+				break;
 			case "close":
 				runner.close();
 				process.exit(0);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The thread runs the built package, so build before these tests.
+import { blockHashes } from "@dynamo-ts/protocols/internal";
 import { afterEach, describe, expect, it } from "vitest";
-import type { Engine, EngineOutput, EngineRequest } from "./engine.js";
+import type { Engine, EngineOutput, EngineRequest, StepReport } from "./engine.js";
 import { createEngineThread, type EngineThreadOptions } from "./engine-thread.js";
 import type { FakeModelOptions } from "./mock/fake-model-runner.js";
 
@@ -65,6 +66,38 @@ describe("createEngineThread", () => {
 		await engine.close();
 		await engine.close();
 		expect(() => engine.submit(request("b"), () => {})).toThrow(/closed/);
+	});
+
+	it("tells what its cache holds and what each step held, before the answers", async () => {
+		const engine = makeEngine({}, { blockSize: 4 });
+		const told: string[] = [];
+		const reports: StepReport[] = [];
+		const blocks: bigint[] = [];
+		engine.onKvEvents((events) => {
+			for (const event of events) {
+				if (event.type === "stored") blocks.push(...event.blocks.map((block) => block.blockHash));
+				told.push(event.type);
+			}
+		});
+		await engine.start();
+		engine.onStep?.((report) => reports.push(report));
+		const tokenIds = Array.from({ length: 9 }, (_, i) => i + 1);
+		const outputs = await collect(engine, request("a", { tokenIds, stop: { maxTokens: 4 } }), () =>
+			told.push("output"),
+		);
+		expect(told.indexOf("stored")).toBeLessThan(told.indexOf("output"));
+		const text = [...tokenIds, ...tokensOf(outputs)];
+		expect(blocks).toEqual(blockHashes(text, 4).sequenceHashes.slice(0, blocks.length));
+		expect(blocks.length).toBeGreaterThanOrEqual(2);
+		expect(reports[0]).toMatchObject({
+			prefill: { requests: 1, tokens: 9, variance: 0, cachedTokens: 0 },
+			decode: { requests: 0 },
+			waitingPrefill: { requests: 0 },
+			waitingDecode: { requests: 0 },
+		});
+		expect(reports.at(-1)).toMatchObject({ prefill: { requests: 0 }, decode: { requests: 1, tokens: 12 } });
+		expect(reports).toHaveLength(engine.stats().steps);
+		expect(() => engine.onKvEvents(() => {})).toThrow("before the engine starts");
 	});
 
 	it("gives many requests at once what each gets alone", async () => {

@@ -3,7 +3,15 @@
 
 import { Worker } from "node:worker_threads";
 import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
-import type { Engine, EngineError, EngineInfo, EngineOutput, EngineRequest, EngineStats } from "./engine.js";
+import type {
+	Engine,
+	EngineError,
+	EngineInfo,
+	EngineOutput,
+	EngineRequest,
+	EngineStats,
+	StepReport,
+} from "./engine.js";
 import { RequestTable, refusal } from "./request-table.js";
 import { createStatsBuffer, readStats } from "./stats-buffer.js";
 import type { EngineThreadData, EngineThreadModel, FromThread, ToThread } from "./thread-messages.js";
@@ -31,6 +39,7 @@ class EngineThread implements Engine {
 	private readonly table = new RequestTable((requestId) => this.abort(requestId));
 	private readonly failureCallbacks: ((error: Error) => void)[] = [];
 	private readonly kvCallbacks: ((events: readonly KvCacheEvent[]) => void)[] = [];
+	private readonly stepCallbacks: ((report: StepReport) => void)[] = [];
 	private state: State = "new";
 	private worker: Worker | undefined;
 	private exited: Promise<void> = Promise.resolve();
@@ -104,6 +113,11 @@ class EngineThread implements Engine {
 		this.kvCallbacks.push(callback);
 	}
 
+	onStep(callback: (report: StepReport) => void): void {
+		this.stepCallbacks.push(callback);
+		if (this.state === "ready") this.post({ type: "reportSteps" });
+	}
+
 	async close(): Promise<void> {
 		if (this.state !== "closed") {
 			const wasLoading = this.state === "loading";
@@ -142,6 +156,7 @@ class EngineThread implements Engine {
 				// First what the cache holds: who hears of an answer may look for its blocks.
 				if (message.kvEvents !== undefined) for (const tell of this.kvCallbacks) tell(message.kvEvents);
 				this.table.dispatch(message);
+				if (message.report !== undefined) for (const tell of this.stepCallbacks) tell(message.report);
 				break;
 			case "progress":
 				this.options.onProgress?.(message.stage, message.fraction);
@@ -149,6 +164,7 @@ class EngineThread implements Engine {
 			case "ready":
 				if (this.state !== "loading") return;
 				this.state = "ready";
+				if (this.stepCallbacks.length > 0) this.post({ type: "reportSteps" });
 				this.settleStart?.resolve(message.info);
 				this.settleStart = undefined;
 				break;

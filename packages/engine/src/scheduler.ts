@@ -71,6 +71,11 @@ export class Scheduler {
 		this.mixedPrefillTokens = options.maxNumBatchedTokens;
 	}
 
+	/** Sequences that hold no blocks, the next one first. */
+	get waitingSequences(): readonly Sequence[] {
+		return this.waiting;
+	}
+
 	get numWaiting(): number {
 		return this.waiting.length;
 	}

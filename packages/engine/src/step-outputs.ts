@@ -3,7 +3,7 @@
 // whatever the batch size.
 
 import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
-import type { EngineError, FinishReason, PromptLogprob } from "./engine.js";
+import type { EngineError, FinishReason, PromptLogprob, StepReport } from "./engine.js";
 import type { TokenLogprobs } from "./sampler.js";
 
 /** Integers per record: handle, token id (-1 = none), index of the finish reason + 1 (0 = goes on). */
@@ -28,6 +28,8 @@ export interface StepMessage {
 	readonly promptLogprobs?: [number, readonly (PromptLogprob | null)[]][];
 	/** What became findable in the cache, and what no longer is, in order. */
 	readonly kvEvents?: KvCacheEvent[];
+	/** Where reports of steps were asked for. */
+	readonly report?: StepReport;
 }
 
 /** Gathers a step's outputs; `take` empties it. */
@@ -38,6 +40,11 @@ export class StepOutputs {
 	private logprobs: [number, TokenLogprobs][] = [];
 	private promptLogprobs: [number, readonly (PromptLogprob | null)[]][] = [];
 	private kvEvents: KvCacheEvent[] = [];
+	private report: StepReport | undefined;
+
+	setReport(report: StepReport): void {
+		this.report = report;
+	}
 
 	addPromptLogprobs(handle: number, entries: readonly (PromptLogprob | null)[]): void {
 		this.promptLogprobs.push([handle, entries]);
@@ -71,14 +78,15 @@ export class StepOutputs {
 
 	/** The message since the last call, or undefined when nothing happened. */
 	take(): StepMessage | undefined {
-		const { records, started, errors, logprobs, promptLogprobs, kvEvents } = this;
-		if (records.length === 0 && kvEvents.length === 0) return undefined;
+		const { records, started, errors, logprobs, promptLogprobs, kvEvents, report } = this;
+		if (records.length === 0 && kvEvents.length === 0 && report === undefined) return undefined;
 		this.records = [];
 		if (started.length > 0) this.started = [];
 		if (errors.length > 0) this.errors = [];
 		if (logprobs.length > 0) this.logprobs = [];
 		if (promptLogprobs.length > 0) this.promptLogprobs = [];
 		if (kvEvents.length > 0) this.kvEvents = [];
+		this.report = undefined;
 		return {
 			type: "step",
 			records,
@@ -87,6 +95,7 @@ export class StepOutputs {
 			...(logprobs.length > 0 && { logprobs }),
 			...(promptLogprobs.length > 0 && { promptLogprobs }),
 			...(kvEvents.length > 0 && { kvEvents }),
+			...(report !== undefined && { report }),
 		};
 	}
 }

@@ -54,6 +54,8 @@ export type ToThread =
 	| { readonly type: "submit"; readonly handle: number; readonly request: EngineRequest }
 	/** All choices handle .. handle + count - 1. */
 	| { readonly type: "abort"; readonly handle: number; readonly count: number }
+	/** From now on each step is reported. */
+	| { readonly type: "reportSteps" }
 	| { readonly type: "close" };
 
 /** Thread to owner. */

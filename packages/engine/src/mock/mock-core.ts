@@ -12,10 +12,10 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import { checkRequest } from "../check-request.js";
 import type { EngineRequest, EngineStats, FinishReason, StepReport } from "../engine.js";
+import { LengthTally } from "../length-tally.js";
 import { choiceCount } from "../sampling-params.js";
 import { Sequence } from "../sequence.js";
 import { StepOutputs } from "../step-outputs.js";
-import { LengthTally } from "./length-tally.js";
 import { type BlockHash, hashText, MockBlockPool } from "./mock-block-pool.js";
 import { decodeMilliseconds, prefillMilliseconds } from "./mock-timing.js";
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Count, sum and variance of lengths that come and go.
 
-import type { LengthSummary } from "../engine.js";
+import type { LengthSummary } from "./engine.js";
 
 export class LengthTally {
 	count = 0;
