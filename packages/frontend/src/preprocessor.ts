@@ -10,8 +10,8 @@ import {
 import { type ChatMessage, shouldAddSpecialTokens, TemplateError, type Tokenizer } from "@dynamo-ts/tokenizers";
 import type { ChoiceRules } from "./choice-state.js";
 import type { FrontendMetrics } from "./frontend-metrics.js";
-import type { PromptRequest } from "./generation.js";
 import { guidedDecoding } from "./guided-decoding.js";
+import type { PromptRequest } from "./leg.js";
 import type { ModelMaterials } from "./model-materials.js";
 import { type RoutingHeaders, routingHints } from "./routing-hints.js";
 import type { WorkerSet } from "./worker-set.js";
