@@ -31,8 +31,8 @@ export interface EndpointServerOptions {
 function watched(observer: EndpointObserver, canary: Canary): EndpointObserver {
 	return {
 		onInvalid: (kind) => observer.onInvalid(kind),
-		onRequest: (bytes, headers) => {
-			const inner = observer.onRequest(bytes, headers);
+		onRequest: (bytes, headers, refused) => {
+			const inner = observer.onRequest(bytes, headers, refused);
 			return {
 				onPrologue: () => inner.onPrologue(),
 				onResponseBytes: (count) => {
@@ -57,6 +57,8 @@ export class EndpointServer implements ServedEndpoint {
 	readonly #canary: Canary | undefined;
 	#registered = false;
 	#stopped = false;
+	/** Ends the wait of a registration that is under way, when it is of no more use. */
+	#waiting = new AbortController();
 	/** Writes and deletes of the record, one after the other. */
 	#recordWork: Promise<void> = Promise.resolve();
 
@@ -96,7 +98,7 @@ export class EndpointServer implements ServedEndpoint {
 		return this.#change(async () => {
 			if (this.#stopped) throw new DynamoError("Unavailable", `endpoint ${this.#name} is stopped`);
 			if (this.#registered) return;
-			await this.#registration.ready();
+			await this.#registration.ready(this.#waiting.signal);
 			await this.#options.discovery.put(this.record);
 			this.#registered = true;
 			if (this.#canary === undefined) this.#options.health.setEndpointReady(this.#options.endpoint.name, true);
@@ -106,6 +108,8 @@ export class EndpointServer implements ServedEndpoint {
 	}
 
 	unregister(): Promise<void> {
+		this.#waiting.abort();
+		this.#waiting = new AbortController();
 		this.#canary?.stop();
 		this.#options.health.setEndpointReady(this.#options.endpoint.name, false);
 		return this.#change(async () => {

@@ -82,6 +82,21 @@ describe.skipIf(missing)(`a real nats-server${missing && ` [skipped: ${missing}]
 		expect(states).toEqual([false, true, false, true]);
 	});
 
+	it("a wait for the server's answer ends with the connection, and with its signal", async () => {
+		const server = await start();
+		const connection = await connect({ NATS_SERVER: server.url });
+		await server.kill();
+		await until("the loss is noticed", () => !connection.up);
+		const giveUp = new AbortController();
+		const given = connection.flushed(giveUp.signal);
+		giveUp.abort();
+		await expect(given).rejects.toThrow(/not waited for any more/);
+		await expect(connection.flushed(AbortSignal.abort())).rejects.toThrow(/not waited for any more/);
+		const waiting = connection.flushed();
+		await connection.close();
+		await expect(waiting).rejects.toThrow(/closed/);
+	});
+
 	it("a server that starts after its clients is waited for", async () => {
 		const port = await freePort();
 		const opening = connect({ NATS_SERVER: `127.0.0.1:${port}` });

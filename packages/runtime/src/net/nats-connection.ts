@@ -25,6 +25,8 @@ export class NatsConnection {
 	readonly #log: Logger;
 	readonly #listeners = new Set<NatsStateListener>();
 	readonly #backoff: Backoff;
+	/** Called at each change, the end included. */
+	readonly #waiters = new Set<() => void>();
 	#up = true;
 	#closed = false;
 	#changedAt = performance.now();
@@ -111,28 +113,24 @@ export class NatsConnection {
 
 	/**
 	 * Resolves once the server has processed everything sent so far; waits through a lost connection.
-	 * @throws DynamoError `Unavailable` when the connection is closed before.
+	 * @throws DynamoError `Unavailable` when the connection is closed or `signal` aborted before.
 	 */
-	async flushed(): Promise<void> {
+	async flushed(signal?: AbortSignal): Promise<void> {
 		for (;;) {
 			if (this.#closed) throw new DynamoError("Unavailable", "the connection to NATS is closed", { local: true });
-			if (this.#up) {
-				try {
-					await this.raw.flush();
-					return;
-				} catch {
-					// Lost meanwhile.
-				}
-			}
-			await new Promise<void>((resolve) => {
-				const done = () => {
-					stop();
-					clearTimeout(timer);
-					resolve();
-				};
-				const stop = this.onState(done);
-				const timer = setTimeout(done, 250);
+			if (signal?.aborted) throw new DynamoError("Unavailable", "NATS is not waited for any more", { local: true });
+			let wake = () => {};
+			const changed = new Promise<boolean>((resolve) => {
+				wake = () => resolve(false);
 			});
+			this.#waiters.add(wake);
+			signal?.addEventListener("abort", wake);
+			// The server's answer never comes when the connection is lost meanwhile.
+			const answered = this.#up ? this.raw.flush().then(() => true) : changed;
+			const done = await Promise.race([answered, changed]).catch(() => changed);
+			this.#waiters.delete(wake);
+			signal?.removeEventListener("abort", wake);
+			if (done) return;
 		}
 	}
 
@@ -140,6 +138,7 @@ export class NatsConnection {
 		if (this.#closed) return;
 		this.#closed = true;
 		this.#listeners.clear();
+		for (const wake of [...this.#waiters]) wake();
 		await this.raw.close();
 	}
 
@@ -170,6 +169,7 @@ export class NatsConnection {
 		} else {
 			this.#log.warn("connection to NATS lost; reconnecting until it stands", { server: this.servers });
 		}
+		for (const wake of [...this.#waiters]) wake();
 		for (const listener of [...this.#listeners]) {
 			try {
 				listener(up);
@@ -183,6 +183,7 @@ export class NatsConnection {
 		if (this.#closed) return;
 		this.#setUp(false);
 		this.#closed = true;
+		for (const wake of [...this.#waiters]) wake();
 		this.#log.error("the connection to NATS is closed for good; restart the process to use it again", {
 			server: this.servers,
 			error,

@@ -49,7 +49,7 @@ export class EndpointEntry implements EndpointRegistration {
 		return this.#active.size;
 	}
 
-	ready(): Promise<void> {
+	ready(_signal?: AbortSignal): Promise<void> {
 		return Promise.resolve();
 	}
 

@@ -96,8 +96,8 @@ class NatsEndpoint extends EndpointEntry {
 		this.#connection = connection;
 	}
 
-	override ready(): Promise<void> {
-		return this.#connection.flushed();
+	override ready(signal?: AbortSignal): Promise<void> {
+		return this.#connection.flushed(signal);
 	}
 
 	/** Messages that NATS has sent already are still answered, with a refusal. */

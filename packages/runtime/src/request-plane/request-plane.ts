@@ -123,8 +123,11 @@ export interface EndpointRegistration {
 	readonly inflight: number;
 	/** Requests from now on run, wait or are refused as `admission` says. */
 	limit(admission: Admission): void;
-	/** Resolves once requests that are sent from now on arrive. @throws DynamoError `Unavailable`. */
-	ready(): Promise<void>;
+	/**
+	 * Resolves once requests that are sent from now on arrive; waits for a broker that is away.
+	 * @throws DynamoError `Unavailable` when `signal` is aborted or the broker given up before.
+	 */
+	ready(signal?: AbortSignal): Promise<void>;
 	/** Refuses new requests with `Server unavailable`; those under way go on. */
 	refuse(): void;
 	/** Resolves true when no request is under way, false when `timeoutMs` milliseconds have passed. */
