@@ -1,12 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { GgufFields } from "./gguf-metadata.js";
 
-/** Hugging Face names of GGUF architectures that are laid out like Llama. */
-const ARCHITECTURES: Readonly<Record<string, { architecture: string; modelType: string }>> = {
+interface Naming {
+	architecture: string;
+	modelType: string;
+	/** Activation of the feed-forward layers. */
+	activation?: string;
+}
+
+const GELU = "gelu_pytorch_tanh";
+
+/** Hugging Face names of GGUF architectures. */
+const ARCHITECTURES: Readonly<Record<string, Naming>> = {
 	llama: { architecture: "LlamaForCausalLM", modelType: "llama" },
 	mistral3: { architecture: "MistralForCausalLM", modelType: "mistral" },
 	qwen2: { architecture: "Qwen2ForCausalLM", modelType: "qwen2" },
 	qwen3: { architecture: "Qwen3ForCausalLM", modelType: "qwen3" },
+	gemma2: { architecture: "Gemma2ForCausalLM", modelType: "gemma2", activation: GELU },
+	gemma3: { architecture: "Gemma3ForCausalLM", modelType: "gemma3_text", activation: GELU },
+	phi3: { architecture: "Phi3ForCausalLM", modelType: "phi3" },
 	smollm3: { architecture: "SmolLM3ForCausalLM", modelType: "smollm3" },
 	olmo2: { architecture: "Olmo2ForCausalLM", modelType: "olmo2" },
 	granite: { architecture: "GraniteForCausalLM", modelType: "granite" },
@@ -22,7 +34,7 @@ export interface GgufModelFacts {
 }
 
 /**
- * config.json for a GGUF file of the Llama family; undefined for other architectures. Keys that the file
+ * config.json for a GGUF file of a family that is laid out like Llama; undefined for others. Keys that the file
  * lacks are left out (RMSNorm epsilon, rope base and head counts have the defaults that GGUF gives them).
  */
 export function ggufModelConfig(fields: GgufFields, facts: GgufModelFacts): Record<string, unknown> | undefined {
@@ -50,7 +62,10 @@ export function ggufModelConfig(fields: GgufFields, facts: GgufModelFacts): Reco
 		rope_theta: fields.float(`${name}.rope.freq_base`) ?? 10000,
 		rope_scaling: ropeScaling(fields, name),
 		sliding_window: number("attention.sliding_window"),
-		hidden_act: "silu",
+		hidden_act: known.activation ?? "silu",
+		hidden_activation: known.activation,
+		attn_logit_softcapping: fields.float(`${name}.attn_logit_softcapping`),
+		final_logit_softcapping: fields.float(`${name}.final_logit_softcapping`),
 		tie_word_embeddings: facts.tieWordEmbeddings,
 		bos_token_id: facts.bosTokenId,
 		eos_token_id: facts.eosTokenIds.length > 1 ? facts.eosTokenIds : facts.eosTokenIds[0],

@@ -255,6 +255,21 @@ describe("convertGgufTokenizer - the other files", () => {
 			bos_token_id: 0,
 			eos_token_id: [1, 2],
 		});
+		const gemma = JSON.parse(
+			convertGgufTokenizer({
+				...metadata,
+				"general.architecture": "gemma2",
+				"gemma2.attention.sliding_window": 4096,
+				"gemma2.final_logit_softcapping": 30,
+			}).config!,
+		);
+		expect(gemma).toMatchObject({
+			architectures: ["Gemma2ForCausalLM"],
+			model_type: "gemma2",
+			hidden_activation: "gelu_pytorch_tanh",
+			sliding_window: 4096,
+			final_logit_softcapping: 30,
+		});
 		expect(convertGgufTokenizer({ ...metadata, "general.architecture": "mamba" }).config).toBeUndefined();
 	});
 

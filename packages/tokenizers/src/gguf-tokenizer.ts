@@ -24,7 +24,7 @@ export interface GgufHuggingFaceFiles {
 	tokenizerConfig: string;
 	/** generation_config.json */
 	generationConfig: string;
-	/** config.json; undefined for an architecture outside the Llama family */
+	/** config.json; undefined for an architecture that is laid out in another way than Llama */
 	config: string | undefined;
 }
 

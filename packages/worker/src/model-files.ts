@@ -112,7 +112,7 @@ async function convertGguf(path: string, cacheDir: string): Promise<string> {
 	}
 	const files = convertGgufTokenizer(gguf, { tieWordEmbeddings: config.tieWordEmbeddings });
 	if (files.config === undefined) {
-		const message = `${path}: the architecture is not one of the Llama family, so there is no config.json for it`;
+		const message = `${path}: there is no config.json for its architecture`;
 		throw new DynamoError("InvalidArgument", message, { publicMessage: message });
 	}
 	await writeFolder(folder, {

@@ -2,16 +2,18 @@
 // Every family against logits that transformers computed in fp32 (scripts/golden-families.py): prompts in one
 // piece, in chunks, and token by token.
 
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
+import { SafetensorsWeights } from "../weights/safetensors.js";
 import { FAMILIES } from "./families.js";
 import { loadModelRunner } from "./load-model-runner.js";
 import type { Quantization } from "./model-runner.js";
 import { familyGguf } from "./testing/family-gguf.js";
 import { RunnerDriver } from "./testing/runner-driver.js";
+import { encodeSafetensors, type TinyTensor } from "./testing/tiny-llama.js";
 
 const FIXTURES = fileURLToPath(new URL("../../fixtures/families/", import.meta.url));
 const NAMES = readdirSync(FIXTURES).sort();
@@ -107,6 +109,25 @@ describe("as GGUF", () => {
 		const actual = await withRunner(name, "none", (runner) => logitsOf(runner, ids, [16, 5]), path);
 		expect(largestDifference(actual, logits)).toBeLessThan(LOGIT_ERROR);
 	});
+});
+
+it("Gemma 3 inside a model that sees images", async () => {
+	const { ids, logits } = golden("gemma3");
+	const source = new SafetensorsWeights(join(FIXTURES, "gemma3"));
+	const tensors = new Map<string, TinyTensor>();
+	for (const { name, shape, rows } of source.tensors.values()) {
+		tensors.set(`language_model.${name}`, { shape, data: source.readRows(name, 0, rows) });
+	}
+	source.close();
+	tensors.set("vision_tower.layer.weight", { shape: [2, 2], data: new Float32Array(4) });
+	const folder = join(root, "multimodal");
+	mkdirSync(folder);
+	writeFileSync(join(folder, "model.safetensors"), encodeSafetensors(tensors, "F32"));
+	const text = JSON.parse(readFileSync(join(FIXTURES, "gemma3", "config.json"), "utf8"));
+	const config = { architectures: ["Gemma3ForConditionalGeneration"], model_type: "gemma3", text_config: text };
+	writeFileSync(join(folder, "config.json"), JSON.stringify(config));
+	const actual = await withRunner("gemma3", "none", (runner) => logitsOf(runner, ids, [ids.length]), folder);
+	expect(largestDifference(actual, logits)).toBeLessThan(LOGIT_ERROR);
 });
 
 it("every family has a golden file", () => {
