@@ -7,7 +7,7 @@ import { availableParallelism, freemem, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import { ENV } from "@dynamo-ts/protocols/internal";
 import { ALIASES, DEFAULT_ALIAS } from "./models/aliases.js";
-import { cacheDirs } from "./models/cache-dirs.js";
+import { cacheDirs, cudaLibraryDirs } from "./models/cache-dirs.js";
 import { findCached } from "./models/hub.js";
 import { bytesText } from "./models/progress.js";
 import { wheelFile } from "./models/wheel.js";
@@ -42,6 +42,7 @@ export const DOCTOR_CHECKS: readonly DoctorCheck[] = [
 	processors,
 	httpPort,
 	onnxRuntime,
+	cuda,
 	defaultModel,
 	cacheFolder,
 	fileDiscovery,
@@ -101,6 +102,21 @@ function onnxRuntime(): DoctorResult {
 			"install again with npm run setup; on Linux it needs glibc 2.28 or newer",
 		);
 	}
+}
+
+/** In a process of its own: a broken driver may end the one that asks. */
+async function cuda({ env }: DoctorContext): Promise<DoctorResult> {
+	const folders = cudaLibraryDirs(env);
+	const given = env[ENV.ORT_LIB_DIR] !== undefined && env[ENV.ORT_LIB_DIR] !== "";
+	if (!given && !existsSync(folders[0]!)) {
+		return ok(`CUDA: not set up (no ${folders[0]}, and ${ENV.ORT_LIB_DIR} is not set); models run on the CPU`);
+	}
+	const { probeCuda } = await import("@dynamo-ts/engine/internal");
+	const { usable, steps, reason, cure } = await probeCuda(folders, { ...env });
+	const done = steps.length === 0 ? "" : ` (${steps.join("; ")})`;
+	return usable
+		? ok(`CUDA can be used${done}`)
+		: warn(`CUDA cannot be used: ${reason}${done}`, cure ?? "see docs/gpu.md");
 }
 
 async function defaultModel({ env }: DoctorContext): Promise<DoctorResult> {

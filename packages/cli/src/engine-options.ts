@@ -4,6 +4,7 @@ import type { Engine, EngineInfo, SpeculativeOptions } from "@dynamo-ts/engine";
 import { CliError, EXIT, usageError } from "./cli-error.js";
 import type { Console } from "./console.js";
 import type { ParsedFlags } from "./flags/parse-flags.js";
+import { cudaLibraryDirs } from "./models/cache-dirs.js";
 import type { ResolvedModel } from "./models/resolve-model.js";
 
 /** More threads than this gain nothing in one decode step of the models that run on a CPU. */
@@ -14,10 +15,7 @@ export function defaultNumThreads(engines = 1): number {
 	return Math.max(1, Math.min(MAX_DEFAULT_THREADS, Math.floor((availableParallelism() - 1) / engines)));
 }
 
-/**
- * Makes the engine that the flags ask for; nothing is loaded yet.
- * @throws CliError for a device that this version does not have.
- */
+/** Makes the engine that the flags ask for; nothing is loaded yet. */
 export async function createEngine(
 	flags: ParsedFlags,
 	model: ResolvedModel,
@@ -25,9 +23,6 @@ export async function createEngine(
 	console: Console,
 	numThreads: number,
 ): Promise<Engine> {
-	if (flags.string("device") === "cuda") {
-		throw usageError("--device cuda is not in this version: use --device cpu (or leave it out)");
-	}
 	const { createEngineThread } = await import("@dynamo-ts/engine");
 	return createEngineThread({
 		model: model.path,
@@ -37,6 +32,9 @@ export async function createEngine(
 		maxModelLen: flags.number("max-model-len"),
 		maxNumBatchedTokens: flags.number("max-num-batched-tokens"),
 		blockSize: flags.number("block-size"),
+		device: (flags.string("device") ?? "auto") as "auto" | "cpu" | "cuda",
+		cudaLibraryDirs: cudaLibraryDirs(flags.env),
+		gpuMemoryUtilization: flags.number("gpu-memory-utilization"),
 		kvCacheMemory: kvCacheBytes(flags.number("kv-cache-memory")),
 		enablePrefixCaching: flags.boolean("enable-prefix-caching"),
 		speculative: speculation(flags),
@@ -51,6 +49,7 @@ const FLAG_OF_OPTION: Readonly<Record<string, string>> = {
 	maxNumSeqs: "--max-num-seqs",
 	maxNumBatchedTokens: "--max-num-batched-tokens",
 	kvCacheMemory: "--kv-cache-memory",
+	gpuMemoryUtilization: "--gpu-memory-utilization",
 	blockSize: "--block-size",
 	intraOpThreads: "--num-threads",
 };

@@ -6,6 +6,7 @@ import { BlockManager } from "./cache/block-manager.js";
 import { checkRequest } from "./check-request.js";
 import type { EngineError, EngineRequest, EngineStats, FinishReason, StepReport } from "./engine.js";
 import { LengthTally } from "./length-tally.js";
+import { DEFAULT_BATCHED_TOKENS } from "./model/cache-memory.js";
 import type { ModelRunner, StepLogits } from "./model/model-runner.js";
 import { NgramProposer } from "./ngram-proposer.js";
 import { Sampler } from "./sampler.js";
@@ -38,8 +39,6 @@ export interface EngineCoreOptions {
 	readonly kvEvents?: boolean | undefined;
 }
 
-/** Tokens per step unless more sequences may run: on CPU larger chunks of prompts are no faster per token. */
-const DEFAULT_BATCHED_TOKENS = 128;
 /** While sequences generate, prompts may take about so much of a step, in seconds. */
 const MIXED_PREFILL_SECONDS = 0.1;
 /** The least prompt tokens of such a step. */
@@ -51,8 +50,11 @@ const DRAFT_BATCH = { cpu: 2, cuda: 16 } as const;
 const PACE_WEIGHT = 0.2;
 
 /** Tokens in one step as asked, or by default. */
-export function batchedTokens(asked: number | undefined, maxNumSeqs: number): number {
-	return asked ?? Math.max(DEFAULT_BATCHED_TOKENS, maxNumSeqs);
+export function batchedTokens(
+	asked: number | undefined,
+	{ device, maxNumSeqs }: Pick<ModelRunner, "device" | "maxNumSeqs">,
+): number {
+	return asked ?? Math.max(DEFAULT_BATCHED_TOKENS[device], maxNumSeqs);
 }
 
 export class EngineCore {
@@ -90,7 +92,7 @@ export class EngineCore {
 	/** @param runner is used by nobody else; the owner closes it. */
 	constructor(runner: ModelRunner, options: EngineCoreOptions = {}) {
 		this.runner = runner;
-		this.maxNumBatchedTokens = batchedTokens(options.maxNumBatchedTokens, runner.maxNumSeqs);
+		this.maxNumBatchedTokens = batchedTokens(options.maxNumBatchedTokens, runner);
 		this.maxLength = Math.min(runner.maxModelLen, runner.numBlocks * runner.blockSize);
 		this.blocks = new BlockManager({
 			numBlocks: runner.numBlocks,

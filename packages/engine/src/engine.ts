@@ -150,6 +150,8 @@ export interface EngineInfo {
 	readonly maxNumBatchedTokens: number;
 	readonly vocabSize: number;
 	readonly device: "cpu" | "cuda" | "mock";
+	/** Why it is not CUDA, where that was not excluded; with words of the loader or the CUDA runtime. */
+	readonly deviceNote?: string | undefined;
 	/** As it was asked for; "none" for the simulated engine. */
 	readonly quantization: string;
 	/**

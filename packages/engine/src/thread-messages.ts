@@ -3,6 +3,7 @@
 
 import type { EngineInfo, EngineRequest } from "./engine.js";
 import type { SpeculativeOptions } from "./engine-core.js";
+import type { DeviceChoice } from "./model/choose-device.js";
 import type { ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
 import type { StepMessage } from "./step-outputs.js";
 
@@ -14,13 +15,19 @@ export interface EngineThreadModel {
 	readonly cacheDir: string;
 	/** Default "auto". */
 	readonly quantization?: Quantization | undefined;
-	/** Sequences in one step; default 32, or fewer where the cache of so many does not fit. */
+	/** Where the model runs; default "cpu". */
+	readonly device?: DeviceChoice | undefined;
+	/** Folders in which ONNX Runtime with its CUDA provider is looked for; default none. */
+	readonly cudaLibraryDirs?: readonly string[] | undefined;
+	/** Share of a CUDA device's memory that may be used, weights included; default 0.9. */
+	readonly gpuMemoryUtilization?: number | undefined;
+	/** Sequences in one step; default 32 (on CUDA 64), or fewer where the cache of so many does not fit. */
 	readonly maxNumSeqs?: number | undefined;
 	/** Tokens of a sequence; default: what the model was made for, at most 4096 and what fits in memory. */
 	readonly maxModelLen?: number | undefined;
-	/** Tokens in one step; default 128, or as many as there may be sequences. */
+	/** Tokens in one step; default 128 (on CUDA 2048), or as many as there may be sequences. */
 	readonly maxNumBatchedTokens?: number | undefined;
-	/** Tokens per block; default 16. */
+	/** Tokens per block; default 16, on CUDA as its fastest attention wants it. */
 	readonly blockSize?: number | undefined;
 	/** Bytes for keys and values; default: by the machine's memory. */
 	readonly kvCacheMemory?: number | undefined;

@@ -9,6 +9,8 @@ export const LABELS = {
 	workerId: "worker_id",
 	errorType: "error_type",
 	topic: "topic",
+	device: "device",
+	note: "note",
 } as const;
 
 /** Prefixes of metric families; a family's full name is `{prefix}_{name}`. */
@@ -158,4 +160,5 @@ export const ENGINE_METRICS = {
 	draftTokensTotal: "engine_draft_tokens_total",
 	acceptedTokensTotal: "engine_accepted_tokens_total",
 	modelLoadSeconds: "engine_model_load_seconds",
+	deviceInfo: "engine_device_info",
 } as const;

@@ -70,7 +70,11 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 			data_parallel_size: 1,
 			enable_local_indexer: options.kvEvents === true,
 			kv_event_publishing_enabled: options.kvEvents === true,
-			runtime_data: { device: info.device, quantization: info.quantization },
+			runtime_data: {
+				device: info.device,
+				...(info.deviceNote === undefined ? {} : { device_note: info.deviceNote }),
+				quantization: info.quantization,
+			},
 			enable_eagle: false,
 		},
 		media_decoder: null,

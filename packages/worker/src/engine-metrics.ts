@@ -21,6 +21,13 @@ export function registerEngineMetrics(metrics: MetricsRegistry, engine: Engine, 
 	const running = gauge(ENGINE_METRICS.runningRequests, "Sequences that the engine computes");
 	const waiting = gauge(ENGINE_METRICS.waitingRequests, "Sequences that wait for the engine");
 	gauge(ENGINE_METRICS.modelLoadSeconds, "Time that loading the model took, seconds").set(info.loadSeconds);
+	metrics
+		.createGauge(ENGINE_METRICS.deviceInfo, "1; the labels say where the model runs, and why not on CUDA", {
+			...labels,
+			[LABELS.device]: info.device,
+			[LABELS.note]: info.deviceNote ?? "",
+		})
+		.set(1);
 
 	const counters: [keyof EngineStats, (by: number) => void][] = (
 		[

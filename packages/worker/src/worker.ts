@@ -159,6 +159,7 @@ async function serve(
 		await events.close();
 		throw error;
 	}
+	if (info.deviceNote !== undefined) log.info("the model runs on the CPU", { not_on_cuda: info.deviceNote });
 	log.info("serving the model", {
 		model: options.modelName,
 		endpoint: formatEndpointAddress(id),

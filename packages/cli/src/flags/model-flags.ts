@@ -47,7 +47,7 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		choices: ["auto", "none", "int8", "int4"],
 		default: "auto",
 		group: "engine options",
-		help: "How the matrices are held: auto keeps a GGUF as stored and turns safetensors into int8; none computes in float32.",
+		help: "How the matrices are held: auto keeps a GGUF as stored and turns safetensors into int8; none computes in float32. On cuda both hold float16.",
 	},
 	{
 		flag: "device",
@@ -56,7 +56,17 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		choices: ["auto", "cpu", "cuda"],
 		default: "auto",
 		group: "engine options",
-		help: "Where the model runs. This version runs on cpu, which auto picks.",
+		help: `Where the model runs. auto takes cuda where a trial shows that it can be used (${ENV.ORT_LIB_DIR} names the folder of ONNX Runtime with its CUDA provider), else cpu.`,
+	},
+	{
+		flag: "gpu-memory-utilization",
+		env: ENV.DYN_GPU_MEMORY_UTILIZATION,
+		type: "number",
+		min: 0,
+		max: 1,
+		default: 0.9,
+		group: "engine options",
+		help: "Share of a CUDA device's memory that may be used: weights, steps, and the KV cache with all the rest.",
 	},
 	{
 		flag: "max-model-len",
@@ -74,7 +84,7 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		min: 1,
 		max: 1024,
 		group: "engine options",
-		defaultText: "32, or what fits in memory",
+		defaultText: "32, on cuda 64, or what fits in memory",
 		help: "Most sequences in one step.",
 	},
 	{
@@ -83,7 +93,7 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		type: "integer",
 		min: 1,
 		group: "engine options",
-		defaultText: "128, or as many as --max-num-seqs",
+		defaultText: "128, on cuda 2048, or as many as --max-num-seqs",
 		help: "Most tokens in one step, prompts included.",
 	},
 	{
@@ -136,7 +146,7 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		min: 1,
 		max: 1024,
 		group: "engine options",
-		defaultText: "16",
+		defaultText: "16, on cuda 64 to 256 by the model's heads",
 		help: "Tokens per KV block.",
 	},
 	{
@@ -167,7 +177,6 @@ const VLLM_FLAGS: readonly FlagSpec[] = (
 		["string", "dtype", "the weights are held as --quantization says and computed in float32"],
 		["boolean", "enforce-eager", "there is no graph capture to switch off"],
 		["boolean", "trust-remote-code", "code of a model is never run"],
-		["number", "gpu-memory-utilization", "the cache is sized by --max-num-seqs and --max-model-len"],
 		["string", "connector", "this version moves no KV cache between workers"],
 		["string", "otlp-traces-endpoint", "this version sends no traces"],
 		["string", "load-format", "the format is read from the files"],

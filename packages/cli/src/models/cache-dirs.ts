@@ -12,6 +12,8 @@ export interface CacheDirs {
 	readonly models: string;
 	/** Graphs that the engine makes from models. */
 	readonly graphs: string;
+	/** ONNX Runtime with its CUDA provider, where ORT_LIB_DIR names no other folder. */
+	readonly ortCuda: string;
 	/** Files of model cards that were made from GGUF files. */
 	readonly cards: string;
 	/** Files of model cards that the frontend fetched. */
@@ -26,9 +28,15 @@ export function cacheDirs(env: Env): CacheDirs {
 		root,
 		models: join(root, "models"),
 		graphs: join(root, "graphs"),
+		ortCuda: join(root, "ort-cuda"),
 		cards: join(root, "cards"),
 		fetchedCards: join(root, "mdc"),
 	};
+}
+
+/** Folders in which ONNX Runtime with its CUDA provider is looked for. */
+export function cudaLibraryDirs(env: Env): string[] {
+	return [text(env[ENV.ORT_LIB_DIR]) ?? cacheDirs(env).ortCuda];
 }
 
 /** The Hugging Face cache, where other tools look too: HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub. */

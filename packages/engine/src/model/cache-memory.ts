@@ -6,8 +6,13 @@ import { totalmem } from "node:os";
 
 /** The longest context that is taken without being asked for, in tokens. */
 const DEFAULT_MAX_MODEL_LEN = 4096;
-/** Sequences in a step unless asked for another number. */
-export const DEFAULT_MAX_NUM_SEQS = 32;
+/** Sequences in a step unless asked for another number, by device. */
+export const DEFAULT_MAX_NUM_SEQS = { cpu: 32, cuda: 64 } as const;
+/**
+ * Tokens in a step unless asked for another number, by device; never fewer than sequences. On a CPU larger chunks of
+ * prompts are no faster per token.
+ */
+export const DEFAULT_BATCHED_TOKENS = { cpu: 128, cuda: 2048 } as const;
 /** Tokens per block unless asked for another number. */
 export const DEFAULT_BLOCK_SIZE = 16;
 /** Of the memory: left to the runtime, the system and other processes. */
@@ -99,7 +104,7 @@ export function sizeCpuCache(request: CacheRequest): CacheSize {
 	const leastPool = roundUp(maxModelLen);
 	// Half for the slots: the pool then holds what runs and as much again.
 	const fitting = Math.floor(Math.min(tokens / 2, tokens - leastPool) / maxModelLen);
-	const maxNumSeqs = request.maxNumSeqs ?? Math.max(1, Math.min(DEFAULT_MAX_NUM_SEQS, fitting));
+	const maxNumSeqs = request.maxNumSeqs ?? Math.max(1, Math.min(DEFAULT_MAX_NUM_SEQS.cpu, fitting));
 	const slotTokens = maxNumSeqs * maxModelLen;
 	if (slotTokens + leastPool > tokens) {
 		const count = `${maxNumSeqs} sequence${maxNumSeqs === 1 ? "" : "s"}`;

@@ -19,6 +19,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { buildDecoderGraph, GRAPH_VERSION } from "../onnx/decoder-graph.js";
+import type { GraphTarget } from "../onnx/matrix-writer.js";
 import { WeightsWriter } from "../onnx/weights-writer.js";
 import { ModelFileError } from "../weights/model-file-error.js";
 import type { Quantization } from "./model-runner.js";
@@ -47,9 +48,9 @@ interface Manifest {
 }
 
 /** Name of the cache folder: a hash of everything that the graph depends on. */
-export function graphKey(model: OpenModel, quantization: Quantization): string {
+export function graphKey(model: OpenModel, quantization: Quantization, target: GraphTarget = "cpu"): string {
 	const hash = createHash("sha256");
-	hash.update(JSON.stringify([GRAPH_VERSION, quantization, model.description.config]));
+	hash.update(JSON.stringify([GRAPH_VERSION, target, quantization, model.description.config]));
 	const piece = Buffer.alloc(FINGERPRINT_BYTES);
 	for (const path of model.description.files) {
 		const { size, mtimeMs } = statSync(path);
@@ -164,8 +165,9 @@ export function cachedGraph(
 	quantization: Quantization,
 	cacheDir: string,
 	onProgress?: (fraction: number) => void,
+	target: GraphTarget = "cpu",
 ): CachedGraph {
-	const folder = join(cacheDir, graphKey(model, quantization));
+	const folder = join(cacheDir, graphKey(model, quantization, target));
 	const modelPath = join(folder, MODEL_FILE);
 	if (isWhole(folder)) {
 		markUsed(folder);
@@ -182,6 +184,7 @@ export function cachedGraph(
 				config: model.description.config,
 				source: model.weights,
 				quantization,
+				target,
 				writer,
 				weightsFile: WEIGHTS_FILE,
 				...(onProgress && { onProgress }),

@@ -14,6 +14,8 @@ const CHUNK_TOKENS = 32;
 
 /** What the runner is made of. */
 export interface ImportedModelRunnerOptions extends OrtSessionOptions, CacheSize {
+	/** See `ModelRunner.deviceNote`. */
+	readonly deviceNote?: string | undefined;
 	readonly model: ImportedModel;
 }
 

@@ -4,6 +4,7 @@
 import { statSync } from "node:fs";
 import { weightFormats } from "../onnx/decoder-graph.js";
 import { sizeCpuCache } from "./cache-memory.js";
+import { chooseDevice, cudaObstacle } from "./choose-device.js";
 import { cachedGraph } from "./graph-cache.js";
 import { findImportedModel, type ImportedModel } from "./imported-model.js";
 import { ImportedModelRunner } from "./imported-model-runner.js";
@@ -15,7 +16,7 @@ import { OrtModelRunner } from "./ort-model-runner.js";
  * Loads a model; its graph is built on the first use and found on disk later. Computes on the calling thread,
  * about a second per 100 million weights when building.
  * @throws ModelFileError for a model that does not work, OrtError when ONNX Runtime refuses it, RangeError for
- *   sizes that do not fit.
+ *   sizes that do not fit, CudaUnavailableError when CUDA is asked for and cannot be used.
  */
 export async function loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner> {
 	for (const key of ["maxNumSeqs", "maxModelLen", "blockSize", "kvCacheMemory"] as const) {
@@ -29,6 +30,13 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 	const model = openModel(options.model);
 	const { config, files } = model.description;
 	try {
+		const { device, note } = await chooseDevice({
+			asked: options.device ?? "cpu",
+			obstacle: cudaObstacle(config.family),
+			roots: options.cudaLibraryDirs ?? [],
+		});
+		// Lazily, so that a process on a CPU loads no code for CUDA.
+		if (device === "cuda") return (await import("./load-cuda-runner.js")).loadCudaRunner(model, options);
 		const weightBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
 		const { numLayers, numKvHeads, headDim, maxPositionEmbeddings } = config;
 		const size = sizeCpuCache({
@@ -47,6 +55,7 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 			weightFormats: weightFormats(config, model.weights, options.quantization),
 			intraOpThreads: options.intraOpThreads ?? 1,
 			spinning: options.spinning ?? false,
+			deviceNote: note,
 		});
 		options.onProgress?.("load", 1);
 		return runner;
@@ -56,7 +65,12 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 }
 
 /** Loads a graph that somebody else made, as it is. */
-function loadImported(model: ImportedModel, options: ModelRunnerOptions): ModelRunner {
+async function loadImported(model: ImportedModel, options: ModelRunnerOptions): Promise<ModelRunner> {
+	const { note } = await chooseDevice({
+		asked: options.device ?? "cpu",
+		obstacle: "a graph that was made elsewhere runs on the CPU only",
+		roots: options.cudaLibraryDirs ?? [],
+	});
 	const { weightBytes, config } = model;
 	const { numLayers, numKvHeads, headDim, maxPositionEmbeddings } = config;
 	options.onProgress?.("load", 0);
@@ -70,6 +84,7 @@ function loadImported(model: ImportedModel, options: ModelRunnerOptions): ModelR
 	const runner = ImportedModelRunner.load({
 		...size,
 		model,
+		deviceNote: note,
 		intraOpThreads: options.intraOpThreads ?? 1,
 		spinning: options.spinning ?? false,
 	});

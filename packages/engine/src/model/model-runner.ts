@@ -2,6 +2,7 @@
 // The seam between scheduling and computing: the engine thread decides which tokens to run, a
 // ModelRunner runs them. Calls are synchronous because the engine has a thread of its own.
 
+import type { DeviceChoice } from "./choose-device.js";
 import type { ModelFamily } from "./families.js";
 
 /** How the matrices are stored in the graph. See `matrixFormat` for what each picks. */
@@ -144,6 +145,8 @@ export interface StepLogits {
 export interface ModelRunner {
 	readonly config: ModelShape;
 	readonly device: "cpu" | "cuda";
+	/** Why it is not CUDA, where that was not excluded. */
+	readonly deviceNote?: string | undefined;
 	/** Tokens of one sequence. */
 	readonly maxModelLen: number;
 	/** Rows of a step, and sequences between their first row and `release`. */
@@ -189,11 +192,19 @@ export interface ModelRunnerOptions {
 	readonly maxNumSeqs?: number | undefined;
 	/** Tokens of a sequence; default: what the model was made for, at most 4096 and what fits in memory. */
 	readonly maxModelLen?: number | undefined;
-	/** Tokens per block; default 16. */
+	/** Tokens in one step; on CUDA memory is set aside for them. Default: by the device. */
+	readonly maxNumBatchedTokens?: number | undefined;
+	/** Tokens per block; default 16, on CUDA as its fastest attention wants it. */
 	readonly blockSize?: number | undefined;
-	/** Bytes for keys and values; default: by the machine's memory. */
+	/** Bytes for keys and values; default: by the machine's or the device's memory. */
 	readonly kvCacheMemory?: number | undefined;
 	readonly quantization: Quantization;
+	/** Default "cpu". */
+	readonly device?: DeviceChoice | undefined;
+	/** Folders in which ONNX Runtime with its CUDA provider is looked for; default none. */
+	readonly cudaLibraryDirs?: readonly string[] | undefined;
+	/** Share of a CUDA device's memory that may be used, weights included; default 0.9. */
+	readonly gpuMemoryUtilization?: number | undefined;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number;
 	/** Whether those threads spin between operators: faster on idle cores, burns them. Default false. */

@@ -13,6 +13,8 @@ export interface OrtModelRunnerOptions extends OrtSessionOptions, CacheSize {
 	readonly config: ModelConfig;
 	/** See `ModelRunner.weightFormats`. */
 	readonly weightFormats: readonly string[];
+	/** See `ModelRunner.deviceNote`. */
+	readonly deviceNote?: string | undefined;
 }
 
 /** A binding, and for how many rows of logits it was bound last. */

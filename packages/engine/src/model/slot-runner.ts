@@ -14,6 +14,8 @@ export interface SlotRunnerOptions extends CacheSize {
 	readonly config: ModelShape;
 	/** See `ModelRunner.weightFormats`. */
 	readonly weightFormats: readonly string[];
+	/** See `ModelRunner.deviceNote`. */
+	readonly deviceNote?: string | undefined;
 	/** "fp32", "fp16" or "int8". */
 	readonly kvCacheDtype: string;
 	/** Bytes of a number in the cache. */
@@ -51,6 +53,7 @@ export abstract class SlotRunner implements ModelRunner {
 	readonly kvBytesPerToken: number;
 	readonly kvCacheDtype: string;
 	readonly weightFormats: readonly string[];
+	readonly deviceNote: string | undefined;
 	protected readonly kv: CpuKvCache;
 	/** Token ids of a run. */
 	protected ids: Int32Array = fixedInts(64);
@@ -78,6 +81,7 @@ export abstract class SlotRunner implements ModelRunner {
 		this.blockSize = options.blockSize;
 		this.numBlocks = options.numBlocks;
 		this.weightFormats = options.weightFormats;
+		this.deviceNote = options.deviceNote;
 		this.kvCacheDtype = options.kvCacheDtype;
 		const geometry: CacheGeometry = {
 			numLayers: config.numLayers,

@@ -23,6 +23,8 @@ export interface AttentionEmitter {
 	 * @returns [tokens, numHeads * headDim]
 	 */
 	attend(layer: number, projections: AttentionProjections): string;
+	/** Adds what the device computes from the logits [rows, vocabulary] fp32. */
+	finish?(logits: string): void;
 }
 
 /**

@@ -9,8 +9,9 @@ import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
 import { type AttentionEmitter, type AttentionProjections, GroupQueryAttention } from "./attention-emitter.js";
 import { GraphTensors } from "./graph-tensors.js";
 import { MatrixProducts } from "./matrix-products.js";
-import { formatName, matrixFormat } from "./matrix-writer.js";
-import { MICROSOFT, OnnxModel, OnnxType } from "./onnx-model.js";
+import { formatName, type GraphTarget, matrixFormat } from "./matrix-writer.js";
+import { encodeFloats, type FloatType, MICROSOFT, OnnxModel, OnnxType } from "./onnx-model.js";
+import { PagedAttention } from "./paged-attention-emitter.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
 /** Changes whenever the same model would give another graph: old cached graphs are then not used. */
@@ -45,20 +46,26 @@ export interface GraphOptions {
 	readonly writer: WeightsWriter;
 	/** Name of the writer's file, relative to where the model will lie. */
 	readonly weightsFile: string;
-	/** Default: GroupQueryAttention. */
-	readonly attention?: (model: OnnxModel, config: ModelConfig) => AttentionEmitter;
+	/** Default: "cpu". */
+	readonly target?: GraphTarget;
 	onProgress?(fraction: number): void;
 }
 
 /** How the matrices of a model are held in its graph, in words; the format of most weights first. */
-export function weightFormats(config: ModelConfig, source: WeightSource, quantization: Quantization): string[] {
+export function weightFormats(
+	config: ModelConfig,
+	source: WeightSource,
+	quantization: Quantization,
+	target: GraphTarget = "cpu",
+): string[] {
 	const weights = new Map<string, number>();
 	for (const { name, type, rows, columns } of source.tensors.values()) {
 		if (rows === 1) continue;
 		const isOutput = name === OUTPUT && !outputIsEmbedding(config, source);
 		const isLayer = /^model\.layers\.\d+\.(self_attn|mlp)\./.test(name);
 		if (!isOutput && !isLayer && name !== EMBEDDING) continue;
-		const format = formatName(type, matrixFormat(type, quantization, isLayer ? "layer" : "vocabulary"));
+		const role = isLayer ? "layer" : "vocabulary";
+		const format = formatName(type, matrixFormat(type, quantization, role, target), target);
 		weights.set(format, (weights.get(format) ?? 0) + rows * columns);
 	}
 	return [...weights].sort(([, a], [, b]) => b - a).map(([format]) => format);
@@ -79,20 +86,25 @@ class DecoderGraphBuilder {
 	readonly #attention: AttentionEmitter;
 
 	constructor(options: GraphOptions) {
-		const { config, source, writer, quantization } = options;
+		const { config, source, writer, quantization, target = "cpu" } = options;
 		this.#options = options;
 		this.#config = config;
 		this.#family = FAMILIES[config.family];
-		this.#model = new OnnxModel(config.family, options.weightsFile);
+		this.#model = new OnnxModel(
+			config.family,
+			options.weightsFile,
+			target === "cpu" ? OnnxType.FLOAT : OnnxType.FLOAT16,
+		);
 		this.#tensors = new GraphTensors(this.#model, source, writer);
-		this.#products = new MatrixProducts(this.#model, this.#tensors, quantization);
-		this.#attention = options.attention?.(this.#model, config) ?? new GroupQueryAttention(this.#model, config);
+		this.#products = new MatrixProducts(this.#model, this.#tensors, quantization, target);
+		const Attention = target === "cpu" ? GroupQueryAttention : PagedAttention;
+		this.#attention = new Attention(this.#model, config);
 	}
 
 	/** A number as a constant. */
-	#scalar(name: string, value: number): string {
-		const bytes = new Uint8Array(Float32Array.of(value).buffer);
-		return this.#model.initializer(name, OnnxType.FLOAT, [], bytes);
+	#scalar(name: string, value: number, type: FloatType = this.#model.floatType): string {
+		const { buffer } = encodeFloats(type, Float32Array.of(value));
+		return this.#model.initializer(name, type, [], new Uint8Array(buffer));
 	}
 
 	/** Normalizes rows of `width`; without a norm x stays as it is. */
@@ -205,14 +217,19 @@ class DecoderGraphBuilder {
 	#logits(x: string, multiply: (x: string, name: string | undefined) => string): void {
 		const model = this.#model;
 		const cap = this.#config.logitSoftcap;
+		const isFloat = model.floatType === OnnxType.FLOAT;
 		model.output("logits", OnnxType.FLOAT, ["rows", this.#config.vocabSize]);
-		if (cap === null) {
-			multiply(x, "logits");
-			return;
+		let logits = multiply(x, isFloat && cap === null ? "logits" : undefined);
+		if (!isFloat) {
+			const named = cap === null ? { outputs: ["logits"] } : {};
+			logits = model.node("Cast", [logits], { ...named, attributes: { to: OnnxType.FLOAT } });
 		}
-		const scaled = model.node("Mul", [multiply(x, undefined), this.#scalar("logit_cap_inverse", 1 / cap)]);
-		const bent = model.node("Tanh", [scaled]);
-		model.node("Mul", [bent, this.#scalar("logit_cap", cap)], { outputs: ["logits"] });
+		if (cap !== null) {
+			const inverse = this.#scalar("logit_cap_inverse", 1 / cap, OnnxType.FLOAT);
+			const bent = model.node("Tanh", [model.node("Mul", [logits, inverse])]);
+			model.node("Mul", [bent, this.#scalar("logit_cap", cap, OnnxType.FLOAT)], { outputs: ["logits"] });
+		}
+		this.#attention.finish?.("logits");
 	}
 
 	build(): Uint8Array {

@@ -4,7 +4,7 @@
 
 import { ModelFileError } from "../weights/model-file-error.js";
 import { READABLE_WEIGHT_TYPES, type WeightSource, type WeightTensor } from "../weights/weight-source.js";
-import { type OnnxModel, OnnxType } from "./onnx-model.js";
+import { encodeFloats, type OnnxModel } from "./onnx-model.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
 /** Layer tensors that hold nothing a graph needs: buffers that older files saved. */
@@ -63,7 +63,8 @@ export class GraphTensors {
 
 	/** Writes numbers of ours as a constant of the graph. */
 	constant(name: string, shape: readonly number[], values: Float32Array): string {
-		return this.#model.initializer(name, OnnxType.FLOAT, shape, this.writer.tensor(values));
+		const { floatType } = this.#model;
+		return this.#model.initializer(name, floatType, shape, this.writer.tensor(encodeFloats(floatType, values)));
 	}
 
 	/** The weights of a norm as a constant; `offset` is added to each. */

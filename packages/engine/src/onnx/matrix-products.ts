@@ -7,6 +7,7 @@ import { blocksPerRow } from "./block-quantize.js";
 import type { GraphTensors } from "./graph-tensors.js";
 import {
 	declareBlocks,
+	type GraphTarget,
 	isAsStored,
 	type MatrixFormat,
 	matrixFormat,
@@ -33,21 +34,23 @@ export class MatrixProducts {
 	readonly #model: OnnxModel;
 	readonly #tensors: GraphTensors;
 	readonly #quantization: Quantization;
+	readonly #target: GraphTarget;
 	/** Values that several matrices read: constants by name, and what is derived of an activation by its name. */
 	readonly #shared = new Map<string, string>();
 
-	constructor(model: OnnxModel, tensors: GraphTensors, quantization: Quantization) {
+	constructor(model: OnnxModel, tensors: GraphTensors, quantization: Quantization, target: GraphTarget) {
 		this.#model = model;
 		this.#tensors = tensors;
 		this.#quantization = quantization;
+		this.#target = target;
 	}
 
 	#format(tensor: WeightTensor, role: "layer" | "vocabulary"): MatrixFormat {
-		return matrixFormat(tensor.type, this.#quantization, role);
+		return matrixFormat(tensor.type, this.#quantization, role, this.#target);
 	}
 
 	#write(tensors: readonly WeightTensor[], format: MatrixFormat): StoredMatrix {
-		return writeMatrix(this.#tensors.writer, this.#tensors.source, tensors, format);
+		return writeMatrix(this.#tensors.writer, this.#tensors.source, tensors, format, this.#model.floatType);
 	}
 
 	/** x [tokens, columns] times a stored matrix [rows, columns] transposed. */
@@ -57,7 +60,7 @@ export class MatrixProducts {
 		const { bias } = options;
 		const named = options.output ? { outputs: [options.output] } : {};
 		if (format.kind === "float") {
-			const weight = model.initializer(name, OnnxType.FLOAT, [rows, columns], matrix.data);
+			const weight = model.initializer(name, model.floatType, [rows, columns], matrix.data);
 			return model.node("Gemm", [x, weight, ...(bias ? [bias] : [])], { ...named, attributes: { transB: 1 } });
 		}
 		const blocks = declareBlocks(model, name, matrix);
@@ -82,7 +85,7 @@ export class MatrixProducts {
 		}
 		if (!matrix.offsets) return product;
 		const numBlocks = blocksPerRow(columns, format.blockSize);
-		const offsets = model.initializer(`${name}.offset`, OnnxType.FLOAT, [rows, numBlocks], matrix.offsets);
+		const offsets = model.initializer(`${name}.offset`, model.floatType, [rows, numBlocks], matrix.offsets);
 		const sums = this.#blockSum(x, numBlocks, format.blockSize);
 		return model.node("Gemm", [sums, offsets, product], { ...named, attributes: { transB: 1 } });
 	}
@@ -159,7 +162,8 @@ export class MatrixProducts {
 		const formats = tensors.map((tensor) => this.#format(tensor, "layer"));
 		const product = (part: string, members: readonly WeightTensor[], format: MatrixFormat) =>
 			this.#multiply(x, part, this.#write(members, format), {
-				refined: refine && isAsStored(format),
+				// Only the CPU's kernel rounds activations.
+				refined: refine && isAsStored(format) && this.#target === "cpu",
 				bias: this.#tensors.bias(part, members),
 			});
 		if (formats.every((format) => sameFormat(format, formats[0]!))) return [product(name, tensors, formats[0]!)];
@@ -176,19 +180,19 @@ export class MatrixProducts {
 		const model = this.#model;
 		const { format, rows, columns } = matrix;
 		if (format.kind === "float") {
-			const weight = model.initializer("embedding", OnnxType.FLOAT, [rows, columns], matrix.data);
+			const weight = model.initializer("embedding", model.floatType, [rows, columns], matrix.data);
 			return model.node("Gather", [weight, ids], { attributes: { axis: 0 } });
 		}
 		// The same bytes as the output matrix where that is shared, under the two-dimensional shape that this one wants.
 		const packed = model.initializer("embedding.q", OnnxType.UINT8, [rows, (columns * format.bits) / 8], matrix.data);
 		const blocks = blocksPerRow(columns, format.blockSize);
-		const scales = model.initializer("embedding.scale", OnnxType.FLOAT, [rows, blocks], matrix.scales!);
+		const scales = model.initializer("embedding.scale", model.floatType, [rows, blocks], matrix.scales!);
 		const values = model.node("GatherBlockQuantized", [packed, ids, scales], {
 			domain: MICROSOFT,
 			attributes: { gather_axis: 0, quantize_axis: 1, block_size: format.blockSize, bits: format.bits },
 		});
 		if (!matrix.offsets) return values;
-		const offsets = model.initializer("embedding.offset", OnnxType.FLOAT, [rows, blocks], matrix.offsets);
+		const offsets = model.initializer("embedding.offset", model.floatType, [rows, blocks], matrix.offsets);
 		const gathered = model.node("Gather", [offsets, ids], { attributes: { axis: 0 } });
 		const perBlock = model.int64Constant("embedding_blocks", [-1, blocks, format.blockSize]);
 		const onePerBlock = model.int64Constant("embedding_offsets", [-1, blocks, 1]);

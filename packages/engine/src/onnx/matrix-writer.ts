@@ -5,7 +5,7 @@ import type { Quantization } from "../model/model-runner.js";
 import { blockLayout } from "../weights/gguf-blocks.js";
 import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
 import { blocksPerRow, type QuantizedRows, quantize4, quantize8, repackBlocks, storedForm } from "./block-quantize.js";
-import { type ExternalLocation, type OnnxModel, OnnxType } from "./onnx-model.js";
+import { type ExternalLocation, encodeFloats, type FloatType, type OnnxModel, OnnxType } from "./onnx-model.js";
 import type { WeightsWriter } from "./weights-writer.js";
 
 /** How a matrix is stored in the graph. */
@@ -20,6 +20,9 @@ export type MatrixFormat =
 			/** Each block also has a number that is added to its weights. */
 			readonly offsets: boolean;
 	  };
+
+/** The device that a graph is for: fp32 on a CPU, half precision on CUDA. */
+export type GraphTarget = "cpu" | "cuda";
 
 /** Rows handled at a time are limited to this many weights: bounds the memory of a build. */
 const CHUNK_WEIGHTS = 1 << 22;
@@ -41,13 +44,16 @@ const INT4: MatrixFormat = { kind: "blocks", bits: 4, blockSize: 32, asStored: f
  * - int8: 8 bits in blocks of 64, Q8_0 as stored;
  * - int4: 4 bits in blocks of 32 and every stored block format as it is; embedding and output matrix stay at
  *   8 bits, since errors there reach the logits directly.
+ *
+ * On CUDA none and auto are half precision: its 8-bit kernels are slower than that from a few rows on.
  */
 export function matrixFormat(
 	type: WeightTensor["type"],
 	quantization: Quantization,
 	role: "layer" | "vocabulary",
+	target: GraphTarget = "cpu",
 ): MatrixFormat {
-	if (quantization === "none") return FLOAT;
+	if (quantization === "none" || (quantization === "auto" && target === "cuda")) return FLOAT;
 	if (quantization === "int8") return (type === "Q8_0" ? asStored(type) : undefined) ?? INT8;
 	return asStored(type) ?? (quantization === "int4" && role === "layer" ? INT4 : INT8);
 }
@@ -62,9 +68,9 @@ export function isAsStored(format: MatrixFormat): boolean {
 	return format.kind === "blocks" && format.asStored;
 }
 
-/** A format in words: "fp32", "int8", "int4" or e.g. "q4_1 as stored". */
-export function formatName(type: WeightTensor["type"], format: MatrixFormat): string {
-	if (format.kind === "float") return "fp32";
+/** A format in words: "fp32", "fp16", "int8", "int4" or e.g. "q4_1 as stored". */
+export function formatName(type: WeightTensor["type"], format: MatrixFormat, target: GraphTarget = "cpu"): string {
+	if (format.kind === "float") return target === "cpu" ? "fp32" : "fp16";
 	return format.asStored ? `${type.toLowerCase()} as stored` : `int${format.bits}`;
 }
 
@@ -73,7 +79,7 @@ export interface StoredMatrix {
 	readonly format: MatrixFormat;
 	readonly rows: number;
 	readonly columns: number;
-	/** fp32 [rows, columns], or packed integers [rows, blocks, bytes]. */
+	/** Floats [rows, columns], or packed integers [rows, blocks, bytes]. */
 	readonly data: ExternalLocation;
 	/** [rows, blocks] of a block format. */
 	readonly scales?: ExternalLocation;
@@ -109,6 +115,7 @@ export function writeMatrix(
 	source: WeightSource,
 	tensors: readonly WeightTensor[],
 	format: MatrixFormat,
+	floatType: FloatType = OnnxType.FLOAT,
 ): StoredMatrix {
 	const columns = tensors[0]!.columns;
 	const rows = tensors.reduce((sum, tensor) => sum + tensor.rows, 0);
@@ -121,7 +128,7 @@ export function writeMatrix(
 		for (let first = 0; first < tensor.rows; first += chunkRows) {
 			const count = Math.min(chunkRows, tensor.rows - first);
 			if (format.kind === "float") {
-				writer.write(source.readRows(tensor.name, first, count));
+				writer.write(encodeFloats(floatType, source.readRows(tensor.name, first, count)));
 				continue;
 			}
 			const quantized = quantizedRows(source, tensor, format, first, count);
@@ -137,14 +144,15 @@ export function writeMatrix(
 		for (const part of parts) writer.write(part);
 		return writer.end();
 	};
+	const encoded = (part: Float32Array) => encodeFloats(floatType, part);
 	return {
 		format,
 		rows,
 		columns,
 		data,
-		...(scales.length > 0 && { scales: writeParts(scales) }),
+		...(scales.length > 0 && { scales: writeParts(scales.map(encoded)) }),
 		...(zeroPoints.length > 0 && { zeroPoints: writeParts(zeroPoints) }),
-		...(offsets.length > 0 && { offsets: writeParts(offsets) }),
+		...(offsets.length > 0 && { offsets: writeParts(offsets.map(encoded)) }),
 	};
 }
 
@@ -156,7 +164,7 @@ export function declareBlocks(model: OnnxModel, name: string, matrix: StoredMatr
 	const blockBytes = (format.blockSize * format.bits) / 8;
 	const inputs = [
 		model.initializer(`${name}.q`, OnnxType.UINT8, [rows, blocks, blockBytes], data),
-		model.initializer(`${name}.scale`, OnnxType.FLOAT, [rows, blocks], scales!),
+		model.initializer(`${name}.scale`, model.floatType, [rows, blocks], scales!),
 	];
 	if (zeroPoints) {
 		inputs.push(model.initializer(`${name}.zero`, OnnxType.UINT8, [rows, Math.ceil(blocks / 2)], zeroPoints));

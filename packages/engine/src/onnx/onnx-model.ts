@@ -1,11 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 // An ONNX model in the making: nodes, initializers, inputs and outputs, serialized as onnx.proto has it.
 
+import { encodeF16 } from "../weights/float-formats.js";
 import { ProtobufWriter } from "./protobuf-writer.js";
 
 /** Numbers of TensorProto.DataType. */
-export const OnnxType = { FLOAT: 1, UINT8: 2, INT32: 6, INT64: 7 } as const;
+export const OnnxType = { FLOAT: 1, UINT8: 2, INT32: 6, INT64: 7, FLOAT16: 10 } as const;
 export type OnnxType = (typeof OnnxType)[keyof typeof OnnxType];
+
+/** What weights and activations may be. */
+export type FloatType = typeof OnnxType.FLOAT | typeof OnnxType.FLOAT16;
+
+/**
+ * Numbers in the form of a type.
+ * @throws RangeError for a number that half precision cannot hold.
+ */
+export function encodeFloats(type: FloatType, values: Float32Array): Float32Array | Uint16Array {
+	if (type === OnnxType.FLOAT) return values;
+	const halves = encodeF16(values);
+	for (let i = 0; i < halves.length; i++) {
+		if ((halves[i]! & 0x7c00) === 0x7c00) throw new RangeError(`${values[i]} is beyond the range of half precision`);
+	}
+	return halves;
+}
 
 /** Domain of ONNX Runtime's own operators. */
 export const MICROSOFT = "com.microsoft";
@@ -30,11 +47,14 @@ const MICROSOFT_OPSET = 1;
 export class OnnxModel {
 	readonly #graph = new ProtobufWriter();
 	readonly #weightsFile: string;
+	/** What weights and activations are. */
+	readonly floatType: FloatType;
 	#nodes = 0;
 
 	/** @param weightsFile name of the file of external tensors, relative to the model's folder. */
-	constructor(name: string, weightsFile: string) {
+	constructor(name: string, weightsFile: string, floatType: FloatType = OnnxType.FLOAT) {
 		this.#weightsFile = weightsFile;
+		this.floatType = floatType;
 		this.#graph.string(2, name);
 	}
 

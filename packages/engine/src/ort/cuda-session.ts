@@ -2,7 +2,6 @@
 // Sessions of ONNX Runtime on a CUDA device. Inputs and outputs are device memory of ours: ONNX Runtime copies nothing,
 // since a host tensor bound to a CUDA input would be copied once, when it is bound, and never again.
 
-import { OrtError } from "./ort-error.js";
 import type { OrtLibrary, Pointer, PointerArg } from "./ort-library.js";
 import { type ElementType, OrtBinding, OrtTensor, type TensorPlace } from "./ort-session.js";
 
@@ -142,9 +141,4 @@ export class CudaSession {
 		for (const { memoryInfo } of [this.#device, this.#host]) api.ReleaseMemoryInfo(memoryInfo);
 		api.ReleaseEnv(this.#env);
 	}
-}
-
-/** True where ONNX Runtime's own arena, or the device under it, had no room. */
-export function isOutOfMemory(error: unknown): boolean {
-	return error instanceof OrtError && /smaller than requested bytes|out of memory/i.test(error.message);
 }

@@ -164,7 +164,7 @@ export function loadOrtLibrary(path = findOrtLibrary()): OrtLibrary {
 	}
 	const fail = (call: FunctionName, status: unknown): never => {
 		const code = api.GetErrorCode(status) as number;
-		const message = api.GetErrorMessage(status) as string;
+		const message = (api.GetErrorMessage(status) as string).trim();
 		api.ReleaseStatus(status);
 		throw new OrtError(ortErrorCode(code), call, message);
 	};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// 16-bit floating-point formats to fp32. Every value of both is exact in fp32.
+// 16-bit floating-point formats to fp32, where every value of both is exact, and fp32 to half precision.
 
 let halfTable: Float32Array | undefined;
 
@@ -44,3 +44,30 @@ export function decodeBF16(bytes: Uint8Array, out: Float32Array): void {
 export function decodeF32(bytes: Uint8Array, out: Float32Array): void {
 	new Uint8Array(out.buffer, out.byteOffset, bytes.byteLength).set(bytes);
 }
+
+/**
+ * Rounds to half precision, ties to even. Numbers beyond its range become infinite.
+ * @param out as long as `values`, or absent for a new array.
+ */
+export function encodeF16(values: Float32Array, out: Uint16Array = new Uint16Array(values.length)): Uint16Array {
+	const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+	for (let i = 0; i < bits.length; i++) {
+		const word = bits[i]!;
+		const sign = (word >>> 16) & 0x8000;
+		const magnitude = word & 0x7fffffff;
+		if (magnitude >= 0x38800000) {
+			// 2^-14 and more: a shorter mantissa and exponent; the carry of rounding may raise the exponent.
+			const rounded = (magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13;
+			if (magnitude > 0x7f800000) out[i] = sign | 0x7e00;
+			else out[i] = sign | Math.min(rounded, 0x7c00);
+		} else {
+			// Below it, steps of 2^-24: the float adder rounds as wanted when 0.5's step is 2^-24.
+			scratchFloat[0] = Math.abs(values[i]!) + 0.5;
+			out[i] = sign | (scratchBits[0]! - 0x3f000000);
+		}
+	}
+	return out;
+}
+
+const scratchFloat = new Float32Array(1);
+const scratchBits = new Uint32Array(scratchFloat.buffer);
