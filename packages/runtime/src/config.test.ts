@@ -91,7 +91,7 @@ describe("runtime configuration", () => {
 	});
 
 	it.each([
-		["DYN_DISCOVERY_BACKEND", "zookeeper", "one of etcd, file, mem"],
+		["DYN_DISCOVERY_BACKEND", "zookeeper", "one of kubernetes, etcd, file, mem"],
 		["ETCD_ENDPOINTS", "http://a:1,https://b:2", "URLs, all http or all https"],
 		["ETCD_ENDPOINTS", " , ", "URLs, all http or all https"],
 		["ETCD_LEASE_TTL", "0", "a whole number from 1 to 86400"],

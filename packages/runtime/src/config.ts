@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { DynamoError, ENV, parseJson, type RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
 import type { DiscoveryBackend } from "./discovery/discovery.js";
 import { type EtcdConfig, readEtcdConfig } from "./discovery/etcd/etcd-config.js";
+import { type KubernetesConfig, readKubernetesConfig } from "./discovery/kubernetes/kube-config.js";
 import type { MemStore } from "./discovery/mem.js";
 import { type EventSettings, eventSettingsFromEnv } from "./event-plane/event-settings.js";
 import { DEFAULT_LISTEN_BACKLOG } from "./net/listen.js";
@@ -31,6 +32,8 @@ export interface RuntimeConfig {
 	readonly memStore?: MemStore;
 	/** How the etcd backend reaches etcd. */
 	readonly etcd: EtcdConfig;
+	/** What the kubernetes backend knows of its pod and of the way to the API. */
+	readonly kubernetes: KubernetesConfig;
 	readonly requestPlane: "tcp" | "nats";
 	/** What our endpoint records ask clients to send. */
 	readonly requestPlaneCodec: RequestPlaneCodec;
@@ -99,11 +102,12 @@ const MiB = 1024 * 1024;
 
 /** How each setting is read; only those that are asked for are looked at. */
 const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader) => RuntimeConfig[K] } = {
-	discoveryBackend: (read) => read.choice(ENV.DYN_DISCOVERY_BACKEND, ["etcd", "file", "mem"], "etcd"),
+	discoveryBackend: (read) => read.choice(ENV.DYN_DISCOVERY_BACKEND, ["kubernetes", "etcd", "file", "mem"], "etcd"),
 	fileKvRoot: (read) => read.text(ENV.DYN_FILE_KV, join(tmpdir(), "dynamo_store_kv")),
 	// Not a matter of the environment.
 	memStore: () => undefined,
 	etcd: readEtcdConfig,
+	kubernetes: readKubernetesConfig,
 	requestPlane: (read) => read.choice(ENV.DYN_REQUEST_PLANE, ["tcp", "nats"], "tcp"),
 	requestPlaneCodec: (read) => read.choice(ENV.DYN_REQUEST_PLANE_CODEC, ["msgpack", "json"], "msgpack"),
 	tcpRpcHost: (read) => read.text(ENV.DYN_TCP_RPC_HOST, "127.0.0.1"),

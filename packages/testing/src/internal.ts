@@ -2,6 +2,7 @@
 export * from "./certificates.js";
 export * from "./child-process.js";
 export * from "./etcd-server.js";
+export * from "./fake-kube-api.js";
 export * from "./fleet.js";
 export * from "./free-port.js";
 export * from "./hf-model.js";

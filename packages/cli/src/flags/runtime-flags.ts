@@ -16,7 +16,7 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		choices: ["kubernetes", "etcd", "file", "mem"],
 		default: "etcd",
 		group: GROUP,
-		help: `How processes find each other: etcd (${ENV.ETCD_ENDPOINTS}, default http://localhost:2379), file (a folder that all of them see, ${ENV.DYN_FILE_KV} or $TMPDIR/dynamo_store_kv) or mem (within one process). This version has no kubernetes yet.`,
+		help: `How processes find each other: etcd (${ENV.ETCD_ENDPOINTS}, default http://localhost:2379), kubernetes (custom resources through the API server), file (a folder that all of them see, ${ENV.DYN_FILE_KV} or $TMPDIR/dynamo_store_kv) or mem (within one process).`,
 	},
 	{
 		flag: "request-plane",
@@ -61,14 +61,9 @@ export function setRuntimeVariables(flags: ParsedFlags, env: NodeJS.ProcessEnv):
  * @throws CliError
  */
 export function checkPlanes(command: string, flags: ParsedFlags): void {
-	if (flags.string("discovery-backend") === "kubernetes") {
-		throw usageError(
-			`dynamo ${command}: --discovery-backend kubernetes is not in this version: use etcd or file (or set ${ENV.DYN_DISCOVERY_BACKEND})`,
-		);
-	}
 	if (flags.string("response-plane") === "quic") {
 		throw usageError(
-			`--response-plane quic is not in this version: use tcp (--response-plane tcp, or unset ${ENV.DYN_RESPONSE_PLANE})`,
+			`--response-plane quic is not in this version of dynamo ${command}: use tcp (--response-plane tcp, or unset ${ENV.DYN_RESPONSE_PLANE})`,
 		);
 	}
 }

@@ -3,6 +3,7 @@
 import type { Logger } from "../observability/logging.js";
 
 const REMINDER_MS = 30_000;
+const SETTLE_MS = 5000;
 /** A store that comes and goes is told about no more often than this. */
 const FLAPPING_MS = 5000;
 
@@ -11,6 +12,7 @@ export class ConnectionReport {
 	readonly #log: Logger;
 	readonly #store: string;
 	#lostAt: number | undefined;
+	#backAt = Number.NEGATIVE_INFINITY;
 	#toldAt = Number.NEGATIVE_INFINITY;
 	#told = false;
 	#failures = 0;
@@ -24,6 +26,11 @@ export class ConnectionReport {
 	/** True from the first failure to the next success. */
 	get away(): boolean {
 		return this.#lostAt !== undefined;
+	}
+
+	/** True while the store is away and for a few seconds after: what it lacks now may be on its way back. */
+	get unsettled(): boolean {
+		return this.away || performance.now() - this.#backAt < SETTLE_MS;
 	}
 
 	/** A call failed and will be tried again. */
@@ -53,6 +60,7 @@ export class ConnectionReport {
 			});
 		}
 		this.#told = false;
+		this.#backAt = performance.now();
 		this.#lostAt = undefined;
 		this.#failures = 0;
 	}

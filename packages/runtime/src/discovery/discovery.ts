@@ -16,7 +16,7 @@ export interface Watch {
 }
 
 /** The names of the discovery backends that this runtime has. */
-export type DiscoveryBackend = "mem" | "file" | "etcd";
+export type DiscoveryBackend = "mem" | "file" | "etcd" | "kubernetes";
 
 /**
  * Where processes find each other: four flat buckets of small records, each owned by one process and gone soon

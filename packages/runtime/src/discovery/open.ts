@@ -5,6 +5,7 @@ import type { Logger } from "../observability/logging.js";
 import type { Discovery } from "./discovery.js";
 import { EtcdDiscovery } from "./etcd/etcd.js";
 import { FileDiscovery } from "./file.js";
+import { KubernetesDiscovery } from "./kubernetes/kubernetes.js";
 import { MemDiscovery, type MemStore } from "./mem.js";
 
 /**
@@ -24,6 +25,8 @@ export async function openDiscovery(
 			return new MemDiscovery(memStore);
 		case "file":
 			return FileDiscovery.open({ root: config.fileKvRoot, log });
+		case "kubernetes":
+			return KubernetesDiscovery.open({ config: config.kubernetes, log });
 		case "etcd":
 			return EtcdDiscovery.open({ config: config.etcd, log, ...(signal ? { signal } : {}) });
 	}

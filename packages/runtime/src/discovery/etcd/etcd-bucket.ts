@@ -20,8 +20,8 @@ export interface EtcdBucketOptions {
 	readonly client: EtcdClient;
 	readonly report: ConnectionReport;
 	readonly log: Logger;
-	/** How long records stay that are missing after etcd came back with another store. */
-	readonly resetGraceMs: number;
+	/** How long records stay that are missing when etcd comes back. */
+	readonly keepMissingMs: number;
 	/** The store could be read again after an interruption. */
 	readonly onReconnect: () => void;
 }
@@ -31,16 +31,14 @@ export interface EtcdBucketOptions {
  * the listing's revision: a watch that were resumed would wait for ever for a revision that an emptied store reaches
  * only much later.
  *
- * While etcd is away all that was known stays. Records that are missing in an emptied store stay for a while as well:
- * their owners write them again.
+ * While etcd is away all that was known stays. Records that are missing when it is back, because it lost its data or let
+ * all leases run out, stay for some seconds more: their owners write them again, and requests do not fail meanwhile.
  */
 export class EtcdBucket {
 	readonly #options: EtcdBucketOptions;
 	readonly #prefix: string;
 	readonly #view: RecordView;
-	/** What the store held at {@link #revision}, by the revision of each key. */
-	readonly #revisions = new Map<string, bigint>();
-	/** Keys that an emptied store lacks, with the time at which they are given up. */
+	/** Keys that are missing in the store, with the time at which they are given up. */
 	readonly #kept = new Map<string, number>();
 	readonly #pause = new Pause();
 	#revision = 0n;
@@ -124,39 +122,16 @@ export class EtcdBucket {
 	async #list(): Promise<void> {
 		const { client, report, onReconnect } = this.#options;
 		const { revision, entries } = await client.range(this.#prefix);
-		const present = new Map(entries.map((entry) => [entry.key, entry]));
-		const missing = [...this.#revisions.keys()].filter((key) => !present.has(key));
-		const replaced = missing.length > 0 && (await this.#isAnotherStore(revision));
 		if (this.#closed) return;
 		this.#revision = revision;
+		const present = new Set(entries.map((entry) => entry.key));
+		const missing = [...this.#view.keys()].filter((key) => !present.has(key));
 		for (const entry of entries) this.#put(entry);
-		if (replaced) this.#keep(missing);
-		else for (const key of missing) this.#remove(key);
+		this.#missing(missing);
 		report.succeeded();
 		if (this.#listed) onReconnect();
 		this.#listed = true;
 		for (const settle of this.#whenListed.splice(0)) settle();
-	}
-
-	/**
-	 * Whether the store has another past than the one that was seen: its revision is lower, or at the revision that was
-	 * seen last it did not hold what was seen.
-	 */
-	async #isAnotherStore(now: bigint): Promise<boolean> {
-		if (now < this.#revision) return true;
-		try {
-			const past = await this.#options.client.range(this.#prefix, { revision: this.#revision, keysOnly: true });
-			return (
-				past.entries.length !== this.#revisions.size ||
-				past.entries.some((entry) => this.#revisions.get(entry.key) !== entry.modRevision)
-			);
-		} catch (error) {
-			const text = errorText(error);
-			if (/future revision/.test(text)) return true;
-			// The past is gone, which takes a store much longer than coming back.
-			if (/compacted/.test(text)) return false;
-			throw error;
-		}
 	}
 
 	/** Resolves with the reason when the stream is over. */
@@ -176,7 +151,7 @@ export class EtcdBucket {
 						},
 						onDelete: (key, modRevision) => {
 							this.#revision = modRevision;
-							this.#remove(key);
+							this.#missing([key]);
 						},
 						onEnd: (why) => reject(new Error(why)),
 					})
@@ -196,30 +171,24 @@ export class EtcdBucket {
 
 	#put(entry: EtcdEntry): void {
 		if (this.#closed) return;
-		this.#revisions.set(entry.key, entry.modRevision);
 		this.#kept.delete(entry.key);
 		this.#view.put(entry.key, entry.value);
 	}
 
-	#remove(key: string): void {
-		if (this.#closed) return;
-		this.#revisions.delete(key);
-		this.#kept.delete(key);
-		this.#view.remove(key);
-	}
-
-	#keep(keys: readonly string[]): void {
-		const { log, resetGraceMs, bucket } = this.#options;
-		log.warn("etcd came back with another store; what was known is kept until its owners have written it again", {
-			bucket,
-			records: keys.length,
-			seconds: resetGraceMs / 1000,
-		});
-		const until = performance.now() + resetGraceMs;
-		for (const key of keys) {
-			this.#revisions.delete(key);
-			this.#kept.set(key, until);
+	#missing(keys: readonly string[]): void {
+		const { log, keepMissingMs, bucket, report } = this.#options;
+		const fresh = keys.filter((key) => this.#view.has(key) && !this.#kept.has(key));
+		if (fresh.length === 0 || this.#closed) return;
+		if (!report.unsettled) {
+			for (const key of fresh) this.#view.remove(key);
+			return;
 		}
+		log.info("records are missing in etcd after it was away; they are kept while their owners may write them again", {
+			bucket,
+			records: fresh.length,
+			seconds: keepMissingMs / 1000,
+		});
+		for (const key of fresh) this.#kept.set(key, performance.now() + keepMissingMs);
 		this.#watchKept();
 	}
 
@@ -228,8 +197,11 @@ export class EtcdBucket {
 		const now = performance.now();
 		let next = Number.POSITIVE_INFINITY;
 		for (const [key, until] of [...this.#kept]) {
-			if (until <= now) this.#remove(key);
-			else next = Math.min(next, until);
+			if (until > now) next = Math.min(next, until);
+			else {
+				this.#kept.delete(key);
+				this.#view.remove(key);
+			}
 		}
 		if (next === Number.POSITIVE_INFINITY) return;
 		this.#keptTimer = setTimeout(() => this.#watchKept(), next - now + 1);

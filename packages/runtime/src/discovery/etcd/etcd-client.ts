@@ -183,26 +183,14 @@ export class EtcdClient {
 		}
 	}
 
-	/**
-	 * All keys with a prefix, as they are now or were at a revision, in pages of one revision.
-	 * @throws Error with etcd's text for a revision that is compacted, or that the store has not reached.
-	 */
-	async range(
-		prefix: string,
-		options: { revision?: bigint; keysOnly?: boolean } = {},
-	): Promise<{ revision: bigint; entries: EtcdEntry[] }> {
+	/** All keys with a prefix at one revision, fetched in pages. */
+	async range(prefix: string): Promise<{ revision: bigint; entries: EtcdEntry[] }> {
 		const entries: EtcdEntry[] = [];
 		const range_end = prefixEnd(prefix);
-		let revision = options.revision ?? 0n;
+		let revision = 0n;
 		let key = Buffer.from(prefix);
 		for (;;) {
-			const request = {
-				key,
-				range_end,
-				limit: PAGE_KEYS,
-				revision: String(revision),
-				keys_only: options.keysOnly === true,
-			};
+			const request = { key, range_end, limit: PAGE_KEYS, revision: String(revision) };
 			const answer = await this.#call((etcd) => etcd.kv.range(request));
 			if (revision === 0n) revision = BigInt(answer.header.revision);
 			for (const kv of answer.kvs) entries.push(entryOf(kv));

@@ -20,10 +20,14 @@ const log = createLogger({ filter: "info", format: "readable", ansi: false, loca
 });
 const opened: EtcdDiscovery[] = [];
 
-async function open(url: string, env: Record<string, string> = {}, resetGraceMs?: number): Promise<EtcdDiscovery> {
+async function open(url: string, env: Record<string, string> = {}, keepMissingMs?: number): Promise<EtcdDiscovery> {
 	const settings = { ETCD_ENDPOINTS: url, ETCD_LEASE_TTL: String(TTL_SECONDS), ...env };
 	const config = readEtcdConfig(new EnvReader(settings));
-	const discovery = await EtcdDiscovery.open({ config, log, ...(resetGraceMs === undefined ? {} : { resetGraceMs }) });
+	const discovery = await EtcdDiscovery.open({
+		config,
+		log,
+		...(keepMissingMs === undefined ? {} : { keepMissingMs }),
+	});
 	opened.push(discovery);
 	return discovery;
 }

@@ -23,8 +23,8 @@ export interface EtcdDiscoveryOptions {
 	readonly log: Logger;
 	/** Gives up waiting for etcd at start. */
 	readonly signal?: AbortSignal;
-	/** How long records stay that are missing after etcd came back empty; milliseconds, 15,000 unless a test says otherwise. */
-	readonly resetGraceMs?: number;
+	/** How long records stay that are missing when etcd comes back; milliseconds, 10,000 unless a test says otherwise. */
+	readonly keepMissingMs?: number;
 }
 
 /** How long a write, or the first listing, waits for an etcd that is away. */
@@ -33,7 +33,7 @@ const RETRY_MS = { first: 100, max: 2000 } as const;
 const STARTUP_RETRY_MS = { first: 1000, max: 5000 } as const;
 /** Longest wait for etcd when leaving: the lease runs out by itself. */
 const LEAVE_TIMEOUT_MS = 2000;
-const RESET_GRACE_MS = 15_000;
+const KEEP_MISSING_MS = 10_000;
 
 /**
  * Discovery through etcd. All records of the process hang on one lease, whose id is the instance id. An etcd that goes
@@ -46,7 +46,7 @@ export class EtcdDiscovery implements Discovery {
 	readonly #client: EtcdClient;
 	readonly #log: Logger;
 	readonly #report: ConnectionReport;
-	readonly #resetGraceMs: number;
+	readonly #keepMissingMs: number;
 	readonly #lease: EtcdLease;
 	/** What this process wants in etcd. */
 	readonly #own = new Map<string, string>();
@@ -60,7 +60,7 @@ export class EtcdDiscovery implements Discovery {
 		this.#client = client;
 		this.#log = options.log;
 		this.#report = report;
-		this.#resetGraceMs = options.resetGraceMs ?? RESET_GRACE_MS;
+		this.#keepMissingMs = options.keepMissingMs ?? KEEP_MISSING_MS;
 		this.#lease = new EtcdLease({
 			client,
 			id: lease,
@@ -148,7 +148,7 @@ export class EtcdDiscovery implements Discovery {
 				client: this.#client,
 				report: this.#report,
 				log: this.#log,
-				resetGraceMs: this.#resetGraceMs,
+				keepMissingMs: this.#keepMissingMs,
 				onReconnect: () => this.#lease.check(),
 			});
 			this.#buckets.set(bucket, followed);
