@@ -45,7 +45,7 @@ test("docs/errors.md has a row for every class of failures", () => {
 test("every dynamo command in the documents exists, with its flags", async () => {
 	const used = new Map<string, Set<string>>();
 	for (const [, text] of documents()) {
-		for (const [, command, rest] of text.matchAll(/bin\/dynamo ([a-z]+)([^\n`|]*)/g)) {
+		for (const [, command, rest] of text.matchAll(/bin\/dynamo ([a-z-]+)([^\n`|]*)/g)) {
 			const flags = used.get(command!) ?? new Set();
 			for (const [flag] of rest!.matchAll(/--[a-z][a-z-]*/g)) flags.add(flag);
 			used.set(command!, flags);

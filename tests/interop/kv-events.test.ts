@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// KV events between real and our own processes: a real router before our workers, our subscriber before real workers.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { blockHashes, parseJson, type RouterEvent } from "@dynamo-ts/protocols/internal";
+import { KvEventSubscriber } from "@dynamo-ts/router";
+import { DistributedRuntime } from "@dynamo-ts/runtime/internal";
+import {
+	type Child,
+	fileDiscoveryEnv,
+	findNatsServer,
+	findRealDynamo,
+	type HttpChild,
+	NatsServer,
+	startDynamo,
+	startRealFrontend,
+	startRealMocker,
+	testModel,
+	until,
+} from "@dynamo-ts/testing/internal";
+import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
+
+const peer = findRealDynamo();
+const nats = findNatsServer();
+const hf = testModel("hf");
+const missing = "missing" in peer ? peer.missing : "missing" in hf ? hf.missing : "";
+const python = "python" in peer ? peer.python : "";
+const modelPath = "path" in hf ? hf.path : "";
+const BLOCK_SIZE = 16;
+const MODEL = "kv-model";
+const ENDPOINT = { namespace: "dynamo", component: "backend", name: "generate" };
+const MOCKER_ARGS = ["--block-size", String(BLOCK_SIZE), "--speedup-ratio", "1000"];
+
+const natsMissing = missing || ("missing" in nats ? nats.missing : "");
+/** Each plane, and why it is skipped. */
+const planes: [plane: "zmq" | "nats", why: string][] = [
+	["zmq", missing && ` [skipped: ${missing}]`],
+	["nats", natsMissing && ` [skipped: ${natsMissing}]`],
+];
+
+interface Network {
+	/** What processes must be told. */
+	readonly env: Record<string, string>;
+	stop(): Promise<void>;
+}
+
+async function startNetwork(plane: "zmq" | "nats"): Promise<Network> {
+	if (plane === "zmq") return { env: { DYN_EVENT_PLANE: plane }, stop: async () => {} };
+	const server = await NatsServer.start();
+	return { env: { DYN_EVENT_PLANE: plane, NATS_SERVER: server.url }, stop: () => server.stop() };
+}
+
+/** Ids of no special meaning, different for each prompt. */
+function promptOf(number: number, length: number): number[] {
+	return Array.from({ length }, (_, i) => 1000 + ((number * 7919 + i * 104_729) % 40_000));
+}
+
+interface Answer {
+	readonly worker: bigint;
+	readonly cached: number;
+}
+
+/** Completes a prompt of token ids, and says who did it. */
+async function complete(url: string, prompt: readonly number[], headers: Record<string, string> = {}): Promise<Answer> {
+	const response = await fetch(`${url}/v1/completions`, {
+		method: "POST",
+		headers: { "content-type": "application/json", ...headers },
+		body: JSON.stringify({
+			model: MODEL,
+			prompt,
+			max_tokens: 2,
+			ignore_eos: true,
+			nvext: { extra_fields: ["worker_id"] },
+		}),
+		signal: AbortSignal.timeout(30_000),
+	});
+	const text = await response.text();
+	if (!response.ok) throw new Error(`status ${response.status}: ${text}`);
+	const body = parseJson(text) as {
+		nvext?: { worker_id?: { decode_worker_id?: number | bigint } };
+		usage: { prompt_tokens_details?: { cached_tokens?: number } };
+	};
+	return {
+		worker: BigInt(body.nvext?.worker_id?.decode_worker_id ?? 0),
+		cached: body.usage.prompt_tokens_details?.cached_tokens ?? 0,
+	};
+}
+
+describe.each(planes)("over %s, a real kv router before our workers%s", (plane, why) => {
+	const test = why ? base.skip : base;
+	let network: Network;
+	const folder = mkdtempSync(join(tmpdir(), "dynamo-kv-"));
+	const children: Child[] = [];
+	let env: Record<string, string>;
+	let frontend: HttpChild;
+	let ids: bigint[];
+
+	beforeAll(async () => {
+		if (why) return;
+		network = await startNetwork(plane);
+		env = { ...fileDiscoveryEnv(folder), ...network.env };
+		const args = ["mocker", "--model-path", modelPath, "--model-name", MODEL, "--num-workers", "2", ...MOCKER_ARGS];
+		const mockers = startDynamo(args, { env });
+		children.push(mockers);
+		await mockers.waitForOutput(/simulated workers serve/);
+		frontend = await startRealFrontend(python, env, MODEL, ["--router-mode", "kv"]);
+		children.push(frontend.child);
+		const runtime = await DistributedRuntime.create({ discoveryBackend: "file", fileKvRoot: folder, systemPort: -1 });
+		ids = (await runtime.discovery.list("v1/instances")).flatMap((record) =>
+			record.type === "Endpoint" && record.endpoint === "generate" ? [record.instance_id] : [],
+		);
+		await runtime.shutdown();
+	}, 120_000);
+
+	afterAll(async () => {
+		await Promise.all(children.map((child) => child.stop(5000)));
+		await network?.stop();
+		rmSync(folder, { recursive: true, force: true });
+	});
+
+	/** Each worker gets a prompt of its own, 8 blocks and a bit. */
+	const plant = async (first: number): Promise<void> => {
+		for (const [i, id] of ids.entries()) {
+			const planted = await complete(frontend.url, promptOf(first + i, 8 * BLOCK_SIZE + 5), {
+				"x-dynamo-worker-instance-id": String(id),
+			});
+			expect(planted).toEqual({ worker: id, cached: 0 });
+		}
+	};
+	/** Prompts that begin like those: who answers, and how much of them was there. */
+	const ask = async (url: string, first: number, rounds: number): Promise<void> => {
+		for (let round = 0; round < rounds; round++) {
+			for (const [i, id] of ids.entries()) {
+				const prompt = [...promptOf(first + i, 8 * BLOCK_SIZE), ...promptOf(1000 + 17 * round + i, 24)];
+				expect(await complete(url, prompt)).toEqual({ worker: id, cached: 8 * BLOCK_SIZE });
+			}
+		}
+	};
+
+	test("the holder of a prefix gets the request", async () => {
+		expect(ids).toHaveLength(2);
+		await plant(1);
+		// Events are on their way for a moment.
+		await new Promise((resolve) => setTimeout(resolve, 500));
+		await ask(frontend.url, 1, 10);
+	});
+
+	test("a router that starts later asks the workers what they hold", async () => {
+		await plant(11);
+		const late = await startRealFrontend(python, env, MODEL, ["--router-mode", "kv"]);
+		children.push(late.child);
+		await ask(late.url, 11, 10);
+		expect(late.child.output).not.toMatch(/ERROR/);
+	}, 120_000);
+});
+
+describe.each(planes)("over %s, our subscriber before real workers%s", (plane, why) => {
+	const test = why ? base.skip : base;
+	let network: Network;
+	const folder = mkdtempSync(join(tmpdir(), "dynamo-kv-"));
+	const children: Child[] = [];
+	let frontend: HttpChild;
+	let runtime: DistributedRuntime;
+
+	beforeAll(async () => {
+		if (why) return;
+		network = await startNetwork(plane);
+		const env = { ...fileDiscoveryEnv(folder), ...network.env };
+		for (let i = 0; i < 2; i++) {
+			children.push(
+				startRealMocker(python, env, modelPath, MODEL, ["--num-gpu-blocks-override", "64", ...MOCKER_ARGS]),
+			);
+		}
+		frontend = await startRealFrontend(python, env, MODEL, ["--router-mode", "round-robin"]);
+		children.push(frontend.child);
+		runtime = await DistributedRuntime.create({
+			discoveryBackend: "file",
+			fileKvRoot: folder,
+			systemPort: -1,
+			events: { plane: plane === "nats" ? "nats" : "zmq", host: "127.0.0.1" },
+			nats: { server: network.env.NATS_SERVER ?? "", tlsInsecure: false, startupTimeoutMs: 5000 },
+		});
+	}, 120_000);
+
+	afterAll(async () => {
+		await runtime?.shutdown();
+		await Promise.all(children.map((child) => child.stop(5000)));
+		await network?.stop();
+		rmSync(folder, { recursive: true, force: true });
+	});
+
+	class View {
+		readonly caches = new Map<bigint, Set<bigint>>();
+		subscriber!: KvEventSubscriber;
+
+		static async open(): Promise<View> {
+			const view = new View();
+			view.subscriber = await KvEventSubscriber.open(runtime, ENDPOINT, {
+				onReset: ({ workerId }) => void view.caches.set(workerId, new Set()),
+				onWorkerGone: ({ workerId }) => void view.caches.delete(workerId),
+				onEvent: (event: RouterEvent) => view.#apply(event),
+			});
+			return view;
+		}
+
+		#apply({ workerId, data }: RouterEvent): void {
+			const cache = this.caches.get(workerId);
+			if (data.type === "stored") for (const { blockHash } of data.blocks) cache?.add(blockHash);
+			else if (data.type === "removed") for (const hash of data.blockHashes) cache?.delete(hash);
+			else cache?.clear();
+		}
+
+		get inSync(): boolean {
+			const workers = this.subscriber.workers();
+			return workers.length === 2 && workers.every((worker) => worker.inSync);
+		}
+
+		/** Which workers hold all full blocks of a prompt. */
+		holders(prompt: readonly number[]): bigint[] {
+			const { sequenceHashes } = blockHashes(prompt, BLOCK_SIZE);
+			return [...this.caches].filter(([, cache]) => sequenceHashes.every((hash) => cache.has(hash))).map(([id]) => id);
+		}
+	}
+
+	test("what was followed live equals what the workers tell when asked, through evictions", async () => {
+		const live = await View.open();
+		await until("both workers", () => live.inSync);
+		const prompts = Array.from({ length: 40 }, (_, i) => promptOf(i, 5 * BLOCK_SIZE + (i % BLOCK_SIZE) + 1));
+		const answers: Answer[] = [];
+		for (const prompt of prompts) answers.push(await complete(frontend.url, prompt));
+		await until("the last prompt's blocks", () => live.holders(prompts.at(-1)!).length > 0);
+		expect(live.holders(prompts.at(-1)!)).toEqual([answers.at(-1)!.worker]);
+		// 20 prompts of 5 blocks each have been through a cache of 64.
+		expect(live.holders(prompts[0]!)).toEqual([]);
+		const asked = await View.open();
+		await until("the workers' answers", () => asked.inSync);
+		await until("the two views are the same", () => {
+			const same = [...live.caches].every(([id, cache]) => {
+				const other = asked.caches.get(id);
+				return other?.size === cache.size && [...cache].every((hash) => other.has(hash));
+			});
+			return same && asked.caches.size === 2;
+		});
+		for (const cache of live.caches.values()) expect(cache.size).toBeGreaterThan(20);
+		expect(live.subscriber.counts).toMatchObject({ malformed: 0, failures: 0 });
+		await asked.subscriber.close();
+
+		// A worker that is killed is forgotten.
+		const before = live.caches.size;
+		children[0]!.kill("SIGKILL");
+		await until("the dead worker is forgotten", () => live.caches.size === before - 1, { timeoutMs: 40_000 });
+		await live.subscriber.close();
+	}, 120_000);
+});
