@@ -8,6 +8,7 @@ import {
 	LEAK_PROBE_ENV,
 	LeakCheck,
 	openStream,
+	PLANES,
 	scrape,
 	testModel,
 	until,
@@ -15,11 +16,11 @@ import {
 	untilWorkerIdle,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
 
 const hf = testModel("hf");
 const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+const title = (text: string, why = missing) => (why ? `${text} [skipped: ${why}]` : text);
 const modelPath = "path" in hf ? hf.path : "";
 const MODEL = "mock";
 
@@ -32,7 +33,9 @@ const chat = (content: string, more: object = {}) => ({
 });
 const LONG_PROMPT = "word ".repeat(3000);
 
-describe.skipIf(missing)(title("a client that leaves"), () => {
+describe.each(PLANES)("a client that leaves, over $name", (plane) => {
+	const why = missing || plane.missing;
+	const test = base.skipIf(why);
 	let fleet: Fleet;
 	let frontend: HttpChild;
 	let worker: WorkerChild;
@@ -40,7 +43,8 @@ describe.skipIf(missing)(title("a client that leaves"), () => {
 	let cancelled = 0;
 
 	beforeAll(async () => {
-		fleet = new Fleet(LEAK_PROBE_ENV);
+		if (why) return;
+		fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
 		// Slow enough that each phase can be met: one sequence at a time, a prefill of many steps.
 		const args = ["--max-num-seqs", "1", "--max-num-batched-tokens", "64", "--speedup-ratio", "0.2"];
 		worker = await fleet.mocker(modelPath, MODEL, args);
@@ -72,7 +76,7 @@ describe.skipIf(missing)(title("a client that leaves"), () => {
 		expect(page.sum("dynamo_frontend_model_cancellation_total", { request_type: requestType })).toBeGreaterThan(0);
 	}
 
-	test("in the middle of decoding", async () => {
+	test(title("in the middle of decoding", why), async () => {
 		const stream = await openStream(url(), chat("Hi", { stream: true }), {
 			kind: "chat",
 			allowReplacementCharacter: true,
@@ -82,7 +86,7 @@ describe.skipIf(missing)(title("a client that leaves"), () => {
 		await expectFreed("stream");
 	});
 
-	test("during the prefill", async () => {
+	test(title("during the prefill", why), async () => {
 		const leave = new AbortController();
 		const answer = http(url(), { body: chat(LONG_PROMPT, { stream: true }), signal: leave.signal });
 		answer.catch(() => {});
@@ -91,7 +95,7 @@ describe.skipIf(missing)(title("a client that leaves"), () => {
 		await expectFreed("stream");
 	});
 
-	test("while its answer in one piece is being made", async () => {
+	test(title("while its answer in one piece is being made", why), async () => {
 		const leave = new AbortController();
 		const answer = http(url(), { body: chat("Hi"), signal: leave.signal });
 		answer.catch(() => {});
@@ -100,7 +104,7 @@ describe.skipIf(missing)(title("a client that leaves"), () => {
 		await expectFreed("unary");
 	});
 
-	test("while it is queued; the one that runs notices nothing", async () => {
+	test(title("while it is queued; the one that runs notices nothing", why), async () => {
 		const running = await openStream(
 			url(),
 			chat("Hi", { stream: true, max_tokens: 60, stream_options: { include_usage: true } }),
@@ -121,13 +125,13 @@ describe.skipIf(missing)(title("a client that leaves"), () => {
 		await expectFreed("unary");
 	});
 
-	test("nothing of it all is left", async () => {
+	test(title("nothing of it all is left", why), async () => {
 		await leaks.end();
 	}, 60_000);
 });
 
-describe.skipIf(missing)(title("a worker with limits"), () => {
-	test("one request runs, one waits, the others are refused at once with 529", async () => {
+describe("a worker with limits", () => {
+	base.skipIf(missing)(title("one request runs, one waits, the others are refused at once with 529"), async () => {
 		const fleet = new Fleet();
 		try {
 			const limits = { DYN_ENGINE_REQUEST_LIMIT: "1", DYN_DYNAMO_REQUEST_QUEUE_LIMIT: "1" };

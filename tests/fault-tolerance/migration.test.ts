@@ -7,6 +7,7 @@ import {
 	LEAK_PROBE_ENV,
 	LeakCheck,
 	openStream,
+	PLANES,
 	type SseStream,
 	type StreamSummary,
 	scrape,
@@ -26,11 +27,8 @@ const MIGRATIONS = "dynamo_frontend_model_migration_total";
 const OUTCOMES = "dynamo_frontend_model_migration_duration_seconds_count";
 
 let fleet: Fleet;
-beforeEach(() => {
-	fleet = new Fleet(LEAK_PROBE_ENV);
-});
 afterEach(async () => {
-	await fleet.stop();
+	await fleet?.stop();
 });
 
 const probed = (name: string, { child, system }: WorkerChild) => ({ name, child, url: system });
@@ -50,52 +48,58 @@ function open(frontend: HttpChild, model: string, maxTokens: number, more: objec
 	return openStream(`${frontend.url}/v1/chat/completions`, body, expected);
 }
 
-describe.skipIf(missing)(title("kill -9 of one of two workers, and of its successor"), () => {
+describe.each(PLANES)("kill -9 of one of two workers, and of its successor, over $name", (plane) => {
+	const why = missing || plane.missing;
 	const MODEL = "mock";
 	const REQUESTS = 1000;
 	const TOKENS = 30;
 
-	test("0 of 1,000 requests fail, none is short, nothing is left behind", async () => {
-		const start = () => fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "1"]);
-		const workers = await Promise.all([start(), start()]);
-		const frontend = await fleet.frontend(MODEL, ["--migration-limit", "3"]);
-		const leaks = await LeakCheck.begin([
-			{ name: "frontend", child: frontend.child, url: frontend.url },
-			...workers.map((worker, i) => probed(`worker ${i}`, worker)),
-		]);
-		const summaries: StreamSummary[] = [];
-		let started = 0;
-		const lane = async (): Promise<void> => {
-			while (started++ < REQUESTS) {
-				const stream = await open(frontend, MODEL, TOKENS);
-				expect(stream.status).toBe(200);
-				summaries.push(await stream.finished());
-			}
-		};
-		const load = Promise.all(Array.from({ length: 24 }, lane));
-		const kill = async (worker: WorkerChild, after: number): Promise<void> => {
-			await until("it is time", () => summaries.length >= after);
-			await until("it has work", async () => (await inflightOf(worker)) > 0);
-			worker.child.kill("SIGKILL");
-			await worker.child.exited;
-		};
-		await kill(workers[0], 100);
-		const successor = await start();
-		await kill(successor, 300);
-		await load;
+	test.skipIf(why)(
+		title("0 of 1,000 requests fail, none is short, nothing is left behind", why),
+		async () => {
+			fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
+			const start = () => fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "1"]);
+			const workers = await Promise.all([start(), start()]);
+			const frontend = await fleet.frontend(MODEL, ["--migration-limit", "3"]);
+			const leaks = await LeakCheck.begin([
+				{ name: "frontend", child: frontend.child, url: frontend.url },
+				...workers.map((worker, i) => probed(`worker ${i}`, worker)),
+			]);
+			const summaries: StreamSummary[] = [];
+			let started = 0;
+			const lane = async (): Promise<void> => {
+				while (started++ < REQUESTS) {
+					const stream = await open(frontend, MODEL, TOKENS);
+					expect(stream.status).toBe(200);
+					summaries.push(await stream.finished());
+				}
+			};
+			const load = Promise.all(Array.from({ length: 24 }, lane));
+			const kill = async (worker: WorkerChild, after: number): Promise<void> => {
+				await until("it is time", () => summaries.length >= after);
+				await until("it has work", async () => (await inflightOf(worker)) > 0);
+				worker.child.kill("SIGKILL");
+				await worker.child.exited;
+			};
+			await kill(workers[0], 100);
+			const successor = await start();
+			await kill(successor, 300);
+			await load;
 
-		expect(summaries).toHaveLength(REQUESTS);
-		for (const { usage, choices } of summaries) {
-			expect(usage?.completion_tokens).toBe(TOKENS);
-			expect(choices[0]?.finishReason).toBe("length");
-		}
-		const page = await scrape(frontend.url);
-		expect(page.sum("dynamo_frontend_requests_total", { status: "error" })).toBe(0);
-		expect(page.sum("dynamo_frontend_requests_total", { status: "success" })).toBe(REQUESTS);
-		expect(page.sum(MIGRATIONS, { migration_type: "ongoing_request" })).toBeGreaterThan(0);
-		expect(page.sum(OUTCOMES, { outcome: "success" })).toBe(page.sum(MIGRATIONS));
-		await leaks.end();
-	}, 120_000);
+			expect(summaries).toHaveLength(REQUESTS);
+			for (const { usage, choices } of summaries) {
+				expect(usage?.completion_tokens).toBe(TOKENS);
+				expect(choices[0]?.finishReason).toBe("length");
+			}
+			const page = await scrape(frontend.url);
+			expect(page.sum("dynamo_frontend_requests_total", { status: "error" })).toBe(0);
+			expect(page.sum("dynamo_frontend_requests_total", { status: "success" })).toBe(REQUESTS);
+			expect(page.sum(MIGRATIONS, { migration_type: "ongoing_request" })).toBeGreaterThan(0);
+			expect(page.sum(OUTCOMES, { outcome: "success" })).toBe(page.sum(MIGRATIONS));
+			await leaks.end();
+		},
+		120_000,
+	);
 });
 
 /** Runs a stream undisturbed, then again with its worker killed in the middle. */
@@ -116,6 +120,10 @@ async function compare(frontend: HttpChild, workers: WorkerChild[], model: strin
 }
 
 describe("a stream that was moved is byte for byte the one that was not", () => {
+	beforeEach(() => {
+		fleet = new Fleet();
+	});
+
 	test.skipIf(missing)(
 		title("tokens that follow from their place"),
 		async () => {

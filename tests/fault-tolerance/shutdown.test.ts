@@ -8,28 +8,29 @@ import {
 	type HttpChild,
 	http,
 	inflightOf,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	openStream,
+	PLANES,
 	type SseStream,
 	testModel,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, test as base, beforeEach, describe, expect, vi } from "vitest";
 
 const hf = testModel("hf");
 const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+const titled = (why: string) => (text: string) => (why ? `${text} [skipped: ${why}]` : text);
 const modelPath = "path" in hf ? hf.path : "";
 const MODEL = "mock";
+vi.setConfig({ testTimeout: 90_000 });
 const STREAMS = 20;
 const TOKENS = 300;
 
 let fleet: Fleet;
-beforeEach(() => {
-	fleet = new Fleet();
-});
 afterEach(async () => {
-	await fleet.stop();
+	await fleet?.stop();
 });
 
 const body = { model: MODEL, messages: [{ role: "user", content: "Tell me a story." }], max_tokens: TOKENS };
@@ -61,8 +62,15 @@ const records = (bucket: string) => {
 	return existsSync(folder) ? readdirSync(folder).length : 0;
 };
 
-describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
-	test("to the frontend: the streams end whole, new requests get 503, exit code 0", async () => {
+describe.each(PLANES)("SIGTERM with 20 long streams over $name", (plane) => {
+	const test = base.skipIf(missing || plane.missing);
+	const title = titled(missing || plane.missing);
+
+	beforeEach(async () => {
+		if (!missing && !plane.missing) fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
+	});
+
+	test(title("to the frontend: the streams end whole, new requests get 503, exit code 0"), async () => {
 		await fleet.mocker(modelPath, MODEL);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend);
@@ -78,7 +86,7 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 		expect(await frontend.child.exited).toEqual({ code: 0, signal: null });
 	});
 
-	test("to the worker: the model goes at once, the streams end whole, exit code 0, no record left", async () => {
+	test(title("to the worker: the model goes at once, the streams end whole, exit code 0, no record left"), async () => {
 		const worker = await fleet.mocker(modelPath, MODEL);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend);
@@ -93,9 +101,13 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 		expect(await worker.child.exited).toEqual({ code: 0, signal: null });
 	});
 
-	test("to one of two workers under load: no request notices", async () => {
-		const [leaving] = await Promise.all([fleet.mocker(modelPath, MODEL), fleet.mocker(modelPath, MODEL)]);
+	test(title("to one of two workers under load: no request notices"), async () => {
+		const [leaving, staying] = await Promise.all([fleet.mocker(modelPath, MODEL), fleet.mocker(modelPath, MODEL)]);
 		const frontend = await fleet.frontend(MODEL);
+		const leaks = await LeakCheck.begin([
+			{ name: "frontend", child: frontend.child, url: frontend.url },
+			{ name: "worker", child: staying.child, url: staying.system },
+		]);
 		let left = false;
 		let served = 0;
 		const lane = async (): Promise<void> => {
@@ -112,9 +124,10 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 		expect((await leaving.child.exited).code).toBe(0);
 		left = true;
 		await load;
+		await leaks.end();
 	});
 
-	test("twice to the worker: it ends at once, the streams end with an error event, no record left", async () => {
+	test(title("twice to the worker: it ends at once, the streams end with an error event, no record left"), async () => {
 		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend, true);
@@ -126,8 +139,9 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 		for (const stream of streams) expect((await stream.finished()).error?.code).toBe(503);
 	});
 
-	test("twice to the frontend: it ends at once, the worker drops the work", async () => {
+	test(title("twice to the frontend: it ends at once, the worker drops the work"), async () => {
 		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
+		const leaks = await LeakCheck.begin([{ name: "worker", child: worker.child, url: worker.system }]);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend, true);
 		frontend.child.kill("SIGTERM");
@@ -135,12 +149,19 @@ describe.skipIf(missing)(title("SIGTERM with 20 long streams"), () => {
 		frontend.child.kill("SIGTERM");
 		expect((await frontend.child.exited).code).not.toBe(0);
 		for (const stream of streams) await expect(stream.finished()).rejects.toThrow();
-		await until("the worker is idle", async () => (await inflightOf(worker)) === 0, { child: worker.child });
+		await leaks.end();
 	});
 });
 
-describe.skipIf(missing)(title("a signal before a process is ready"), () => {
-	test.each(["SIGTERM", "SIGINT"] as const)("%s while a simulated engine starts", async (signal) => {
+describe("a signal before a process is ready", () => {
+	const test = base.skipIf(missing);
+	const title = titled(missing);
+
+	beforeEach(() => {
+		fleet = new Fleet();
+	});
+
+	test.each(["SIGTERM", "SIGINT"] as const)(title("%s while a simulated engine starts"), async (signal) => {
 		const port = await freePort();
 		const worker: WorkerChild = {
 			child: fleet.start(["mocker", "--model-path", modelPath, "--startup-time", "600"], {

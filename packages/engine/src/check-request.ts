@@ -44,6 +44,10 @@ function findProblem(request: EngineRequest, limits: RequestLimits): EngineError
 	for (const id of [...(request.stop.stopTokenIds ?? []), ...(request.stop.eosTokenIds ?? [])]) {
 		if (!Number.isInteger(id)) return invalid(`stop token id ${id} is not a whole number`);
 	}
+	const { generatedTokens = 0 } = request;
+	if (!Number.isInteger(generatedTokens) || generatedTokens < 0 || generatedTokens > tokenIds.length) {
+		return invalid(`generatedTokens is ${generatedTokens}; the prompt has ${tokenIds.length} tokens`);
+	}
 	const problem = checkSampling(request, vocabSize);
 	return problem === undefined ? undefined : invalid(problem);
 }

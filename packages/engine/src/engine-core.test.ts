@@ -134,6 +134,28 @@ class Mirror {
 }
 
 describe("EngineCore", () => {
+	it("goes on with what another engine began, at temperature 0 with the same tokens, penalties included", () => {
+		fc.assert(
+			fc.property(requests, fc.nat({ max: 20 }), fc.constantFrom(0, 0.8), (item, cut, frequencyPenalty) => {
+				const { presencePenalty, repetitionPenalty } = item;
+				const sampling = { temperature: 0, presencePenalty, repetitionPenalty, frequencyPenalty };
+				const stop = { maxTokens: item.maxTokens, eosTokenIds: item.eos };
+				const whole = alone(request(item.prompt, { sampling, stop }))[0]!;
+				const begun = whole.tokens.slice(0, cut);
+				if (begun.length === whole.tokens.length) return;
+				const rest = request([...item.prompt, ...begun], {
+					sampling,
+					stop: { ...stop, maxTokens: item.maxTokens - begun.length },
+					generatedTokens: begun.length,
+				});
+				const moved = alone(rest)[0]!;
+				expect([...begun, ...moved.tokens]).toEqual(whole.tokens);
+				expect(moved.finish).toBe(whole.finish);
+			}),
+			{ numRuns: 200 },
+		);
+	});
+
 	it("gives every request the text that it gets alone, whatever arrives, ends or is aborted beside it", () => {
 		fc.assert(
 			fc.property(fc.array(requests, { minLength: 1, maxLength: 14 }), conditions, (list, how) => {

@@ -89,6 +89,11 @@ export interface EngineRequest {
 	readonly priority?: number | undefined;
 	/** Prefixes are shared only between requests of the same salt. */
 	readonly cacheSalt?: string | undefined;
+	/**
+	 * So many tokens at the end of the prompt were generated for the same request, by an engine that was lost: they count
+	 * as output where penalties look at it. Default 0.
+	 */
+	readonly generatedTokens?: number | undefined;
 }
 
 export interface TopLogprob {

@@ -100,7 +100,7 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 		this.tokens.set(request.tokenIds);
 		this.length = this.promptLength;
 		this.hashes = new PromptHashes(this, blockSize, request.cacheSalt ?? "");
-		this.tokenCounts = countsFor(this.params, request.tokenIds);
+		this.tokenCounts = countsFor(this.params, request.tokenIds, request.generatedTokens ?? 0);
 	}
 
 	/** The same as `handle`: names the row. */
@@ -171,11 +171,17 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 	}
 }
 
-function countsFor(params: SamplingParams, prompt: Iterable<number>): TokenCounts | undefined {
+function countsFor(
+	params: SamplingParams,
+	prompt: EngineRequest["tokenIds"],
+	generated: number,
+): TokenCounts | undefined {
 	const repeats = params.repetitionPenalty !== 1;
 	if (!repeats && params.presencePenalty === 0 && params.frequencyPenalty === 0) return undefined;
 	const counts = new TokenCounts();
 	// Presence and frequency look at the output only, so the prompt is noted only for the repetition penalty.
-	if (repeats) for (const id of prompt) counts.addPromptToken(id);
+	const given = prompt.length - generated;
+	if (repeats) for (let i = 0; i < given; i++) counts.addPromptToken(prompt[i]!);
+	for (let i = given; i < prompt.length; i++) counts.addOutputToken(prompt[i]!);
 	return counts;
 }

@@ -94,7 +94,12 @@ describe("a stream whose worker is lost", () => {
 			max_tokens: ids.length - 2,
 			min_tokens: 1,
 		});
-		expect({ ...second, token_ids: 0, stop_conditions: 0 }).toEqual({ ...first, token_ids: 0, stop_conditions: 0 });
+		expect({ ...second, token_ids: 0, stop_conditions: 0 }).toEqual({
+			...first,
+			token_ids: 0,
+			stop_conditions: 0,
+			generated_tokens: 2,
+		});
 		expect(summary.usage).toEqual({
 			prompt_tokens: first.token_ids.length,
 			completion_tokens: ids.length,

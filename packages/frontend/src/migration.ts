@@ -86,6 +86,9 @@ export class Continuation {
 			typeof tokens === "number" ? Math.max(0, tokens - log.length) : tokens;
 		return {
 			...body,
+			// Those of the prompt came with the first token.
+			output_options: { ...body.output_options, prompt_logprobs: null },
+			generated_tokens: log.length,
 			token_ids: log.after(body.token_ids),
 			stop_conditions: { ...body.stop_conditions, max_tokens: left(max_tokens), min_tokens: left(min_tokens) },
 		};
@@ -94,7 +97,7 @@ export class Continuation {
 
 /** State that lives in the worker and does not come out of the tokens. */
 function refusalOf(sampling: SamplingOptions): string | undefined {
-	if ((sampling.n ?? 1) > 1) return "several choices (n) cannot be moved";
+	if (Math.max(sampling.n ?? 1, sampling.best_of ?? 1) > 1) return "several choices (n, best_of) cannot be moved";
 	if (sampling.guided_decoding !== null && sampling.guided_decoding !== undefined) {
 		return "the state of guided decoding cannot be moved";
 	}

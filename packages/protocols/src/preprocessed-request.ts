@@ -113,5 +113,10 @@ export interface PreprocessedRequest {
 	mm_processor_kwargs?: unknown;
 	media_io_kwargs?: unknown;
 	request_timestamp_ms?: number;
+	/**
+	 * Ours: so many tokens at the end of token_ids were generated for this request by a worker that was lost. Dynamo 1.6.1
+	 * neither sends nor reads it; real workers ignore it.
+	 */
+	generated_tokens?: number;
 	_HEALTH_CHECK?: boolean;
 }

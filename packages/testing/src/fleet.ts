@@ -2,8 +2,10 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { ENV } from "@dynamo-ts/protocols/internal";
 import { type Child, until } from "./child-process.js";
 import { freePort } from "./free-port.js";
+import { findNatsServer, NatsServer } from "./nats-server.js";
 import { startDynamo, startExample, startOwnHttp } from "./own-processes.js";
 import { type PromPage, parsePrometheus } from "./prom-parse.js";
 import { fileDiscoveryEnv, type HttpChild } from "./real-dynamo.js";
@@ -46,14 +48,38 @@ export async function inflightOf(worker: WorkerChild): Promise<number> {
 	return (await scrape(worker.system)).sum("dynamo_component_inflight_requests");
 }
 
+/** A request plane that processes can meet on, and why it cannot be tried here; empty: it can. */
+export interface Plane {
+	readonly name: "tcp" | "nats";
+	readonly missing: string;
+}
+
+const nats = findNatsServer();
+
+/** The request planes between processes. */
+export const PLANES: readonly Plane[] = [
+	{ name: "tcp", missing: "" },
+	{ name: "nats", missing: "missing" in nats ? nats.missing : "" },
+];
+
 /** Our own processes around one discovery folder of their own. */
 export class Fleet {
 	readonly folder = mkdtempSync(join(tmpdir(), "dynamo-fleet-"));
 	readonly env: Record<string, string>;
 	readonly children: Child[] = [];
+	#server: NatsServer | undefined;
 
 	constructor(env: Record<string, string> = {}) {
 		this.env = { ...fileDiscoveryEnv(this.folder), ...env };
+	}
+
+	/** A fleet whose requests go over a plane; a NATS server of its own is started for it where that is needed. */
+	static async over(plane: Plane, env: Record<string, string> = {}): Promise<Fleet> {
+		if (plane.name === "tcp") return new Fleet(env);
+		const server = await NatsServer.start();
+		const fleet = new Fleet({ ...env, [ENV.DYN_REQUEST_PLANE]: "nats", [ENV.NATS_SERVER]: server.url });
+		fleet.#server = server;
+		return fleet;
 	}
 
 	/** Starts `dynamo ...` within the fleet's settings. */
@@ -109,6 +135,7 @@ export class Fleet {
 	async stop(): Promise<void> {
 		for (const child of this.children) child.kill("SIGCONT");
 		await Promise.all(this.children.map((child) => child.stop(5000)));
+		await this.#server?.stop();
 		rmSync(this.folder, { recursive: true, force: true });
 	}
 }

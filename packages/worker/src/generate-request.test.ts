@@ -172,6 +172,14 @@ test("max_tokens never passes the end of the context; none means its rest", () =
 	expect(read({ ...PLAIN, stop_conditions: { ...conditions, max_tokens: 0 } }).stop.maxTokens).toBe(0);
 });
 
+test("tokens of a lost worker at the end of the prompt", () => {
+	expect(read({ ...PLAIN, generated_tokens: 2 }).generatedTokens).toBe(2);
+	expect(read(PLAIN).generatedTokens).toBeUndefined();
+	for (const generated_tokens of [4, -1, 0.5]) {
+		expect(() => read({ ...PLAIN, generated_tokens })).toThrow(/generated_tokens is/);
+	}
+});
+
 test("allowed_token_ids and prompt_logprobs go to the engine", () => {
 	const request = read({
 		...PLAIN,

@@ -238,6 +238,14 @@ function readStop(request: Members, promptLength: number, context: RequestContex
 	};
 }
 
+/** How many tokens of the prompt another worker generated; our frontends say so when they move a stream. */
+function readGenerated(request: Members, prompt: ArrayLike<number>): number | undefined {
+	const generated = optionalNumber(request, "generated_tokens");
+	if (generated === undefined) return undefined;
+	if (Number.isInteger(generated) && generated >= 0 && generated <= prompt.length) return generated;
+	throw invalid(`generated_tokens is ${generated}; the prompt has ${prompt.length} tokens`);
+}
+
 function readRouting(request: Members): Pick<EngineRequest, "priority" | "cacheSalt"> {
 	const routing = section(request, "routing");
 	const dpRank = optionalNumber(routing, "dp_rank");
@@ -274,6 +282,7 @@ export function toEngineRequest(requestId: string, payload: unknown, context: Re
 		stop: readStop(payload, tokenIds.length, context),
 		logprobs: optionalNumber(output, "logprobs"),
 		promptLogprobs: optionalNumber(output, "prompt_logprobs"),
+		generatedTokens: readGenerated(payload, tokenIds),
 		...readRouting(payload),
 	};
 }

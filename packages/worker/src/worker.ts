@@ -215,8 +215,9 @@ class Worker implements WorkerHandle {
 		return this.registration.inflight;
 	}
 
-	drain(timeoutMs?: number): Promise<boolean> {
-		return this.registration.drain(timeoutMs);
+	async drain(timeoutMs?: number): Promise<boolean> {
+		const [drained] = await Promise.all([this.registration.drain(timeoutMs), this.#events.leave()]);
+		return drained;
 	}
 
 	close(): Promise<void> {

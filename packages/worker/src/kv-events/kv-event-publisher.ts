@@ -233,6 +233,11 @@ export class KvEventPublisher {
 		await discovery.put(this.#source);
 	}
 
+	/** Takes the query endpoint out of discovery; who knows of it can still ask. */
+	async leave(): Promise<void> {
+		await this.#served?.unregister();
+	}
+
 	/** Takes the records back: routers forget this worker's blocks. Idempotent. */
 	close(): Promise<void> {
 		this.#closing ??= (async () => {

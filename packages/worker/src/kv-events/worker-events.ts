@@ -18,7 +18,7 @@ export interface WorkerEventsOptions {
 }
 
 export class WorkerEvents {
-	readonly #parts: { close(): Promise<void> }[] = [];
+	readonly #parts: { close(): Promise<void>; leave?(): Promise<void> }[] = [];
 	readonly #engine: Engine;
 	#load: LoadPublisher | undefined;
 
@@ -62,6 +62,11 @@ export class WorkerEvents {
 	get watched(): Engine {
 		if (this.#load === undefined) throw new Error("the worker's events are not open");
 		return watchOutputs(this.#engine, this.#load);
+	}
+
+	/** Takes endpoints out of discovery, as the first step of a worker that leaves. Events are still told. */
+	async leave(): Promise<void> {
+		await Promise.all(this.#parts.map((part) => part.leave?.()));
 	}
 
 	/** Idempotent. */
