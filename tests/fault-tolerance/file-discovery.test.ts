@@ -33,9 +33,13 @@ const ask = (frontend: HttpChild) =>
 	http(`${frontend.url}/v1/chat/completions`, {
 		body: { model: MODEL, messages: [{ role: "user", content: "Hi" }], max_tokens: 4 },
 	});
-const instances = (fleet: Fleet) => readdirSync(join(fleet.folder, "v1/instances"));
+/** Records of workers; each has others beside, for what routers ask. */
+const instances = (fleet: Fleet) =>
+	readdirSync(join(fleet.folder, "v1/instances")).filter((name) => name.includes("generate"));
 const instancesSeen = async (frontend: HttpChild): Promise<number> =>
-	(await http(`${frontend.url}/health`)).json.instances.length;
+	(await http(`${frontend.url}/health`)).json.instances.filter(
+		({ endpoint }: { endpoint: string }) => endpoint === "generate",
+	).length;
 
 describe.skipIf(missing).concurrent(title("file discovery between processes"), () => {
 	test(

@@ -138,7 +138,10 @@ describe.skipIf(missing)(title("one host"), () => {
 		for (const frontend of frontends) {
 			await until(
 				"both workers are seen",
-				async () => (await http(`${frontend.url}/health`)).json.instances.length === 2,
+				async () =>
+					(await http(`${frontend.url}/health`)).json.instances.filter(
+						({ endpoint }: { endpoint: string }) => endpoint === "generate",
+					).length === 2,
 			);
 			for (let i = 0; i < 4; i++) {
 				expect((await (await chat(frontend, 4)).finished()).usage?.completion_tokens).toBe(4);

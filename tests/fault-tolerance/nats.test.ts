@@ -48,8 +48,8 @@ async function start(options: { workers: number; config?: string; env?: Record<s
 	);
 	const frontend = await started.frontend(MODEL);
 	await until("every worker is seen", async () => {
-		const health = await http(`${frontend.url}/health`);
-		return health.json.instances.length === options.workers;
+		const { instances } = (await http(`${frontend.url}/health`)).json as { instances: { endpoint: string }[] };
+		return instances.filter(({ endpoint }) => endpoint === "generate").length === options.workers;
 	});
 	return { nats, fleet: started, workers, frontend };
 }
