@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { EngineRequest } from "@dynamo-ts/engine";
-import { createMockEngine, type Engine, KvEventTap } from "@dynamo-ts/engine";
+import { createEngineThread, createMockEngine, type Engine, KvEventTap } from "@dynamo-ts/engine";
 import type { KvCacheEvent, RouterEvent, WorkerRank } from "@dynamo-ts/protocols/internal";
 import { KvEventSubscriber } from "@dynamo-ts/router";
 import {
@@ -15,7 +15,7 @@ import {
 	type EventPlane,
 	type RuntimeConfig,
 } from "@dynamo-ts/runtime/internal";
-import { findNatsServer, NatsServer, until } from "@dynamo-ts/testing/internal";
+import { Child, findNatsServer, NatsServer, PROJECT_ROOT, until } from "@dynamo-ts/testing/internal";
 import { WorkerEvents } from "@dynamo-ts/worker/internal";
 import { afterEach, describe, expect, it } from "vitest";
 
@@ -39,16 +39,22 @@ function random(seed: number): () => number {
 /** An engine with its worker's events, and what its cache holds. */
 class Worker {
 	readonly cache = new Set<bigint>();
-	readonly engine: Engine = createMockEngine({ blockSize: BLOCK_SIZE, numGpuBlocks: 64, speedupRatio: 0 });
+	/** Blocks that it gave up. */
+	removed = 0;
 	#sequence = 0;
 
 	private constructor(
 		readonly runtime: DistributedRuntime,
 		readonly draw: () => number,
+		readonly engine: Engine,
 	) {}
 
-	static async start(runtime: DistributedRuntime, draw: () => number): Promise<Worker> {
-		const worker = new Worker(runtime, draw);
+	static async start(
+		runtime: DistributedRuntime,
+		draw: () => number,
+		engine = createMockEngine({ blockSize: BLOCK_SIZE, numGpuBlocks: 64, speedupRatio: 0 }),
+	): Promise<Worker> {
+		const worker = new Worker(runtime, draw, engine);
 		const tap = KvEventTap.attach(worker.engine);
 		worker.engine.onKvEvents((events) => worker.#note(events));
 		await worker.engine.start();
@@ -65,8 +71,10 @@ class Worker {
 	#note(events: readonly KvCacheEvent[]): void {
 		for (const event of events) {
 			if (event.type === "stored") for (const { blockHash } of event.blocks) this.cache.add(blockHash);
-			else if (event.type === "removed") for (const hash of event.blockHashes) this.cache.delete(hash);
-			else this.cache.clear();
+			else if (event.type === "removed") {
+				this.removed += event.blockHashes.length;
+				for (const hash of event.blockHashes) this.cache.delete(hash);
+			} else this.cache.clear();
 		}
 	}
 
@@ -245,6 +253,62 @@ describe.each(worlds)("over %s", (_name, makeWorld) => {
 		expect(router.orphans).toBe(0);
 		expect(router.subscriber.workers().every((one) => one.inSync)).toBe(true);
 	});
+});
+
+it("a router's view equals the cache of an engine in its own thread, through preemption and eviction", async () => {
+	const world = await fileWorld({ events: { plane: "zmq", host: "127.0.0.1" } });
+	const draw = random(11);
+	// The fake model: everything of the engine but the weights.
+	const engine = createEngineThread({
+		model: JSON.stringify({ numBlocks: 64, blockSize: BLOCK_SIZE, vocabSize: 1000 }),
+		cacheDir: "",
+		runnerModule: new URL("../../packages/engine/dist/mock/fake-model-runner.js", import.meta.url).href,
+		maxNumSeqs: 4,
+		maxModelLen: 128,
+		blockSize: BLOCK_SIZE,
+	});
+	const worker = await Worker.start(await world.runtime(), draw, engine);
+	ends.push(() => worker.stop());
+	const routerRuntime = await world.runtime();
+	const router = await Router.start(routerRuntime, draw, 0.1);
+	ends.push(async () => {
+		await router.subscriber.close();
+		await routerRuntime.shutdown();
+	});
+	for (let round = 0; round < 6; round++) await worker.work(10);
+	expect(worker.removed).toBeGreaterThan(0);
+	expect(worker.cache.size).toBeGreaterThan(30);
+	await until("the same view", () => router.equals([worker]));
+	expect(router.orphans).toBe(0);
+});
+
+it("a process that published and listened over ZeroMQ ends by itself after shutdown: nothing stays open", async () => {
+	const folder = mkdtempSync(join(tmpdir(), "kv-events-"));
+	ends.push(() => rmSync(folder, { recursive: true, force: true }));
+	const runtime = join(PROJECT_ROOT, "packages/runtime/dist/internal.js");
+	const script = `
+		const { DistributedRuntime } = await import(${JSON.stringify(runtime)});
+		const config = { discoveryBackend: "file", fileKvRoot: ${JSON.stringify(folder)}, shutdownGraceMs: 0, events: { plane: "zmq", host: "127.0.0.1" } };
+		const runtimes = [await DistributedRuntime.create(config), await DistributedRuntime.create(config)];
+		const scope = { kind: "namespace", name: "n" };
+		const publisher = await runtimes[0].events.createPublisher(scope, "t");
+		let heard = false;
+		await runtimes[1].events.subscribe(scope, "t", { onEvent: () => { heard = true; } });
+		while (!heard) {
+			publisher.publish(Buffer.from("x"));
+			await new Promise((resolve) => setTimeout(resolve, 10));
+		}
+		for (const runtime of runtimes) await runtime.shutdown();
+		console.log("shut down");
+	`;
+	const child = new Child(process.execPath, ["--input-type=module", "-e", script]);
+	await child.waitForOutput(/shut down/);
+	let ended = false;
+	void child.exited.then(() => {
+		ended = true;
+	});
+	await until("the process ends", () => ended, { timeoutMs: 10_000 });
+	expect((await child.exited).code).toBe(0);
 });
 
 describe.runIf("missing" in nats)(`over nats (skipped: ${"missing" in nats ? nats.missing : ""})`, () => {

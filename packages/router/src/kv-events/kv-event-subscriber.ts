@@ -19,7 +19,7 @@ import {
 	workerKvQueryToWire,
 } from "@dynamo-ts/protocols/internal";
 import type { DiscoveryEvent, DistributedRuntime, EventPlane, EventSubscription, Watch } from "@dynamo-ts/runtime";
-import { LogThrottle } from "@dynamo-ts/runtime/internal";
+import { rateLimited } from "@dynamo-ts/runtime/internal";
 import { SourceState } from "./source-state.js";
 
 /** Takes what workers tell; the calls must not throw. */
@@ -100,7 +100,6 @@ export class KvEventSubscriber {
 	readonly #sources = new Map<bigint, Source>();
 	/** Sources by worker and rank, the one that counts last: a publisher may be replaced before its record is gone. */
 	readonly #ranks = new Map<string, Source[]>();
-	readonly #throttle = new LogThrottle();
 	readonly #log;
 	#queries = 0;
 	#queue: Source[] = [];
@@ -119,7 +118,7 @@ export class KvEventSubscriber {
 		this.#scopePath = eventScopePath({ kind: "endpoint", endpoint });
 		this.#sink = sink;
 		this.#options = options;
-		this.#log = runtime.log.child("dynamo_llm::kv_router::subscriber");
+		this.#log = rateLimited(runtime.log.child("dynamo_llm::kv_router::subscriber"));
 	}
 
 	/**
@@ -268,7 +267,7 @@ export class KvEventSubscriber {
 
 	#malformed(source: Source, error: unknown): void {
 		this.counts.malformed++;
-		this.#throttle.warn(this.#log, "KV events of a worker could not be read", {
+		this.#log.warn("KV events of a worker could not be read", {
 			worker_id: source.worker.workerId,
 			error,
 		});
@@ -352,7 +351,7 @@ export class KvEventSubscriber {
 			gaveUp ? GIVE_UP_MS : pause * (0.75 + Math.random() / 2),
 		);
 		source.retry.unref();
-		this.#throttle.warn(this.#log, "a worker did not tell its KV blocks; it is asked again", {
+		this.#log.warn("a worker did not tell its KV blocks; it is asked again", {
 			worker_id: source.worker.workerId,
 			dp_rank: source.worker.dpRank,
 			tries: source.tries,

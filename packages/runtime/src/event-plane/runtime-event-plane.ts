@@ -18,6 +18,7 @@ import {
 import type { Discovery, DiscoveryEvent, Watch } from "../discovery/discovery.js";
 import type { Logger } from "../observability/logging.js";
 import type { Counter, MetricsRegistry } from "../observability/metrics.js";
+import { rateLimited } from "../observability/rate-limited-log.js";
 import type {
 	EventListener,
 	EventPlane,
@@ -26,7 +27,6 @@ import type {
 	EventTransportName,
 } from "./event-plane.js";
 import type { EventTransportDriver, TransportPublisher, TransportSubscriber } from "./event-transport.js";
-import { LogThrottle } from "./log-throttle.js";
 import { SequenceTracker } from "./sequence-tracker.js";
 
 /** Counters of one topic. */
@@ -185,7 +185,6 @@ class Subscription implements EventSubscription {
 	readonly #listener: EventListener;
 	readonly #counters: EventCounters;
 	readonly #log: Logger;
-	readonly #throttle = new LogThrottle();
 	readonly #onClose: () => void;
 	readonly #sequences = new SequenceTracker();
 	/** Publishers by id, with the key and the address that each was first seen with. */
@@ -206,7 +205,7 @@ class Subscription implements EventSubscription {
 		this.#topic = topic;
 		this.#listener = listener;
 		this.#counters = counters;
-		this.#log = log;
+		this.#log = rateLimited(log);
 		this.#onClose = onClose;
 	}
 
@@ -294,7 +293,7 @@ class Subscription implements EventSubscription {
 		if (this.#closing !== undefined) return;
 		this.malformed++;
 		this.#counters.malformed.inc();
-		this.#throttle.warn(this.#log, "a message on the event plane could not be read", {
+		this.#log.warn("a message on the event plane could not be read", {
 			subject: eventSubject(this.#scope, this.#topic),
 			error,
 		});

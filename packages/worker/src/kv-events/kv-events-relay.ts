@@ -11,8 +11,8 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import {
-	LogThrottle,
 	loadZmq,
+	rateLimited,
 	readSocket,
 	socketOptions,
 	type Zmq,
@@ -95,7 +95,6 @@ class Relay implements KvEventsRelay {
 	readonly #abort = new AbortController();
 	readonly #log;
 	readonly #dropped;
-	readonly #throttle = new LogThrottle();
 	/** Sequence of the next batch; undefined before the first. */
 	#next: bigint | undefined;
 	/** Batches that wait for missed ones; undefined when nothing is missing. */
@@ -110,7 +109,7 @@ class Relay implements KvEventsRelay {
 		this.#zmq = zmq;
 		this.#publisher = publisher;
 		this.#converter = new VllmConverter(options.blockSize);
-		this.#log = runtime.log.child("dynamo_llm::kv_router::publisher");
+		this.#log = rateLimited(runtime.log.child("dynamo_llm::kv_router::publisher"));
 		const { namespace, component } = options.endpoint;
 		const { name, help } = METRICS.component.kvPublisherEnginesDroppedEventsTotal;
 		this.#dropped = runtime.namespace(namespace).component(component).metrics.createCounter(name, help);
@@ -215,7 +214,7 @@ class Relay implements KvEventsRelay {
 			}
 		} catch (error) {
 			if (!this.#closed) {
-				this.#throttle.warn(this.#log, "the engine does not send again what was missed", {
+				this.#log.warn("the engine does not send again what was missed", {
 					endpoint: replayEndpoint,
 					topic,
 					error,
@@ -254,7 +253,7 @@ class Relay implements KvEventsRelay {
 
 	#refuse(error: unknown): void {
 		this.refused++;
-		this.#throttle.warn(this.#log, "KV events of the engine could not be read", {
+		this.#log.warn("KV events of the engine could not be read", {
 			endpoint: this.#options.engineEndpoint,
 			error,
 		});
