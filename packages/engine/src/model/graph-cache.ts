@@ -10,6 +10,7 @@ import {
 	openSync,
 	readdirSync,
 	readFileSync,
+	readlinkSync,
 	readSync,
 	renameSync,
 	rmSync,
@@ -17,6 +18,7 @@ import {
 	utimesSync,
 	writeFileSync,
 } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { buildDecoderGraph, GRAPH_VERSION } from "../onnx/decoder-graph.js";
 import type { GraphTarget } from "../onnx/matrix-writer.js";
@@ -103,7 +105,7 @@ function publish(temporary: string, folder: string): void {
 
 /** Moves a broken folder out of the way before it is removed, so that nobody sees a half-removed one. */
 function discard(folder: string): void {
-	const grave = `${folder}.broken-${randomBytes(6).toString("hex")}`;
+	const grave = `${folder}.broken-${processTag()}-${randomBytes(6).toString("hex")}`;
 	try {
 		renameSync(folder, grave);
 	} catch (error) {
@@ -113,11 +115,39 @@ function discard(folder: string): void {
 	rmSync(grave, { recursive: true, force: true });
 }
 
-/** Removes what builds of processes that died have left. */
+/** Names this process in names of folders: where it runs, and its number there. */
+function processTag(): string {
+	let space = hostname();
+	try {
+		// The same number may be another process after a restart, and in another container.
+		space += readFileSync("/proc/sys/kernel/random/boot_id", "utf8") + readlinkSync("/proc/self/ns/pid");
+	} catch {
+		// Not Linux: the name of the host must do.
+	}
+	return `${createHash("sha256").update(space).digest("hex").slice(0, 12)}-${process.pid}`;
+}
+
+function isAlive(pid: number): boolean {
+	try {
+		process.kill(pid, 0);
+		return true;
+	} catch (error) {
+		return (error as NodeJS.ErrnoException).code === "EPERM";
+	}
+}
+
+/** Removes what builds have left whose process died here, or which are too old to be under way anywhere. */
 function removeStale(cacheDir: string): void {
+	if (!statSync(cacheDir, { throwIfNoEntry: false })?.isDirectory()) return;
+	const here = processTag().split("-")[0];
 	for (const name of readdirSync(cacheDir)) {
-		if (!/\.(building|broken)-[0-9a-f]{12}$/.test(name)) continue;
+		const left = /\.(?:building|broken)-(?:([0-9a-f]{12})-(\d+)-)?[0-9a-f]{12}$/.exec(name);
+		if (left === null) continue;
 		const path = join(cacheDir, name);
+		if (left[1] === here && !isAlive(Number(left[2]))) {
+			rmSync(path, { recursive: true, force: true });
+			continue;
+		}
 		const stats = statSync(path, { throwIfNoEntry: false });
 		if (stats && Date.now() - stats.mtimeMs > STALE_MS) rmSync(path, { recursive: true, force: true });
 	}
@@ -167,16 +197,16 @@ export function cachedGraph(
 	onProgress?: (fraction: number) => void,
 	target: GraphTarget = "cpu",
 ): CachedGraph {
+	removeStale(cacheDir);
 	const folder = join(cacheDir, graphKey(model, quantization, target));
 	const modelPath = join(folder, MODEL_FILE);
 	if (isWhole(folder)) {
 		markUsed(folder);
 		return { modelPath, built: false };
 	}
-	const temporary = `${folder}.building-${randomBytes(6).toString("hex")}`;
+	const temporary = `${folder}.building-${processTag()}-${randomBytes(6).toString("hex")}`;
 	try {
 		mkdirSync(temporary, { recursive: true });
-		removeStale(cacheDir);
 		const writer = new WeightsWriter(join(temporary, WEIGHTS_FILE));
 		let graph: Uint8Array;
 		try {
