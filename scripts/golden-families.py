@@ -124,6 +124,21 @@ MODELS = {
         ),
     ),
     "smollm3": ("SmolLM3", dict(BASE, num_hidden_layers=4, tie_word_embeddings=True)),
+    "olmo3": (
+        "Olmo3",
+        dict(
+            BASE,
+            num_hidden_layers=5,
+            sliding_window=9,
+            tie_word_embeddings=False,
+            rope_parameters=dict(
+                full_attention=dict(
+                    rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16
+                ),
+                sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+            ),
+        ),
+    ),
     "olmo2": ("Olmo2", dict(BASE, tie_word_embeddings=False)),
 }
 

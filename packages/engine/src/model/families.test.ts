@@ -89,6 +89,27 @@ describe.each(NAMES)("%s", (name) => {
 		expect(largestDifference(actual, logits)).toBeLessThan(LOGIT_ERROR);
 	});
 
+	it("gives the same to sequences of other lengths in one batch", async () => {
+		const behind = 17;
+		const actual = await withRunner(name, "none", (runner) => {
+			runner.prefill(0, ids.slice(0, behind + 2), 0, false);
+			runner.prefill(1, ids.slice(0, 2), 0, false);
+			const out: number[] = [];
+			for (let at = 2; at + behind < ids.length; at++) {
+				const both = runner.decode(2, Int32Array.of(ids[at + behind]!, ids[at]!), Int32Array.of(at + behind, at));
+				for (const value of both) out.push(value);
+			}
+			return out;
+		});
+		const expected: number[] = [];
+		for (let at = 2; at + behind < ids.length; at++) {
+			for (const token of [at + behind, at]) {
+				expected.push(...logits.subarray(token * vocabSize, (token + 1) * vocabSize));
+			}
+		}
+		expect(largestDifference(actual, Float32Array.from(expected))).toBeLessThan(LOGIT_ERROR);
+	});
+
 	it.each(["auto", "int8", "int4"] as const)("runs quantized: %s", async (quantization) => {
 		const actual = await withRunner(name, quantization, (runner) => logitsOf(runner, ids, [16, 5]));
 		expect(actual.length).toBe(ids.length * vocabSize);

@@ -3,7 +3,17 @@
 // builder and the readers of files ask this table; nothing else knows a family by name.
 
 /** A family of decoders whose layers have the same parts. */
-export type ModelFamily = "llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" | "gemma3" | "phi3" | "smollm3" | "olmo2";
+export type ModelFamily =
+	| "llama"
+	| "mistral"
+	| "qwen2"
+	| "qwen3"
+	| "gemma2"
+	| "gemma3"
+	| "phi3"
+	| "smollm3"
+	| "olmo2"
+	| "olmo3";
 
 /** Names of a layer's norms below `model.layers.N.`; a norm that a family does not have is absent. */
 export interface LayerNorms {
@@ -117,6 +127,15 @@ export const FAMILIES: Readonly<Record<ModelFamily, FamilyDescription>> = {
 		architectures: ["Olmo2ForCausalLM"],
 		modelTypes: ["olmo2"],
 		gguf: "olmo2",
+		norms: AFTER_BOTH,
+		queryKeyNorm: "width",
+	},
+	// In GGUF files it is "olmo2" with a window.
+	olmo3: {
+		...PLAIN,
+		title: "OLMo 3",
+		architectures: ["Olmo3ForCausalLM"],
+		modelTypes: ["olmo3"],
 		norms: AFTER_BOTH,
 		queryKeyNorm: "width",
 	},

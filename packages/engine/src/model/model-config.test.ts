@@ -55,7 +55,7 @@ describe("config.json", () => {
 
 	it("refuses what does not work and says what does", () => {
 		expect(() => config({ architectures: ["MambaForCausalLM"] })).toThrow(
-			/config\.json: the architecture "MambaForCausalLM" is not supported; LlamaForCausalLM, .*Olmo2ForCausalLM work/,
+			/config\.json: the architecture "MambaForCausalLM" is not supported; LlamaForCausalLM, .*Olmo3ForCausalLM work/,
 		);
 		expect(() => config({ hidden_act: "gelu" })).toThrow(/hidden_act is "gelu"; silu works/);
 		expect(() => config({ hidden_size: undefined })).toThrow(/hidden_size is missing/);

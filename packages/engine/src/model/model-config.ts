@@ -37,6 +37,7 @@ const DEFAULTS: Partial<Record<ModelFamily, Json>> = {
 	phi3: { rms_norm_eps: 1e-5, max_position_embeddings: 4096 },
 	smollm3: { rope_theta: 2e6, num_key_value_heads: 4, max_position_embeddings: 32768 },
 	olmo2: { rms_norm_eps: 1e-5 },
+	olmo3: { rms_norm_eps: 1e-5, rope_theta: 5e5, sliding_window: 4096 },
 };
 
 /** What the activations of the families are called. */
@@ -52,6 +53,8 @@ function isSliding(family: ModelFamily, json: Json, layer: number): boolean {
 			return layer % 2 === 0;
 		case "gemma3":
 			return (layer + 1) % Number(json.sliding_window_pattern ?? 6) !== 0;
+		case "olmo3":
+			return (layer + 1) % 4 !== 0;
 		case "qwen2":
 		case "qwen3":
 			return layer >= Number(json.max_window_layers ?? 28);

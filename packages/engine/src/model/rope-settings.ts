@@ -138,9 +138,9 @@ export function ropeFromJson(path: string, family: ModelFamily, json: Json, head
 		typeof own.rope_theta === "number" ? own.rope_theta : settings.number(key, fallback);
 	const rope = { theta: theta(whole, "rope_theta", 10000), scaling: ropeScaling(whole, context) };
 	let localRope: RotarySettings | null = null;
-	if (nested || family === "gemma3") {
+	if (family === "gemma3" || family === "olmo3") {
 		const local = object(parameters.sliding_attention);
-		const base = nested ? rope.theta : undefined;
+		const base = family === "gemma3" ? undefined : rope.theta;
 		localRope = { theta: theta(local, "rope_local_base_freq", base), scaling: ropeScaling(local, context) };
 	}
 	return { rotaryDim, rope, localRope, maxPositionEmbeddings: extendedLength(rope.scaling, maxPositionEmbeddings) };

@@ -20,6 +20,7 @@ const ARCHITECTURES: Readonly<Record<string, string>> = {
 	phi3: "phi3",
 	smollm3: "smollm3",
 	olmo2: "olmo2",
+	olmo3: "olmo2",
 };
 
 const NAMES: Readonly<Record<string, string>> = {
