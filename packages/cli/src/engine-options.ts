@@ -35,6 +35,7 @@ export async function createEngine(
 		device: (flags.string("device") ?? "auto") as "auto" | "cpu" | "cuda",
 		cudaLibraryDirs: cudaLibraryDirs(flags.env),
 		gpuMemoryUtilization: flags.number("gpu-memory-utilization"),
+		enforceEager: flags.boolean("enforce-eager"),
 		kvCacheMemory: kvCacheBytes(flags.number("kv-cache-memory")),
 		enablePrefixCaching: flags.boolean("enable-prefix-caching"),
 		speculative: speculation(flags),

@@ -87,6 +87,7 @@ async function main(port: MessagePort): Promise<void> {
 		device: model.device,
 		cudaLibraryDirs: model.cudaLibraryDirs,
 		gpuMemoryUtilization: model.gpuMemoryUtilization,
+		enforceEager: model.enforceEager,
 		kvCacheMemory: model.kvCacheMemory,
 		intraOpThreads: model.intraOpThreads ?? 1,
 		spinning: model.spinning ?? false,

@@ -21,6 +21,8 @@ export interface EngineThreadModel {
 	readonly cudaLibraryDirs?: readonly string[] | undefined;
 	/** Share of a CUDA device's memory that may be used, weights included; default 0.9. */
 	readonly gpuMemoryUtilization?: number | undefined;
+	/** On CUDA: decode steps are not captured and replayed, but run like all others. Default false. */
+	readonly enforceEager?: boolean | undefined;
 	/** Sequences in one step; default 32 (on CUDA 64), or fewer where the cache of so many does not fit. */
 	readonly maxNumSeqs?: number | undefined;
 	/** Tokens of a sequence; default: what the model was made for, at most 4096 and what fits in memory. */

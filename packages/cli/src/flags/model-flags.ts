@@ -69,6 +69,13 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		help: "Share of a CUDA device's memory that may be used: weights, steps, and the KV cache with all the rest.",
 	},
 	{
+		flag: "enforce-eager",
+		type: "boolean",
+		default: false,
+		group: "engine options",
+		help: "On cuda: steps are not captured as CUDA graphs.",
+	},
+	{
 		flag: "max-model-len",
 		env: ENV.DYN_MAX_MODEL_LEN,
 		type: "integer",
@@ -175,7 +182,6 @@ const NUM_WORKERS: FlagSpec = {
 const VLLM_FLAGS: readonly FlagSpec[] = (
 	[
 		["string", "dtype", "the weights are held as --quantization says and computed in float32"],
-		["boolean", "enforce-eager", "there is no graph capture to switch off"],
 		["boolean", "trust-remote-code", "code of a model is never run"],
 		["string", "connector", "this version moves no KV cache between workers"],
 		["string", "otlp-traces-endpoint", "this version sends no traces"],

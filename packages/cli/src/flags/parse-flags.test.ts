@@ -110,7 +110,7 @@ describe("refusals name what is wrong and what is right", () => {
 });
 
 test("flags without a meaning here give one line each", () => {
-	const argv = ["--enforce-eager", "--gpu-memory-utilization", "0.9", "--kv-events-config", "{}", "--dtype", "float16"];
+	const argv = ["--trust-remote-code", "--load-format", "auto", "--kv-events-config", "{}", "--dtype", "float16"];
 	const { notices } = parseFlags(WORKER_COMMAND, argv, {});
 	expect(notices).toHaveLength(3);
 	for (const notice of notices) expect(notice).toMatch(/^--\S+ has no meaning here: \S/);

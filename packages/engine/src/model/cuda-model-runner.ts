@@ -50,6 +50,8 @@ export interface CudaModelRunnerOptions {
 	readonly gpuMemoryUtilization: number;
 	/** Bytes for keys and values; default: what the share leaves. */
 	readonly kvCacheMemory?: number | undefined;
+	/** Whether decode steps are captured and replayed; default true. */
+	readonly capture?: boolean | undefined;
 	/** See `ModelRunner.weightFormats`. */
 	readonly weightFormats: readonly string[];
 	/** Called as steps are captured; `fraction` runs from 0 to 1. */
@@ -153,7 +155,7 @@ export class CudaModelRunner implements ModelRunner {
 			this.#cache.push(device.allocate((blockBytes / (config.numLayers * 2)) * (this.numBlocks + SCRATCH_BLOCKS)));
 		}
 		this.#bindCache(this.#eager, this.#cache, this.numBlocks + SCRATCH_BLOCKS);
-		this.#batches = captureBatches(maxNumSeqs);
+		this.#batches = options.capture === false ? [] : captureBatches(maxNumSeqs);
 		this.#columns = captureColumns(Math.ceil(this.maxModelLen / this.blockSize));
 		this.#capture(options.onCapture);
 	}
@@ -276,7 +278,7 @@ export class CudaModelRunner implements ModelRunner {
 	/** See `ModelRunner.execute`. */
 	execute(rows: readonly RunnerRow[]): StepLogits {
 		let wanted = 0;
-		let decode = rows.length <= this.maxNumSeqs;
+		let decode = this.#captured.length > 0 && rows.length <= this.maxNumSeqs;
 		for (const row of rows) {
 			this.#check(row);
 			wanted += row.wanted;

@@ -42,6 +42,7 @@ export function loadCudaRunner(model: OpenModel, options: ModelRunnerOptions): M
 			blockSize: options.blockSize,
 			kvCacheMemory: options.kvCacheMemory,
 			gpuMemoryUtilization: options.gpuMemoryUtilization ?? DEFAULT_UTILIZATION,
+			capture: options.enforceEager !== true,
 			weightFormats: weightFormats(config, model.weights, quantization, "cuda"),
 			onCapture: (fraction) => onProgress?.("load", fraction),
 		});

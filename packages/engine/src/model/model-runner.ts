@@ -205,6 +205,8 @@ export interface ModelRunnerOptions {
 	readonly cudaLibraryDirs?: readonly string[] | undefined;
 	/** Share of a CUDA device's memory that may be used, weights included; default 0.9. */
 	readonly gpuMemoryUtilization?: number | undefined;
+	/** On CUDA: decode steps are not captured and replayed, but run like all others. Default false. */
+	readonly enforceEager?: boolean | undefined;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number;
 	/** Whether those threads spin between operators: faster on idle cores, burns them. Default false. */

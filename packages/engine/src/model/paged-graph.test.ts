@@ -165,6 +165,16 @@ describe("a step against the reference", () => {
 	});
 });
 
+test("without captured steps the results are the same", () => {
+	const model = halfModel();
+	const { runner, device } = open(model, { capture: false });
+	const ids = text(8, 6);
+	const expected = referenceLogits(model, [...ids]);
+	runner.execute([part(0, ids, 0, 5)]);
+	expect(error(runner.execute([part(0, ids, 5, 6, 1)]).row(0), expected[5]!)).toBeLessThan(ERROR);
+	expect(new Set(device.runs)).toEqual(new Set([-1]));
+});
+
 test("a small vocabulary has fewer likeliest tokens", () => {
 	const model = halfModel({ vocab_size: 40, tie_word_embeddings: false }, 2);
 	const { runner } = open(model);
