@@ -7,8 +7,11 @@ import {
 	freePort,
 	type HttpChild,
 	http,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	listsModel,
 	openStream,
+	PLANES,
 	PROJECT_ROOT,
 	runStreamLoad,
 	scrape,
@@ -21,7 +24,8 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
 const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+const titled = (text: string, why: string) => (why ? `${text} [skipped: ${why}]` : text);
+const title = (text: string) => titled(text, missing);
 const modelPath = "path" in hf ? hf.path : "";
 const MODEL = "mock";
 
@@ -64,28 +68,6 @@ describe.skipIf(missing)(title("load"), () => {
 		await untilWorkerIdle(worker);
 	}, 60_000);
 
-	test("clients that stop reading: others are not held up, memory stays bounded, and they can go on", async () => {
-		const tokens = 30_000;
-		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0"]);
-		const frontend = await fleet.frontend(MODEL);
-		const before = { worker: await rss(worker.system), frontend: await rss(frontend.url) };
-		const streams = await Promise.all(Array.from({ length: 6 }, () => chat(frontend, tokens)));
-		for (const stream of streams) stream.pause();
-		const other = await chat(frontend, 50);
-		expect((await other.finished()).usage?.completion_tokens).toBe(50);
-		// Each answer is an event stream of 6 MB. What nobody reads stays with the worker, up to its limit.
-		await until("the engine is done", async () => {
-			const page = await scrape(worker.system);
-			return page.sum("dynamo_component_engine_decode_tokens_total") === 6 * tokens + 50;
-		});
-		expect((await rss(frontend.url)) - before.frontend).toBeLessThan(150e6);
-		expect((await rss(worker.system)) - before.worker).toBeLessThan(150e6);
-		for (const stream of streams) stream.resume();
-		for (const stream of streams) expect((await stream.finished()).usage?.completion_tokens).toBe(tokens);
-		await untilFrontendIdle(frontend);
-		await untilWorkerIdle(worker);
-	}, 60_000);
-
 	test.each(["frontend", "mocker"] as const)(
 		"too few file descriptors in the %s: 529 at once and a line that says so",
 		async (who) => {
@@ -122,6 +104,44 @@ describe.skipIf(missing)(title("load"), () => {
 			expect((await ask())?.status).toBe(200);
 		},
 		60_000,
+	);
+});
+
+describe.each(PLANES)("clients that stop reading, over $name", (plane) => {
+	const why = missing || plane.missing;
+
+	test.skipIf(why)(
+		titled("others are not held up, memory stays bounded, and they can go on", why),
+		async () => {
+			const tokens = 30_000;
+			const fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
+			try {
+				const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0"]);
+				const frontend = await fleet.frontend(MODEL);
+				const leaks = await LeakCheck.begin([
+					{ name: "frontend", child: frontend.child, url: frontend.url },
+					{ name: "worker", child: worker.child, url: worker.system },
+				]);
+				const before = { worker: await rss(worker.system), frontend: await rss(frontend.url) };
+				const streams = await Promise.all(Array.from({ length: 6 }, () => chat(frontend, tokens)));
+				for (const stream of streams) stream.pause();
+				const other = await chat(frontend, 50);
+				expect((await other.finished()).usage?.completion_tokens).toBe(50);
+				// Each answer is an event stream of 6 MB. What nobody reads stays with the worker, up to its limit.
+				await until("the engine is done", async () => {
+					const page = await scrape(worker.system);
+					return page.sum("dynamo_component_engine_decode_tokens_total") === 6 * tokens + 50;
+				});
+				expect((await rss(frontend.url)) - before.frontend).toBeLessThan(150e6);
+				expect((await rss(worker.system)) - before.worker).toBeLessThan(150e6);
+				for (const stream of streams) stream.resume();
+				for (const stream of streams) expect((await stream.finished()).usage?.completion_tokens).toBe(tokens);
+				await leaks.end();
+			} finally {
+				await fleet.stop();
+			}
+		},
+		120_000,
 	);
 });
 
