@@ -9,7 +9,7 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import { KvEventSubscriber } from "@dynamo-ts/router";
 import { createMemStore, DistributedRuntime, loadZmq } from "@dynamo-ts/runtime/internal";
-import { freePort, until } from "@dynamo-ts/testing/internal";
+import { Fleet, freePort, testModel, until } from "@dynamo-ts/testing/internal";
 import { EngineSocket, relayKvEvents } from "@dynamo-ts/worker/internal";
 import { afterEach, describe, expect, it } from "vitest";
 
@@ -161,4 +161,85 @@ describe("a relay", () => {
 			relayKvEvents(runtime, { engineEndpoint: "tcp://*:5557", endpoint: ENDPOINT, blockSize: 4 }),
 		).rejects.toThrow(/must be tcp:\/\/host:port/);
 	});
+});
+
+const model = testModel("gguf");
+const missing = "missing" in model ? model.missing : "";
+
+describe.skipIf(missing)(`the command${missing && ` [skipped: ${missing}]`}`, () => {
+	it("tells of a worker's engine, refuses another block size, and gives way when it ends", async () => {
+		const fleet = new Fleet();
+		ends.push(() => fleet.stop());
+		const [port, replayPort] = [await freePort(), await freePort()];
+		await fleet.mocker("path" in model ? model.path : "", "m", [
+			"--block-size",
+			"4",
+			"--speedup-ratio",
+			"0",
+			"--zmq-kv-events-ports",
+			String(port),
+			"--zmq-replay-ports",
+			String(replayPort),
+		]);
+		const runtime = await DistributedRuntime.create({
+			discoveryBackend: "file",
+			fileKvRoot: fleet.folder,
+			systemPort: -1,
+			events: { plane: "zmq", host: "127.0.0.1" },
+			log: { filter: "off", format: "readable", ansi: false, localTime: false },
+		});
+		ends.push(() => runtime.shutdown());
+		const endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate");
+		const client = await endpoint.client();
+		const [worker] = await client.waitForInstances(10_000);
+		const ask = (tokenIds: number[]): Promise<void> =>
+			new Promise((resolve, reject) => {
+				const payload = {
+					model: "m",
+					token_ids: tokenIds,
+					stop_conditions: { max_tokens: 1, ignore_eos: true },
+					sampling_options: {},
+					output_options: {},
+					eos_token_ids: [],
+					annotations: [],
+				};
+				client.send(worker!, { id: `${tokenIds[0]}`, payload }, { onItem: () => {}, onEnd: resolve, onError: reject });
+			});
+		const cache = new Set<bigint>();
+		const subscriber = await KvEventSubscriber.open(runtime, endpoint.id, {
+			onReset: () => cache.clear(),
+			onWorkerGone: () => cache.clear(),
+			onEvent: ({ data }) => {
+				if (data.type === "stored") for (const { blockHash } of data.blocks) cache.add(blockHash);
+				else if (data.type === "removed") for (const hash of data.blockHashes) cache.delete(hash);
+				else cache.clear();
+			},
+		});
+		ends.push(() => subscriber.close());
+		const prompt = (number: number) => Array.from({ length: 9 }, (_, i) => 100 * number + i);
+		const holds = (...numbers: number[]) => {
+			const wanted = numbers.flatMap((number) => blockHashes(prompt(number), 4).sequenceHashes);
+			return cache.size === wanted.length && wanted.every((hash) => cache.has(hash));
+		};
+		await ask(prompt(1));
+		await until("what the worker itself tells", () => holds(1));
+
+		const args = ["kv-events-relay", "--engine-endpoint", `tcp://127.0.0.1:${port}`];
+		const refused = fleet.start([...args, "--block-size", "16"]);
+		expect((await refused.exited).code).toBe(2);
+		expect(refused.stderr).toMatch(/--block-size 16 is not that of the model card: m has blocks of 4 tokens/);
+		const unknown = fleet.start([...args, "--worker-id", "0x5"]);
+		expect((await unknown.exited).code).toBe(2);
+
+		// From now on the relay, being the newer one, speaks for the worker; it has asked for what went before.
+		const relay = fleet.start([...args, "--replay-endpoint", `tcp://127.0.0.1:${replayPort}`]);
+		await relay.waitForOutput(/the relay tells routers of m at worker \d+/);
+		await until("two sources", async () => (await runtime.discovery.list("v1/event_sources")).length === 2);
+		await ask(prompt(2));
+		await until("what the relay tells", () => holds(1, 2));
+		expect((await relay.stop()).code).toBe(0);
+		await until("one source", async () => (await runtime.discovery.list("v1/event_sources")).length === 1);
+		await ask(prompt(3));
+		await until("what the worker itself tells again", () => holds(1, 2, 3));
+	}, 60_000);
 });

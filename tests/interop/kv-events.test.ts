@@ -11,6 +11,7 @@ import {
 	fileDiscoveryEnv,
 	findNatsServer,
 	findRealDynamo,
+	freePort,
 	type HttpChild,
 	NatsServer,
 	startDynamo,
@@ -19,6 +20,7 @@ import {
 	testModel,
 	until,
 } from "@dynamo-ts/testing/internal";
+import { relayKvEvents } from "@dynamo-ts/worker";
 import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
 
 const peer = findRealDynamo();
@@ -30,6 +32,7 @@ const modelPath = "path" in hf ? hf.path : "";
 const BLOCK_SIZE = 16;
 const MODEL = "kv-model";
 const ENDPOINT = { namespace: "dynamo", component: "backend", name: "generate" };
+const RELAYED = { namespace: "dynamo", component: "relayed", name: "generate" };
 const MOCKER_ARGS = ["--block-size", String(BLOCK_SIZE), "--speedup-ratio", "1000"];
 
 const natsMissing = missing || ("missing" in nats ? nats.missing : "");
@@ -162,15 +165,18 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 	const children: Child[] = [];
 	let frontend: HttpChild;
 	let runtime: DistributedRuntime;
+	let enginePort: number;
+	let replayPort: number;
 
 	beforeAll(async () => {
 		if (why) return;
 		network = await startNetwork(plane);
 		const env = { ...fileDiscoveryEnv(folder), ...network.env };
-		for (let i = 0; i < 2; i++) {
-			children.push(
-				startRealMocker(python, env, modelPath, MODEL, ["--num-gpu-blocks-override", "64", ...MOCKER_ARGS]),
-			);
+		[enginePort, replayPort] = [await freePort(), await freePort()];
+		const engineSocket = ["--zmq-kv-events-ports", String(enginePort), "--zmq-replay-ports", String(replayPort)];
+		for (const more of [[], engineSocket]) {
+			const args = ["--num-gpu-blocks-override", "64", ...MOCKER_ARGS, ...more];
+			children.push(startRealMocker(python, env, modelPath, MODEL, args));
 		}
 		frontend = await startRealFrontend(python, env, MODEL, ["--router-mode", "round-robin"]);
 		children.push(frontend.child);
@@ -194,9 +200,9 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 		readonly caches = new Map<bigint, Set<bigint>>();
 		subscriber!: KvEventSubscriber;
 
-		static async open(): Promise<View> {
+		static async open(endpoint = ENDPOINT): Promise<View> {
 			const view = new View();
-			view.subscriber = await KvEventSubscriber.open(runtime, ENDPOINT, {
+			view.subscriber = await KvEventSubscriber.open(runtime, endpoint, {
 				onReset: ({ workerId }) => void view.caches.set(workerId, new Set()),
 				onWorkerGone: ({ workerId }) => void view.caches.delete(workerId),
 				onEvent: (event: RouterEvent) => view.#apply(event),
@@ -243,6 +249,27 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 			return same && asked.caches.size === 2;
 		});
 		for (const cache of live.caches.values()) expect(cache.size).toBeGreaterThan(20);
+
+		// What the second worker's engine tells in vLLM's format, from its first batch on, comes to the same.
+		const relay = await relayKvEvents(runtime, {
+			engineEndpoint: `tcp://127.0.0.1:${enginePort}`,
+			replayEndpoint: `tcp://127.0.0.1:${replayPort}`,
+			endpoint: RELAYED,
+			blockSize: BLOCK_SIZE,
+		});
+		const relayed = await View.open(RELAYED);
+		for (let i = 100; i < 104; i++) await complete(frontend.url, promptOf(i, 5 * BLOCK_SIZE + 1));
+		await until("the relayed view equals the engine's own", () => {
+			const [cache] = relayed.caches.values();
+			return (
+				cache !== undefined &&
+				cache.size > 20 &&
+				[...live.caches.values()].some((own) => own.size === cache.size && [...own].every((hash) => cache.has(hash)))
+			);
+		});
+		expect(relay).toMatchObject({ lost: 0, refused: 0 });
+		await relayed.subscriber.close();
+		await relay.close();
 		expect(live.subscriber.counts).toMatchObject({ malformed: 0, failures: 0 });
 		await asked.subscriber.close();
 
