@@ -6,6 +6,7 @@ export * from "./discovery/kubernetes/instance-id.js";
 export * from "./discovery/kubernetes/kube-config.js";
 export * from "./discovery/kubernetes/kubernetes.js";
 export * from "./discovery/mem.js";
+export * from "./discovery/open.js";
 export * from "./event-plane/event-host.js";
 export * from "./event-plane/event-plane.js";
 export * from "./event-plane/event-settings.js";
