@@ -192,7 +192,9 @@ export class EtcdDiscovery implements Discovery {
 	async #deleteKeys(keys: readonly string[]): Promise<void> {
 		if (this.#report.away) return;
 		try {
-			await this.#enqueue(() => this.#client.delete(keys.filter((key) => !this.#own.has(key))));
+			await this.#enqueue(async () => {
+				if (!this.#report.away) await this.#client.delete(keys.filter((key) => !this.#own.has(key)));
+			});
 		} catch (error) {
 			this.#report.failed("deleting records", error);
 			this.#lease.check();

@@ -74,9 +74,10 @@ export class KubeClient {
 	 * Opens a watch and calls back for each event until it ends.
 	 * @param idleMs the longest silence.
 	 * @param onEvent returning false ends the watch.
+	 * @param onOpen the server has taken it.
 	 * @throws as {@link send}; also when the connection is lost in the midst of a line.
 	 */
-	async watch(path: string, idleMs: number, onEvent: (event: unknown) => boolean): Promise<void> {
+	async watch(path: string, idleMs: number, onEvent: (event: unknown) => boolean, onOpen: () => void): Promise<void> {
 		const { response, end, touch } = await this.#start({ method: "GET", path, timeoutMs: idleMs }, idleMs);
 		try {
 			if (response.statusCode !== 200) {
@@ -84,6 +85,7 @@ export class KubeClient {
 				for await (const chunk of response) chunks.push(chunk);
 				readAnswer(response, Buffer.concat(chunks));
 			}
+			onOpen();
 			let rest: Buffer = Buffer.alloc(0);
 			for await (const chunk of response as AsyncIterable<Buffer>) {
 				touch();

@@ -117,11 +117,12 @@ export class KubeReflector {
 			allowWatchBookmarks: "true",
 			resourceVersion: this.#resourceVersion ?? "",
 		});
-		await this.#options.client.watch(url, WATCH_IDLE_MS, (event) => {
+		const onEvent = (event: unknown): boolean => {
 			if (this.#closed) return false;
 			this.#take(event);
 			return true;
-		});
+		};
+		await this.#options.client.watch(url, WATCH_IDLE_MS, onEvent, () => this.#options.report.succeeded());
 		this.#healthy();
 	}
 

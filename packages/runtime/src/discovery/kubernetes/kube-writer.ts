@@ -10,8 +10,18 @@ import { WORKER_METADATA, workerMetadataBody } from "./worker-metadata.js";
 const CALL_TIMEOUT_MS = 10_000;
 /** How long a change waits for an API server that is away. */
 const PATIENCE_MS = 30_000;
+/** The same for a removal, which is then made up for in the background: whoever leaves does not wait. */
+const REMOVAL_PATIENCE_MS = 2000;
 const RETRY_MS = { first: 200, max: 5000 } as const;
 const FIELD_MANAGER = "dynamo-worker";
+
+interface WriteRequest {
+	readonly method: "PATCH" | "DELETE";
+	readonly path: string;
+	readonly body: string;
+	readonly contentType: string;
+	readonly patienceMs: number;
+}
 
 /** The resource of this process. A change that the API refuses is undone here, and its call fails. */
 export class KubeWriter {
@@ -21,10 +31,12 @@ export class KubeWriter {
 	readonly #path: string;
 	readonly #records = new Map<string, DiscoveryRecord>();
 	readonly #pause = new Pause();
+	readonly #laterPause = new Pause();
 	/** Nothing of an earlier life of this pod is left in the resource. */
 	#clean = false;
 	#queue: Promise<void> = Promise.resolve();
 	#closing = false;
+	#writingLater = false;
 
 	constructor(client: KubeClient, identity: KubeIdentity, report: ConnectionReport) {
 		this.#client = client;
@@ -37,7 +49,10 @@ export class KubeWriter {
 	/** Removes what an earlier life of this container left. @throws DynamoError `Unavailable`. */
 	async removeOld(): Promise<void> {
 		await this.#enqueue(async () => {
-			await this.#send({ method: "DELETE", path: this.#path, body: "{}", contentType: "application/json" }, 404);
+			await this.#send(
+				{ method: "DELETE", path: this.#path, body: "{}", contentType: "application/json", patienceMs: PATIENCE_MS },
+				404,
+			);
 			this.#clean = true;
 		});
 	}
@@ -90,6 +105,7 @@ export class KubeWriter {
 	close(): void {
 		this.#closing = true;
 		this.#pause.cutShort();
+		this.#laterPause.cutShort();
 	}
 
 	/** Makes a change and writes it; `undo` takes it back if that fails. Without one, it stands and is written later. */
@@ -97,34 +113,50 @@ export class KubeWriter {
 		return this.#enqueue(async () => {
 			const undo = make();
 			try {
-				await this.#apply();
+				await this.#apply(undo === undefined ? REMOVAL_PATIENCE_MS : PATIENCE_MS);
 			} catch (error) {
-				undo?.();
+				if (undo === undefined) void this.#writeLater();
+				else undo();
 				throw error;
 			}
 		});
 	}
 
-	async #apply(): Promise<void> {
+	async #writeLater(): Promise<void> {
+		if (this.#writingLater) return;
+		this.#writingLater = true;
+		const backoff = new Backoff(RETRY_MS.first, RETRY_MS.max);
+		while (this.#writingLater && !this.#closing) {
+			await this.#laterPause.wait(backoff.next());
+			await this.#enqueue(async () => {
+				if (this.#closing) return;
+				await this.#apply(0);
+				this.#writingLater = false;
+			}).catch(() => {});
+		}
+	}
+
+	async #apply(patienceMs = PATIENCE_MS): Promise<void> {
 		const query = new URLSearchParams({ force: "true", fieldManager: FIELD_MANAGER });
 		await this.#send({
 			method: "PATCH",
 			path: `${this.#path}?${query}`,
 			body: workerMetadataBody(this.#identity, this.#records),
 			contentType: "application/apply-patch+yaml",
+			patienceMs,
 		});
 		this.#clean = true;
 	}
 
-	async #send(
-		request: { method: "PATCH" | "DELETE"; path: string; body: string; contentType: string },
-		fine?: number,
-	): Promise<void> {
+	async #send({ patienceMs, ...request }: WriteRequest, fine?: number): Promise<void> {
 		const backoff = new Backoff(RETRY_MS.first, RETRY_MS.max);
-		const deadline = performance.now() + PATIENCE_MS;
+		const deadline = performance.now() + patienceMs;
 		for (;;) {
 			try {
-				await this.#client.send({ ...request, timeoutMs: this.#closing ? 2000 : CALL_TIMEOUT_MS });
+				await this.#client.send({
+					...request,
+					timeoutMs: patienceMs < CALL_TIMEOUT_MS ? REMOVAL_PATIENCE_MS : CALL_TIMEOUT_MS,
+				});
 				this.#report.succeeded();
 				return;
 			} catch (error) {

@@ -204,6 +204,19 @@ describe("kubernetes discovery", () => {
 		await worker.put(endpoint(worker, "e"));
 	});
 
+	it("a removal does not wait for an API server that is away, and is made up for", async () => {
+		const worker = await open(pod("w"));
+		ready("w");
+		const events = await follow(worker);
+		await worker.put(endpoint(worker));
+		await vi.waitFor(() => expect(types(events)).toEqual(["put"]), PATIENCE);
+		await api.suspend();
+		await worker.delete(endpoint(worker));
+		expect(lines.join()).toContain("could not be taken out of the custom resource");
+		await api.resume();
+		await vi.waitFor(() => expect(types(events)).toEqual(["put", "delete"]), PATIENCE);
+	});
+
 	it("files of the downward API win over variables", async () => {
 		writeFileSync(join(folder, "pod_name"), "from-file\n");
 		writeFileSync(join(folder, "pod_uid"), "  ");

@@ -179,9 +179,12 @@ export class KubernetesDiscovery implements Discovery {
 	}
 
 	#notWritten(error: unknown): void {
-		this.#log.warn("records could not be taken out of the custom resource; they go with the pod", {
-			error: errorText(error),
-		});
+		this.#log.warn(
+			"records could not be taken out of the custom resource; that is tried again, or they go with the pod",
+			{
+				error: errorText(error),
+			},
+		);
 	}
 
 	#refuseWhenClosed(): void {
