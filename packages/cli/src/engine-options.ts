@@ -37,6 +37,7 @@ export async function createEngine(
 		gpuMemoryUtilization: flags.number("gpu-memory-utilization"),
 		enforceEager: flags.boolean("enforce-eager"),
 		kvCacheMemory: kvCacheBytes(flags.number("kv-cache-memory")),
+		kvCacheDtype: flags.string("kv-cache-dtype") as "auto" | "fp32" | "fp16" | "int8" | undefined,
 		enablePrefixCaching: flags.boolean("enable-prefix-caching"),
 		speculative: speculation(flags),
 		intraOpThreads: flags.number("num-threads") ?? numThreads,
@@ -51,6 +52,7 @@ const FLAG_OF_OPTION: Readonly<Record<string, string>> = {
 	maxNumBatchedTokens: "--max-num-batched-tokens",
 	kvCacheMemory: "--kv-cache-memory",
 	gpuMemoryUtilization: "--gpu-memory-utilization",
+	kvCacheDtype: "--kv-cache-dtype",
 	blockSize: "--block-size",
 	intraOpThreads: "--num-threads",
 };

@@ -89,6 +89,7 @@ async function main(port: MessagePort): Promise<void> {
 		gpuMemoryUtilization: model.gpuMemoryUtilization,
 		enforceEager: model.enforceEager,
 		kvCacheMemory: model.kvCacheMemory,
+		kvCacheDtype: model.kvCacheDtype,
 		intraOpThreads: model.intraOpThreads ?? 1,
 		spinning: model.spinning ?? false,
 		onProgress: (stage: string, fraction: number) => post({ type: "progress", stage, fraction }),

@@ -4,7 +4,7 @@
 import type { EngineInfo, EngineRequest } from "./engine.js";
 import type { SpeculativeOptions } from "./engine-core.js";
 import type { DeviceChoice } from "./model/choose-device.js";
-import type { ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
+import type { KvCacheDtype, ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
 import type { StepMessage } from "./step-outputs.js";
 
 /** How the thread loads and runs its model. Plain data. */
@@ -33,6 +33,8 @@ export interface EngineThreadModel {
 	readonly blockSize?: number | undefined;
 	/** Bytes for keys and values; default: by the machine's memory. */
 	readonly kvCacheMemory?: number | undefined;
+	/** Default "auto". */
+	readonly kvCacheDtype?: KvCacheDtype | "auto" | undefined;
 	/** Whether prompts share blocks with those before them; default true. */
 	readonly enablePrefixCaching?: boolean | undefined;
 	/** Absent: no tokens are guessed. */

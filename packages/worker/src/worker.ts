@@ -165,6 +165,8 @@ async function serve(
 		endpoint: formatEndpointAddress(id),
 		device: info.device,
 		quantization: info.quantization,
+		weights: info.weightFormats?.join(", "),
+		kv_cache_dtype: info.kvCacheDtype,
 		max_model_len: info.maxModelLen,
 		max_num_seqs: info.maxNumSeqs,
 		load_seconds: info.loadSeconds,

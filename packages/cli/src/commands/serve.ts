@@ -16,7 +16,7 @@ async function run(context: CommandContext): Promise<number> {
 	lifecycle.markReady();
 	console.out(
 		[
-			`${modelName} is ready at ${address} after ${process.uptime().toFixed(1)} s (${info.device}, ${info.quantization}, ${info.maxModelLen} tokens of context)`,
+			`${modelName} is ready at ${address} after ${process.uptime().toFixed(1)} s (${info.device}, ${info.weightFormats?.join(" and ") || info.quantization}, ${info.maxModelLen} tokens of context)`,
 			"",
 			"try:",
 			`  ${curlLine(address, modelName)}`,

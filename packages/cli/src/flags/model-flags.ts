@@ -47,7 +47,7 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		choices: ["auto", "none", "int8", "int4"],
 		default: "auto",
 		group: "engine options",
-		help: "How the matrices are held: auto keeps a GGUF as stored and turns safetensors into int8; none computes in float32. On cuda both hold float16.",
+		help: "How the matrices are held: auto by the machine (docs/engine.md), as stored, int8 or float32; none: float32. On cuda both hold float16.",
 	},
 	{
 		flag: "device",
@@ -111,6 +111,15 @@ const ENGINE_FLAGS: readonly FlagSpec[] = [
 		group: "engine options",
 		defaultText: "what the machine has beside the weights",
 		help: "Memory for keys and values, in GiB: of running sequences and of what is kept for prompts to come.",
+	},
+	{
+		flag: "kv-cache-dtype",
+		env: ENV.DYN_KV_CACHE_DTYPE,
+		type: "string",
+		choices: ["auto", "fp32", "fp16", "int8"],
+		default: "auto",
+		group: "engine options",
+		help: "How keys and values are held. auto: the fastest (fp32); int8: a quarter of the memory.",
 	},
 	{
 		flag: "enable-prefix-caching",

@@ -3,6 +3,7 @@
 // with the numbers.
 
 import { totalmem } from "node:os";
+import type { KvCacheDtype } from "./model-runner.js";
 
 /** The longest context that is taken without being asked for, in tokens. */
 const DEFAULT_MAX_MODEL_LEN = 4096;
@@ -18,12 +19,15 @@ export const DEFAULT_BLOCK_SIZE = 16;
 /** Of the memory: left to the runtime, the system and other processes. */
 const RESERVED_SHARE = 0.1;
 
+/** Bytes of one number in a cache. */
+export const BYTES_PER_ELEMENT: Readonly<Record<KvCacheDtype, number>> = { fp32: 4, fp16: 2, int8: 1 };
+
 /** What the size of a token's keys and values follows from. */
 export interface CacheGeometry {
 	readonly numLayers: number;
 	readonly numKvHeads: number;
 	readonly headDim: number;
-	/** 4 for fp32, 2 for fp16, 1 for int8. */
+	/** See BYTES_PER_ELEMENT. */
 	readonly bytesPerElement: number;
 }
 

@@ -20,15 +20,18 @@ import {
 } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
+import type { CacheFormat } from "../onnx/attention-emitter.js";
 import { buildDecoderGraph, GRAPH_VERSION } from "../onnx/decoder-graph.js";
 import type { GraphTarget } from "../onnx/matrix-writer.js";
 import { WeightsWriter } from "../onnx/weights-writer.js";
 import { ModelFileError } from "../weights/model-file-error.js";
-import type { Quantization } from "./model-runner.js";
+import { calibrateCache } from "./calibrate-cache.js";
+import type { KvCacheDtype, Quantization } from "./model-runner.js";
 import type { OpenModel } from "./open-model.js";
 
 const MODEL_FILE = "model.onnx";
 const WEIGHTS_FILE = "weights.bin";
+const TRIAL_FILE = "trial.onnx";
 const MANIFEST_FILE = "manifest.json";
 /** Pieces of each file that go into its fingerprint, spread evenly; the first holds the table of tensors. */
 const FINGERPRINT_PIECES = 64;
@@ -50,9 +53,14 @@ interface Manifest {
 }
 
 /** Name of the cache folder: a hash of everything that the graph depends on. */
-export function graphKey(model: OpenModel, quantization: Quantization, target: GraphTarget = "cpu"): string {
+export function graphKey(
+	model: OpenModel,
+	quantization: Quantization,
+	target: GraphTarget = "cpu",
+	kvCacheDtype: KvCacheDtype = "fp32",
+): string {
 	const hash = createHash("sha256");
-	hash.update(JSON.stringify([GRAPH_VERSION, target, quantization, model.description.config]));
+	hash.update(JSON.stringify([GRAPH_VERSION, target, quantization, kvCacheDtype, model.description.config]));
 	const piece = Buffer.alloc(FINGERPRINT_BYTES);
 	for (const path of model.description.files) {
 		const { size, mtimeMs } = statSync(path);
@@ -196,9 +204,10 @@ export function cachedGraph(
 	cacheDir: string,
 	onProgress?: (fraction: number) => void,
 	target: GraphTarget = "cpu",
+	kvCacheDtype: KvCacheDtype = "fp32",
 ): CachedGraph {
 	removeStale(cacheDir);
-	const folder = join(cacheDir, graphKey(model, quantization, target));
+	const folder = join(cacheDir, graphKey(model, quantization, target, kvCacheDtype));
 	const modelPath = join(folder, MODEL_FILE);
 	if (isWhole(folder)) {
 		markUsed(folder);
@@ -210,15 +219,26 @@ export function cachedGraph(
 		const writer = new WeightsWriter(join(temporary, WEIGHTS_FILE));
 		let graph: Uint8Array;
 		try {
-			graph = buildDecoderGraph({
-				config: model.description.config,
-				source: model.weights,
-				quantization,
-				target,
-				writer,
-				weightsFile: WEIGHTS_FILE,
-				...(onProgress && { onProgress }),
-			});
+			const build = (cache: CacheFormat): Uint8Array =>
+				buildDecoderGraph({
+					config: model.description.config,
+					source: model.weights,
+					quantization,
+					target,
+					writer,
+					weightsFile: WEIGHTS_FILE,
+					cache,
+					...(onProgress && { onProgress }),
+				});
+			if (kvCacheDtype === "int8") {
+				// The same graph with an fp32 cache first: a run of it shows how large keys and values get.
+				const trial = join(temporary, TRIAL_FILE);
+				writeFileSync(trial, build({ dtype: "fp32" }));
+				const scales = calibrateCache(trial, model.description.config);
+				rmSync(trial);
+				writer.repeat();
+				graph = build({ dtype: "int8", scales });
+			} else graph = build({ dtype: kvCacheDtype });
 		} finally {
 			writer.close();
 		}

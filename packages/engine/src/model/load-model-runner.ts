@@ -3,8 +3,9 @@
 
 import { statSync } from "node:fs";
 import { weightFormats } from "../onnx/decoder-graph.js";
-import { sizeCpuCache } from "./cache-memory.js";
+import { BYTES_PER_ELEMENT, sizeCpuCache } from "./cache-memory.js";
 import { chooseDevice, cudaObstacle } from "./choose-device.js";
+import { chooseQuantization, floatBytes } from "./choose-quantization.js";
 import { cachedGraph } from "./graph-cache.js";
 import { findImportedModel, type ImportedModel } from "./imported-model.js";
 import { ImportedModelRunner } from "./imported-model-runner.js";
@@ -35,24 +36,34 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 			obstacle: cudaObstacle(config.family),
 			roots: options.cudaLibraryDirs ?? [],
 		});
+		const asked = options.kvCacheDtype ?? "auto";
+		if (device === "cuda" && asked !== "auto" && asked !== "fp16") {
+			throw new RangeError(`kvCacheDtype is ${asked}; on CUDA keys and values are held in fp16`);
+		}
 		// Lazily, so that a process on a CPU loads no code for CUDA.
 		if (device === "cuda") return (await import("./load-cuda-runner.js")).loadCudaRunner(model, options);
-		const weightBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
+		const quantization = chooseQuantization(options.quantization, {
+			weights: model.weights,
+			maxNumSeqs: options.maxNumSeqs,
+		});
+		const weightBytes =
+			quantization === "none" ? floatBytes(model.weights) : files.reduce((sum, file) => sum + statSync(file).size, 0);
+		const kvCacheDtype = asked === "auto" ? "fp32" : asked;
 		const { numLayers, numKvHeads, headDim, maxPositionEmbeddings } = config;
 		const size = sizeCpuCache({
 			...options,
-			geometry: { numLayers, numKvHeads, headDim, bytesPerElement: 4 },
+			geometry: { numLayers, numKvHeads, headDim, bytesPerElement: BYTES_PER_ELEMENT[kvCacheDtype] },
 			maxPositionEmbeddings,
 			weightBytes,
 		});
-		const graph = cachedGraph(model, options.quantization, options.cacheDir, (fraction) =>
-			options.onProgress?.("build", fraction),
-		);
+		const onProgress = (fraction: number) => options.onProgress?.("build", fraction);
+		const graph = cachedGraph(model, quantization, options.cacheDir, onProgress, "cpu", kvCacheDtype);
 		options.onProgress?.("load", 0);
 		const runner = new OrtModelRunner(graph.modelPath, {
 			...size,
 			config,
-			weightFormats: weightFormats(config, model.weights, options.quantization),
+			weightFormats: weightFormats(config, model.weights, quantization),
+			kvCacheDtype,
 			intraOpThreads: options.intraOpThreads ?? 1,
 			spinning: options.spinning ?? false,
 			deviceNote: note,
@@ -88,6 +99,13 @@ async function loadImported(model: ImportedModel, options: ModelRunnerOptions): 
 		intraOpThreads: options.intraOpThreads ?? 1,
 		spinning: options.spinning ?? false,
 	});
+	const asked = options.kvCacheDtype ?? "auto";
+	if (asked !== "auto" && asked !== runner.kvCacheDtype) {
+		runner.close();
+		throw new RangeError(
+			`kvCacheDtype is ${asked}; the graph in ${options.model} holds its cache in ${runner.kvCacheDtype}`,
+		);
+	}
 	options.onProgress?.("load", 1);
 	return runner;
 }

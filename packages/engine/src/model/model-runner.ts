@@ -8,6 +8,9 @@ import type { ModelFamily } from "./families.js";
 /** How the matrices are stored in the graph. See `matrixFormat` for what each picks. */
 export type Quantization = "auto" | "none" | "int8" | "int4";
 
+/** How keys and values are held: see docs/engine.md for what each costs. */
+export type KvCacheDtype = "fp32" | "fp16" | "int8";
+
 /** Position scaling of rotary embeddings, as `rope_scaling` of a config.json says it. */
 export type RopeScaling =
 	| { readonly type: "linear"; readonly factor: number }
@@ -158,7 +161,7 @@ export interface ModelRunner {
 	/** Bytes of key and value cache per token, over all layers. */
 	readonly kvBytesPerToken: number;
 	/** How keys and values are held: "fp32", "fp16", "int8". */
-	readonly kvCacheDtype: string;
+	readonly kvCacheDtype: KvCacheDtype;
 	/** How the matrices are held, e.g. "q4_1 as stored" or "int8"; most weights first. */
 	readonly weightFormats: readonly string[];
 	/**
@@ -207,6 +210,8 @@ export interface ModelRunnerOptions {
 	readonly gpuMemoryUtilization?: number | undefined;
 	/** On CUDA: decode steps are not captured and replayed, but run like all others. Default false. */
 	readonly enforceEager?: boolean | undefined;
+	/** How keys and values are held; default "auto", on a CPU fp32. */
+	readonly kvCacheDtype?: KvCacheDtype | "auto" | undefined;
 	/** Threads that share one operator; default 1. */
 	readonly intraOpThreads?: number;
 	/** Whether those threads spin between operators: faster on idle cores, burns them. Default false. */

@@ -4,8 +4,8 @@
 
 import { rotaryTables } from "../onnx/rope-cache.js";
 import { ElementType, type OrtBinding, OrtSession, type OrtSessionOptions, OrtTensor } from "../ort/ort-session.js";
-import type { CacheSize } from "./cache-memory.js";
-import type { ModelConfig } from "./model-runner.js";
+import { BYTES_PER_ELEMENT, type CacheSize } from "./cache-memory.js";
+import type { KvCacheDtype, ModelConfig } from "./model-runner.js";
 import { fixedInts, SlotRunner } from "./slot-runner.js";
 
 /** What the runner is made of. */
@@ -15,7 +15,11 @@ export interface OrtModelRunnerOptions extends OrtSessionOptions, CacheSize {
 	readonly weightFormats: readonly string[];
 	/** See `ModelRunner.deviceNote`. */
 	readonly deviceNote?: string | undefined;
+	/** Of the graph's cache; default fp32. */
+	readonly kvCacheDtype?: KvCacheDtype;
 }
+
+const CACHE_ELEMENTS = { fp32: ElementType.FLOAT, fp16: ElementType.FLOAT16, int8: ElementType.INT8 } as const;
 
 /** A binding, and for how many rows of logits it was bound last. */
 interface BatchBinding {
@@ -40,7 +44,8 @@ export class OrtModelRunner extends SlotRunner {
 
 	/** @throws OrtError when the graph cannot be loaded, RangeError when the cache cannot be reserved. */
 	constructor(modelPath: string, options: OrtModelRunnerOptions) {
-		super({ ...options, kvCacheDtype: "fp32", bytesPerElement: 4, allLogits: false });
+		const kvCacheDtype = options.kvCacheDtype ?? "fp32";
+		super({ ...options, kvCacheDtype, bytesPerElement: BYTES_PER_ELEMENT[kvCacheDtype], allLogits: false });
 		this.#session = new OrtSession(modelPath, options);
 		this.#rotary = rotaryTables(options.config, this.maxModelLen).map(({ name, width, values }) => ({
 			name,
@@ -97,7 +102,7 @@ export class OrtModelRunner extends SlotRunner {
 		for (const bound of this.#batchBindings) if (bound) bound.wanted = 0;
 	}
 
-	#floats(memory: Float32Array | Uint8Array, shape: readonly number[]): OrtTensor {
+	#floats(memory: Float32Array, shape: readonly number[]): OrtTensor {
 		return new OrtTensor(ElementType.FLOAT, shape, memory, memory.byteLength);
 	}
 
@@ -118,7 +123,7 @@ export class OrtModelRunner extends SlotRunner {
 		for (let i = 0; i < numLayers * 2; i++) {
 			const side = i % 2 === 0 ? "key" : "value";
 			const view = this.kv.slots[i]!.subarray(slot * slotBytes, (slot + count) * slotBytes);
-			const tensor = this.#floats(view, shape);
+			const tensor = new OrtTensor(CACHE_ELEMENTS[this.kvCacheDtype], shape, view, view.byteLength);
 			bound("input", `past_key_values.${i >> 1}.${side}`, tensor, true);
 			bound("output", `present.${i >> 1}.${side}`, tensor);
 		}

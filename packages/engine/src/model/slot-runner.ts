@@ -17,7 +17,7 @@ export interface SlotRunnerOptions extends CacheSize {
 	/** See `ModelRunner.deviceNote`. */
 	readonly deviceNote?: string | undefined;
 	/** "fp32", "fp16" or "int8". */
-	readonly kvCacheDtype: string;
+	readonly kvCacheDtype: KvCacheDtype;
 	/** Bytes of a number in the cache. */
 	readonly bytesPerElement: number;
 	/** Whether the graph gives logits of all tokens of a run, not of wanted ones alone. */
@@ -51,7 +51,7 @@ export abstract class SlotRunner implements ModelRunner {
 	readonly blockSize: number;
 	readonly numBlocks: number;
 	readonly kvBytesPerToken: number;
-	readonly kvCacheDtype: string;
+	readonly kvCacheDtype: KvCacheDtype;
 	readonly weightFormats: readonly string[];
 	readonly deviceNote: string | undefined;
 	protected readonly kv: CpuKvCache;

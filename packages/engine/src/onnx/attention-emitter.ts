@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention, the key/value cache and the step's inputs in the graph: the one part that differs between devices.
 
-import type { ModelConfig } from "../model/model-runner.js";
+import type { KvCacheDtype, LayerAttention, ModelConfig } from "../model/model-runner.js";
 import type { OnnxModel } from "./onnx-model.js";
 import { MICROSOFT, OnnxType } from "./onnx-model.js";
 import { ROTARY_INPUTS, rotaryKinds } from "./rope-cache.js";
@@ -10,6 +10,17 @@ import { ROTARY_INPUTS, rotaryKinds } from "./rope-cache.js";
 export type AttentionProjections =
 	| { readonly packed: string }
 	| { readonly q: string; readonly k: string; readonly v: string };
+
+/** How the cache is held; int8 with the step of the rounding per layer: a number n stands for n * scale. */
+export type CacheFormat =
+	| { readonly dtype: Exclude<KvCacheDtype, "int8"> }
+	| { readonly dtype: "int8"; readonly scales: readonly { readonly key: number; readonly value: number }[] };
+
+const CACHE_TYPES = { fp32: OnnxType.FLOAT, fp16: OnnxType.FLOAT16, int8: OnnxType.INT8 } as const;
+/** Attributes of an int8 cache. */
+const INT8_CACHE = { k_quant_type: "PER_TENSOR", v_quant_type: "PER_TENSOR", kv_cache_bit_width: 8 } as const;
+/** Place of the cache's scales among the inputs of GroupQueryAttention, counted from the rotary tables. */
+const SCALES_AFTER_TABLES = 5;
 
 /** What a device's attention adds to a graph whose other activations are [tokens, width]. */
 export interface AttentionEmitter {
@@ -28,7 +39,7 @@ export interface AttentionEmitter {
 }
 
 /**
- * ONNX Runtime's GroupQueryAttention over one contiguous cache per sequence, fp32.
+ * ONNX Runtime's GroupQueryAttention over one contiguous cache per sequence.
  *
  * Inputs: input_ids [batch, sequence] int32; seqlens_k [batch] int32, the index of each row's last token;
  * total_sequence_length int32, the longest row with its new tokens; rows [rows] int32, the tokens whose
@@ -39,12 +50,14 @@ export interface AttentionEmitter {
 export class GroupQueryAttention implements AttentionEmitter {
 	readonly #model: OnnxModel;
 	readonly #config: ModelConfig;
+	readonly #cache: CacheFormat;
 	/** Names of shapes [batch, sequence, width] by width. */
 	readonly #shapes = new Map<number, string>();
 	#idsShape = "";
 
-	constructor(model: OnnxModel, config: ModelConfig) {
+	constructor(model: OnnxModel, config: ModelConfig, cache: CacheFormat = { dtype: "fp32" }) {
 		this.#model = model;
+		this.#cache = cache;
 		this.#config = config;
 	}
 
@@ -77,6 +90,22 @@ export class GroupQueryAttention implements AttentionEmitter {
 		return this.#model.node("Reshape", [x, shape]);
 	}
 
+	/** The inputs behind the lengths: rotary tables, some that are not used, and the cache's scales. */
+	#lastInputs(layer: number, rope: LayerAttention["rope"]): string[] {
+		const tables = rope === "none" ? [] : [ROTARY_INPUTS[rope].cos, ROTARY_INPUTS[rope].sin];
+		if (this.#cache.dtype !== "int8") return tables;
+		const { key, value } = this.#cache.scales[layer]!;
+		const unused = new Array<string>(SCALES_AFTER_TABLES - tables.length).fill("");
+		const scale = (side: string, step: number) =>
+			this.#model.initializer(
+				`model.layers.${layer}.${side}_scale`,
+				OnnxType.FLOAT,
+				[1],
+				new Uint8Array(Float32Array.of(step).buffer),
+			);
+		return [...tables, ...unused, scale("key", key), scale("value", value)];
+	}
+
 	attend(layer: number, projections: AttentionProjections): string {
 		const { numHeads, numKvHeads, headDim, attentionScale, attentionSoftcap, layers } = this.#config;
 		const { window, rope } = layers[layer]!;
@@ -90,16 +119,21 @@ export class GroupQueryAttention implements AttentionEmitter {
 						this.#perRow(projections.v, keyWidth),
 					];
 		const cache = (side: string, end: "input" | "output") =>
-			this.#model[end](`${end === "input" ? "past_key_values" : "present"}.${layer}.${side}`, OnnxType.FLOAT, [
-				"batch",
-				numKvHeads,
-				"max_length",
-				headDim,
-			]);
-		const tables = rope === "none" ? [] : [ROTARY_INPUTS[rope].cos, ROTARY_INPUTS[rope].sin];
+			this.#model[end](
+				`${end === "input" ? "past_key_values" : "present"}.${layer}.${side}`,
+				CACHE_TYPES[this.#cache.dtype],
+				["batch", numKvHeads, "max_length", headDim],
+			);
 		const attended = this.#model.node(
 			"GroupQueryAttention",
-			[...inputs, cache("key", "input"), cache("value", "input"), "seqlens_k", "total_sequence_length", ...tables],
+			[
+				...inputs,
+				cache("key", "input"),
+				cache("value", "input"),
+				"seqlens_k",
+				"total_sequence_length",
+				...this.#lastInputs(layer, rope),
+			],
 			{
 				domain: MICROSOFT,
 				outputs: [`model.layers.${layer}.attention`, cache("key", "output"), cache("value", "output")],
@@ -111,6 +145,7 @@ export class GroupQueryAttention implements AttentionEmitter {
 					scale: { float: attentionScale },
 					...(attentionSoftcap !== null && { softcap: { float: attentionSoftcap } }),
 					...(window !== null && { local_window_size: window }),
+					...(this.#cache.dtype === "int8" && INT8_CACHE),
 				},
 			},
 		);

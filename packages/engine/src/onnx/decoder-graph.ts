@@ -6,7 +6,12 @@
 import { FAMILIES, type FamilyDescription } from "../model/families.js";
 import type { ModelConfig, Quantization } from "../model/model-runner.js";
 import type { WeightSource, WeightTensor } from "../weights/weight-source.js";
-import { type AttentionEmitter, type AttentionProjections, GroupQueryAttention } from "./attention-emitter.js";
+import {
+	type AttentionEmitter,
+	type AttentionProjections,
+	type CacheFormat,
+	GroupQueryAttention,
+} from "./attention-emitter.js";
 import { GraphTensors } from "./graph-tensors.js";
 import { MatrixProducts } from "./matrix-products.js";
 import { formatName, type GraphTarget, matrixFormat } from "./matrix-writer.js";
@@ -48,6 +53,8 @@ export interface GraphOptions {
 	readonly weightsFile: string;
 	/** Default: "cpu". */
 	readonly target?: GraphTarget;
+	/** How the cache is held on a CPU; default fp32. */
+	readonly cache?: CacheFormat;
 	onProgress?(fraction: number): void;
 }
 
@@ -97,8 +104,10 @@ class DecoderGraphBuilder {
 		);
 		this.#tensors = new GraphTensors(this.#model, source, writer);
 		this.#products = new MatrixProducts(this.#model, this.#tensors, quantization, target);
-		const Attention = target === "cpu" ? GroupQueryAttention : PagedAttention;
-		this.#attention = new Attention(this.#model, config);
+		this.#attention =
+			target === "cpu"
+				? new GroupQueryAttention(this.#model, config, options.cache)
+				: new PagedAttention(this.#model, config);
 	}
 
 	/** A number as a constant. */

@@ -5,7 +5,7 @@ import { encodeF16 } from "../weights/float-formats.js";
 import { ProtobufWriter } from "./protobuf-writer.js";
 
 /** Numbers of TensorProto.DataType. */
-export const OnnxType = { FLOAT: 1, UINT8: 2, INT32: 6, INT64: 7, FLOAT16: 10 } as const;
+export const OnnxType = { FLOAT: 1, UINT8: 2, INT8: 3, INT32: 6, INT64: 7, FLOAT16: 10 } as const;
 export type OnnxType = (typeof OnnxType)[keyof typeof OnnxType];
 
 /** What weights and activations may be. */
@@ -27,8 +27,8 @@ export function encodeFloats(type: FloatType, values: Float32Array): Float32Arra
 /** Domain of ONNX Runtime's own operators. */
 export const MICROSOFT = "com.microsoft";
 
-/** An attribute: a whole number, whole numbers, or a float marked as such. */
-export type OnnxAttribute = number | readonly number[] | { readonly float: number };
+/** An attribute: a whole number, whole numbers, a text, or a float marked as such. */
+export type OnnxAttribute = number | string | readonly number[] | { readonly float: number };
 
 /** Where the bytes of a tensor lie in the file of weights. */
 export interface ExternalLocation {
@@ -81,6 +81,7 @@ export class OnnxModel {
 				node.message(5, (attribute) => {
 					attribute.string(1, key);
 					if (typeof value === "number") attribute.int(3, value).int(20, 2);
+					else if (typeof value === "string") attribute.string(4, value).int(20, 3);
 					else if ("float" in value) attribute.float(2, value.float).int(20, 1);
 					else {
 						for (const item of value) attribute.int(8, item);

@@ -5,7 +5,7 @@ import koffi from "koffi";
 import { loadOrtLibrary, type OrtLibrary, type Pointer, type PointerArg } from "./ort-library.js";
 
 /** Tensor element types, as ONNXTensorElementDataType numbers them. */
-export const ElementType = { FLOAT: 1, INT32: 6, INT64: 7, FLOAT16: 10 } as const;
+export const ElementType = { FLOAT: 1, INT8: 3, INT32: 6, INT64: 7, FLOAT16: 10 } as const;
 export type ElementType = (typeof ElementType)[keyof typeof ElementType];
 
 /** How a session runs. */
