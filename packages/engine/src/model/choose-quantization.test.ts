@@ -4,7 +4,7 @@ import { hasByteDotProduct } from "../ort/cpu-features.js";
 import type { WeightTensor } from "../weights/weight-source.js";
 import { chooseQuantization } from "./choose-quantization.js";
 
-const tensor: WeightTensor = { name: "w", type: "F16", rows: 1000, columns: 1000 };
+const tensor: WeightTensor = { name: "w", type: "F16", shape: [1000, 1000], rows: 1000, columns: 1000 };
 const weights = { tensors: new Map([[tensor.name, tensor]]) };
 const roomy = { weights, memoryBytes: 16e6, byteDotProduct: false };
 

@@ -6,7 +6,7 @@
 
 import { type CacheGeometry, type CacheSize, kvBytesPerToken } from "./cache-memory.js";
 import { CpuKvCache } from "./cpu-kv-cache.js";
-import type { ModelRunner, ModelShape, RunnerRow, StepLogits } from "./model-runner.js";
+import type { KvCacheDtype, ModelRunner, ModelShape, RunnerRow, StepLogits } from "./model-runner.js";
 import { SlotTable } from "./slot-table.js";
 
 /** What the runner is made of. */
