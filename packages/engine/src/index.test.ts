@@ -6,7 +6,7 @@ import * as door from "./index.js";
 
 describe("the public names", () => {
 	it("are these functions", () => {
-		expect(Object.keys(door).sort()).toEqual(["createEngineThread", "createMockEngine"]);
+		expect(Object.keys(door).sort()).toEqual(["KvEventTap", "createEngineThread", "createMockEngine"]);
 	});
 
 	it("are these types", () => {
@@ -28,8 +28,12 @@ describe("the public names", () => {
 			"EngineStats",
 			"EngineThreadOptions",
 			"FinishReason",
+			"LengthSummary",
 			"MockEngineOptions",
+			"PromptLogprob",
 			"SamplingOptions",
+			"SpeculativeOptions",
+			"StepReport",
 			"StopOptions",
 			"TopLogprob",
 		]);

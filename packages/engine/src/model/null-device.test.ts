@@ -83,7 +83,7 @@ describe.skipIf(obstacle !== undefined)(`on the null device${obstacle ? ` (${obs
 		60_000,
 	);
 
-	test.each(["llama-bias", "mistral", "qwen2", "qwen3", "phi3", "smollm3"])(
+	test.each(["llama-bias", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3"])(
 		"the family of %s is placed on the device",
 		(name) => {
 			const { status, stderr } = run(join(FIXTURES, name));

@@ -5,13 +5,16 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, describe, expect, test } from "vitest";
+import { afterAll, describe, expect, test, vi } from "vitest";
 import { encodeF16, halfToFloatTable } from "../weights/float-formats.js";
 import type { CudaModelRunner } from "./cuda-model-runner.js";
 import type { RunnerRow } from "./model-runner.js";
 import { referenceLogits } from "./testing/llama-reference.js";
 import { type InterpretedRunnerOptions, interpretedRunner } from "./testing/paged-runner.js";
 import { makeTinyLlama, type TinyLlama, writeTinyFolder } from "./testing/tiny-llama.js";
+
+// Plain loops take their time on a busy machine.
+vi.setConfig({ testTimeout: 60_000 });
 
 /** Of the largest logit: rotary tables, and blocks that were moved, are rounded to half precision. */
 const ERROR = 3e-3;

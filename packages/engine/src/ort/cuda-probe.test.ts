@@ -4,11 +4,14 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { CudaUnavailableError } from "./cuda-error.js";
 import { checkProviderVersion, findCudaOrt } from "./cuda-libraries.js";
 import { probeCuda } from "./cuda-probe.js";
 import { buildNullCuda, cudaOrtFolder, nullCudaObstacle } from "./testing/null-cuda.js";
+
+// Each of the later tests compiles libraries and starts a process.
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 const base = mkdtempSync(join(tmpdir(), "cuda-probe-"));
 afterAll(() => rmSync(base, { recursive: true, force: true }));
