@@ -226,7 +226,7 @@ async function etcd({ env }: DoctorContext): Promise<DoctorResult> {
 	}
 	return warn(
 		`etcd is not reachable (${problems.join(", ")}); frontend and worker need it, serve does not`,
-		`start it (docker compose up -d etcd), or set ${ENV.DYN_DISCOVERY_BACKEND}=file for every process`,
+		`start it (docker compose -f deploy/docker-compose.yml up -d etcd), or set ${ENV.DYN_DISCOVERY_BACKEND}=file for every process`,
 	);
 }
 

@@ -231,7 +231,7 @@ async function firstLease(client: EtcdClient, name: string, options: EtcdDiscove
 	const { config, log, signal } = options;
 	const deadline = performance.now() + config.startupTimeoutMs;
 	const backoff = new Backoff(STARTUP_RETRY_MS.first, STARTUP_RETRY_MS.max);
-	const cures = `start it (docker compose up -d etcd), or set ${ENV.DYN_DISCOVERY_BACKEND}=file for every process`;
+	const cures = `start it (docker compose -f deploy/docker-compose.yml up -d etcd), or set ${ENV.DYN_DISCOVERY_BACKEND}=file for every process`;
 	for (let told = false; ; told = true) {
 		let problem: string;
 		try {
