@@ -125,6 +125,17 @@ function transportOf(fleet: Fleet): Record<string, string> {
 	return (parseJson(readFileSync(join(folder, file))) as { transport: Record<string, string> }).transport;
 }
 
+/** Ports of the worker's event publishers, out of their records. */
+function eventPorts(fleet: Fleet): number[] {
+	const folder = join(fleet.folder, "v1", "event_channels");
+	return readdirSync(folder).map((file) => {
+		const { transport } = parseJson(readFileSync(join(folder, file))) as {
+			transport: { config: { endpoint: string } };
+		};
+		return Number(new URL(transport.config.endpoint).port);
+	});
+}
+
 /** Measures, bothers, and looks at what became of both processes. */
 async function survives(frontend: HttpChild, worker: WorkerChild, attack: () => Promise<void>): Promise<void> {
 	expect(await ask(frontend)).toBe(200);
@@ -154,14 +165,18 @@ async function survives(frontend: HttpChild, worker: WorkerChild, attack: () => 
 }
 
 describe.skipIf(missing)(title("nonsense", missing), () => {
-	test("on every listening socket: request listener, response listener, HTTP, system server", async () => {
-		const responses = await freePort();
+	test("on every listening socket: requests, responses, HTTP, system server, events and their replay", async () => {
+		const [responses, events, replay] = await Promise.all([freePort(), freePort(), freePort()]);
 		const fleet = new Fleet({ DYN_TCP_RESPONSE_STREAM_PORT: String(responses) });
 		stops.push(() => fleet.stop());
-		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0"]);
+		const sockets = ["--zmq-kv-events-ports", String(events), "--zmq-replay-ports", String(replay)];
+		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0", ...sockets]);
 		const frontend = await fleet.frontend(MODEL);
+		const zmq = [...eventPorts(fleet), events, replay];
+		expect(zmq.length).toBe(6);
 		const [, port, path] = /:(\d+)\/(.*)$/.exec(transportOf(fleet).tcp ?? "") as unknown as [string, string, string];
-		const ports = [Number(port), responses, Number(new URL(frontend.url).port), Number(new URL(worker.system).port)];
+		const http = [Number(new URL(frontend.url).port), Number(new URL(worker.system).port)];
+		const ports = [Number(port), responses, ...http, ...zmq];
 		await survives(frontend, worker, async () => {
 			for (const target of ports) {
 				for (let round = 0; round < ROUNDS; round += 20) {
