@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a router's own requests occupy at workers: blocks, each once however many requests share it, and prompt tokens
+// that are still to be computed. A set by request id, so that it cannot drift.
+
+/** A request that is under way. */
+interface ActiveSequence {
+	readonly slot: number;
+	/** Sequence hashes of its full blocks. */
+	readonly hashes: readonly bigint[];
+	/** Prompt tokens that the worker must still compute; 0 after the first token. */
+	prefillTokens: number;
+	/** Milliseconds, on the caller's clock. */
+	readonly since: number;
+}
+
+class SlotLoad {
+	/** Requests that need a block, by its sequence hash. */
+	readonly users = new Map<bigint, number>();
+	prefillTokens = 0;
+	requests = 0;
+}
+
+/** Requests that never end are forgotten after this long, milliseconds (`DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS`). */
+export const ACTIVE_REQUEST_EXPIRY_MS = 300_000;
+
+export class ActiveSequences {
+	/** In the order of their beginning. */
+	readonly #requests = new Map<string, ActiveSequence>();
+	readonly #loads: (SlotLoad | undefined)[] = [];
+	readonly #expiryMs: number;
+
+	constructor(expiryMs: number = ACTIVE_REQUEST_EXPIRY_MS) {
+		this.#expiryMs = expiryMs;
+	}
+
+	/** Requests under way. */
+	get size(): number {
+		return this.#requests.size;
+	}
+
+	/**
+	 * A request was given to a worker. One with the same id ends.
+	 * @param hashes sequence hashes of its full blocks, from the prompt's beginning.
+	 * @param prefillTokens prompt tokens that the worker does not have in its cache.
+	 * @param now milliseconds.
+	 */
+	add(id: string, slot: number, hashes: readonly bigint[], prefillTokens: number, now: number): void {
+		this.free(id);
+		this.expire(now);
+		this.#requests.set(id, { slot, hashes, prefillTokens, since: now });
+		let load = this.#loads[slot];
+		if (load === undefined) {
+			load = new SlotLoad();
+			this.#loads[slot] = load;
+		}
+		load.requests++;
+		load.prefillTokens += prefillTokens;
+		for (const hash of hashes) load.users.set(hash, (load.users.get(hash) ?? 0) + 1);
+	}
+
+	/** The first token is there: the prompt is no load any more. */
+	prefillDone(id: string): void {
+		const request = this.#requests.get(id);
+		if (request === undefined || request.prefillTokens === 0) return;
+		const load = this.#loads[request.slot];
+		if (load !== undefined) load.prefillTokens -= request.prefillTokens;
+		request.prefillTokens = 0;
+	}
+
+	/** The request ended, whatever its outcome; more than once does nothing. */
+	free(id: string): void {
+		const request = this.#requests.get(id);
+		if (request === undefined) return;
+		this.prefillDone(id);
+		this.#requests.delete(id);
+		const load = this.#loads[request.slot];
+		if (load === undefined) return;
+		for (const hash of request.hashes) {
+			const users = load.users.get(hash) ?? 0;
+			if (users > 1) load.users.set(hash, users - 1);
+			else load.users.delete(hash);
+		}
+		load.requests--;
+		if (load.requests === 0) this.#loads[request.slot] = undefined;
+	}
+
+	/** Forgets requests that began too long ago. @returns how many. */
+	expire(now: number): number {
+		let expired = 0;
+		for (const [id, { since }] of this.#requests) {
+			if (now - since <= this.#expiryMs) break;
+			this.free(id);
+			expired++;
+		}
+		return expired;
+	}
+
+	requestsOf(slot: number): number {
+		return this.#loads[slot]?.requests ?? 0;
+	}
+
+	/** Prompt tokens that the worker has still to compute. */
+	prefillTokensOf(slot: number): number {
+		return this.#loads[slot]?.prefillTokens ?? 0;
+	}
+
+	/** Blocks in use. */
+	blocksOf(slot: number): number {
+		return this.#loads[slot]?.users.size ?? 0;
+	}
+
+	/**
+	 * Blocks that would be in use with another request.
+	 * @param hashes its sequence hashes. A hash names all that is before it too, and every request brings its whole
+	 * path: the shared ones come first, so that their end can be found by halving.
+	 */
+	blocksWith(slot: number, hashes: readonly bigint[]): number {
+		const users = this.#loads[slot]?.users;
+		if (users === undefined || users.size === 0) return hashes.length;
+		let shared = 0;
+		let end = hashes.length;
+		while (shared < end) {
+			const middle = (shared + end) >>> 1;
+			if (users.has(hashes[middle] as bigint)) shared = middle + 1;
+			else end = middle;
+		}
+		return users.size + hashes.length - shared;
+	}
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses by cached prefix and load: what the index, the active sequences and the cost say together.
+import { ActiveSequences } from "./active-sequences.js";
+import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, workerCost } from "./cost.js";
+import { RadixTree } from "./radix-tree.js";
+import { WorkerSlots } from "./worker-slots.js";
+
+export interface KvSchedulerOptions {
+	/** Tokens of a block, as the workers' card says. */
+	readonly blockSize: number;
+	readonly weights?: Partial<CostWeights> | undefined;
+	readonly temperature?: number | undefined;
+	/** Count prompt tokens that workers have still to compute; default true. */
+	readonly trackPrefillTokens?: boolean | undefined;
+	/** Count blocks of requests under way; default true. */
+	readonly trackActiveBlocks?: boolean | undefined;
+	/** Milliseconds after which a request that never ended is forgotten. */
+	readonly expiryMs?: number | undefined;
+	readonly random?: (() => number) | undefined;
+}
+
+/** A request as the scheduler sees it. */
+export interface KvRequest {
+	/** Tokens of the prompt. */
+	readonly promptTokens: number;
+	/** Hashes of its full blocks: by their tokens alone, and in their place. */
+	readonly tokensHashes: readonly bigint[];
+	readonly sequenceHashes: readonly bigint[];
+}
+
+/** A choice, and why. */
+export interface KvChoice {
+	readonly slot: number;
+	readonly cost: number;
+	/** Leading blocks that the worker holds in device memory. */
+	readonly overlapBlocks: number;
+	/** Prompt tokens that it must compute. */
+	readonly effectivePrefillTokens: number;
+}
+
+export class KvScheduler {
+	readonly slots = new WorkerSlots();
+	readonly tree = new RadixTree();
+	readonly active: ActiveSequences;
+	readonly blockSize: number;
+	readonly #weights: CostWeights;
+	readonly #temperature: number;
+	readonly #trackPrefill: boolean;
+	readonly #trackBlocks: boolean;
+	readonly #random: () => number;
+	#costs = new Float64Array(16);
+	/** One object for all workers and calls. */
+	readonly #inputs: { -readonly [K in keyof CostInputs]: number };
+
+	constructor(options: KvSchedulerOptions) {
+		this.blockSize = options.blockSize;
+		this.#weights = { ...DEFAULT_COST_WEIGHTS, ...options.weights };
+		this.#temperature = options.temperature ?? 0;
+		this.#trackPrefill = options.trackPrefillTokens ?? true;
+		this.#trackBlocks = options.trackActiveBlocks ?? true;
+		this.#random = options.random ?? Math.random;
+		this.active = new ActiveSequences(options.expiryMs);
+		this.#inputs = {
+			blockSize: options.blockSize,
+			promptTokens: 0,
+			activePrefillTokens: 0,
+			leastActivePrefillTokens: 0,
+			deviceBlocks: 0,
+			hostBlocks: 0,
+			diskBlocks: 0,
+			sharedBlocks: 0,
+			decodeBlocks: 0,
+			activeRequests: 0,
+		};
+	}
+
+	/** The cheapest of the eligible slots, or as the temperature draws; undefined when there is none. */
+	choose(request: KvRequest, eligible: ArrayLike<number>): KvChoice | undefined {
+		const count = eligible.length;
+		if (count === 0) return undefined;
+		if (this.#costs.length < count) this.#costs = new Float64Array(count * 2);
+		const costs = this.#costs;
+		const inputs = this.#inputs;
+		const { active } = this;
+		const found = this.tree.find(request.tokensHashes);
+		let least = Number.POSITIVE_INFINITY;
+		for (let i = 0; i < count; i++) least = Math.min(least, active.prefillTokensOf(eligible[i] as number));
+		inputs.promptTokens = this.#trackPrefill ? request.promptTokens : 0;
+		inputs.leastActivePrefillTokens = least;
+		for (let i = 0; i < count; i++) {
+			const slot = eligible[i] as number;
+			inputs.activePrefillTokens = active.prefillTokensOf(slot);
+			// A slot without any block may be beyond the arrays.
+			inputs.deviceBlocks = found.device[slot] ?? 0;
+			inputs.hostBlocks = found.hostPinned[slot] ?? 0;
+			inputs.diskBlocks = found.disk[slot] ?? 0;
+			inputs.decodeBlocks = this.#trackBlocks ? active.blocksWith(slot, request.sequenceHashes) : 0;
+			inputs.activeRequests = active.requestsOf(slot);
+			costs[i] = workerCost(this.#weights, inputs);
+		}
+		const at = drawByCost(costs, count, this.#temperature, this.#random);
+		const slot = eligible[at] as number;
+		const overlapBlocks = found.device[slot] ?? 0;
+		return {
+			slot,
+			cost: costs[at] as number,
+			overlapBlocks,
+			effectivePrefillTokens: this.#effectiveTokens(request, slot, overlapBlocks, found),
+		};
+	}
+
+	#effectiveTokens(
+		request: KvRequest,
+		slot: number,
+		overlapBlocks: number,
+		found: { readonly hostPinned: Uint32Array; readonly disk: Uint32Array },
+	): number {
+		const { hostCacheHitWeight, diskCacheHitWeight } = this.#weights;
+		const cached =
+			overlapBlocks + hostCacheHitWeight * (found.hostPinned[slot] ?? 0) + diskCacheHitWeight * (found.disk[slot] ?? 0);
+		return Math.max(0, request.promptTokens - Math.floor(cached * this.blockSize));
+	}
+
+	/** The request goes to the slot. Followed by one `active.free` of its id, whatever becomes of it. */
+	admit(id: string, slot: number, request: KvRequest, effectivePrefillTokens: number, now: number): void {
+		this.active.add(
+			id,
+			slot,
+			this.#trackBlocks ? request.sequenceHashes : [],
+			this.#trackPrefill ? effectivePrefillTokens : 0,
+			now,
+		);
+	}
+
+	/** Gives up the numbers of workers that are not in `kept`, hold no block and have no request. */
+	sweep(kept: ReadonlySet<number>): void {
+		for (let slot = 0; slot < this.slots.capacity; slot++) {
+			if (kept.has(slot) || this.tree.blocksOf(slot) > 0 || this.active.requestsOf(slot) > 0) continue;
+			this.slots.release(slot);
+		}
+	}
+}
