@@ -6,6 +6,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { hasByteDotProduct } from "../ort/cpu-features.js";
 import { loadModelRunner } from "./load-model-runner.js";
 import type { Quantization } from "./model-runner.js";
 import { RunnerDriver } from "./testing/runner-driver.js";
@@ -119,11 +120,14 @@ describe.skipIf(!gguf)("SmolLM2 from GGUF (skipped without DYNAMO_TEST_MODEL_GGU
 	}, 180_000);
 
 	it("as stored, agrees with the reference on 98 % of its tokens, whatever the batch", async () => {
-		await withModel(gguf!, "auto", (runner) => {
+		// "int4" leaves stored blocks as they are on every machine; "auto" may pick fp32.
+		await withModel(gguf!, "int4", (runner) => {
 			expect(agreement(runner)).toBeGreaterThanOrEqual(0.98);
 			// Measured 0.985; without the refined products before attention 0.973.
 			expect(agreement(runner, moreFixtures)).toBeGreaterThanOrEqual(0.975);
-			const alone = fixtures.map((fixture) => greedyTogether(runner, [fixture])[0]);
+			// Without a dot product of bytes the 4-bit kernel sums a lone row in another order than two or more.
+			const mates = hasByteDotProduct() ? 1 : 2;
+			const alone = fixtures.map((fixture) => greedyTogether(runner, new Array(mates).fill(fixture))[0]);
 			expect(greedyTogether(runner, [...fixtures, ...fixtures])).toEqual([...alone, ...alone]);
 		});
 	}, 180_000);
@@ -134,8 +138,8 @@ describe.skipIf(!folder)("SmolLM2 from safetensors (skipped without DYNAMO_TEST_
 		await withModel(folder!, "none", (runner) => expectReferenceTexts(runner, 1e-4));
 	}, 180_000);
 
-	it("int8, the default, agrees with the reference on 98 % of its tokens", async () => {
-		await withModel(folder!, "auto", (runner) => {
+	it("int8 agrees with the reference on 98 % of its tokens", async () => {
+		await withModel(folder!, "int8", (runner) => {
 			expect(agreement(runner)).toBeGreaterThanOrEqual(0.98);
 			// Measured 0.960.
 			expect(agreement(runner, moreFixtures)).toBeGreaterThanOrEqual(0.95);
