@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type Annotated, DynamoError, type EndpointRecord } from "@dynamo-ts/protocols/internal";
+import { type Annotated, DynamoError, type EndpointRecord, type RoutingHints } from "@dynamo-ts/protocols/internal";
+import type { RoutingRequest } from "@dynamo-ts/router";
 import type { ActiveRequest, OutgoingRequest, RequestOptions, ResponseSink } from "@dynamo-ts/runtime";
 import { mayTryAnother } from "./http-errors.js";
 import { type Continuation, isLoss, type MigrationObserver, type MigrationType } from "./migration.js";
@@ -15,9 +16,13 @@ export interface DispatchOptions extends RequestOptions {
 	readonly onAttempt?: (instance: EndpointRecord) => void;
 	/** Told about workers that were lost with the request. */
 	readonly migrations?: MigrationObserver;
+	/** What the request says about its way. */
+	readonly routing?: RoutingHints;
 	/** What the request becomes when its stream was lost; absent: it fails. */
 	readonly continuation?: Continuation;
 }
+
+let attemptsEver = 0;
 
 /** The error for a model whose workers are all gone or put aside. */
 export function notReadyError(model: string): DynamoError {
@@ -41,6 +46,10 @@ export class Dispatch implements ResponseSink {
 	private tokenIds: readonly number[] | undefined;
 	private call: ActiveRequest | undefined;
 	private instance: EndpointRecord | undefined;
+	/** Names the attempt to the router: clients may give several requests the same id. */
+	private attemptId = "";
+	/** The instance has sent nothing yet. */
+	private silent = true;
 	/** Instances asked since the last item. */
 	private attempts = 0;
 	/** Times that the request was moved on the account of the migration limit. */
@@ -72,7 +81,9 @@ export class Dispatch implements ResponseSink {
 	/** Sends. Failures go to the sink, never before this call has returned. */
 	start(): void {
 		this.set.acquire();
-		if (!this.attempt()) queueMicrotask(() => this.finish(() => this.sink.onError(notReadyError(this.set.name))));
+		if (this.attempt()) return;
+		const error = this.set.router.refusal?.() ?? notReadyError(this.set.name);
+		queueMicrotask(() => this.finish(() => this.sink.onError(error)));
 	}
 
 	/** Abandons the request: the worker is told, the sink hears nothing more. */
@@ -103,6 +114,10 @@ export class Dispatch implements ResponseSink {
 	onItem(item: Annotated<unknown>): void {
 		if (this.over) return;
 		this.delivered = true;
+		if (this.silent) {
+			this.silent = false;
+			this.set.router.onFirstItem?.(this.attemptId);
+		}
 		if (this.lost !== undefined) this.settle("success");
 		this.sink.onItem(item);
 	}
@@ -145,18 +160,31 @@ export class Dispatch implements ResponseSink {
 		const candidates = this.set.candidates();
 		const fresh =
 			this.tried.size === 0 ? candidates : candidates.filter(({ instance_id }) => !this.tried.has(instance_id));
-		const routing = { id: this.request.id, ...(this.tokenIds === undefined ? {} : { tokenIds: this.tokenIds }) };
+		const routing = this.routingRequest();
 		const instance = pinned ?? this.set.router.pick(fresh, routing);
 		if (instance === undefined) return false;
 		this.attempts++;
 		this.tried.add(instance.instance_id);
 		this.instance = instance;
 		this.opened = false;
-		this.set.router.onStart?.(instance.instance_id, this.request.id);
+		this.silent = true;
+		this.attemptId = String(attemptsEver++);
+		const request = withRank(this.request, this.set.router.rankFor?.(instance.instance_id, routing));
+		this.set.router.onStart?.(instance.instance_id, this.attemptId, routing);
 		onAttempt?.(instance);
-		this.call = this.set.client.send(instance, this.request, this, this.options);
+		this.call = this.set.client.send(instance, request, this, this.options);
 		if (this.paused) this.call.pause();
 		return true;
+	}
+
+	private routingRequest(): RoutingRequest {
+		const { routing } = this.options;
+		return {
+			tokenIds: this.tokenIds,
+			loraName: routing?.lora_name,
+			cacheSalt: routing?.cache_salt,
+			dpRank: routing?.dp_rank,
+		};
 	}
 
 	private noteLoss(): void {
@@ -177,7 +205,7 @@ export class Dispatch implements ResponseSink {
 		const { instance } = this;
 		if (instance === undefined) return;
 		this.instance = undefined;
-		this.set.router.onEnd?.(instance.instance_id, this.request.id);
+		this.set.router.onEnd?.(instance.instance_id, this.attemptId);
 	}
 
 	private finish(tell: () => void): void {
@@ -188,4 +216,11 @@ export class Dispatch implements ResponseSink {
 		this.set.release();
 		tell();
 	}
+}
+
+/** The request with the rank that it is for; the same one where the worker decides. */
+function withRank(request: OutgoingRequest, rank: number | undefined): OutgoingRequest {
+	if (rank === undefined) return request;
+	const body = request.payload as { readonly routing?: RoutingHints };
+	return { ...request, payload: { ...body, routing: { ...body.routing, dp_rank: rank } } };
 }

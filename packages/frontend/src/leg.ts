@@ -91,6 +91,7 @@ export class Leg implements ResponseSink {
 			this,
 			{
 				...plan.dispatch,
+				...(prompt.body.routing ? { routing: prompt.body.routing } : {}),
 				...(this.continuation === undefined ? {} : { continuation: this.continuation }),
 				onAttempt: (instance) => this.onAttempt(instance.instance_id),
 			},

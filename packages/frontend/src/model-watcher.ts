@@ -2,12 +2,13 @@
 import {
 	type DiscoveryRecord,
 	type EndpointRecord,
+	type ModelDeploymentCard,
 	type ModelRecord,
 	mdcsum,
 	parseModelType,
 	stringifyJson,
 } from "@dynamo-ts/protocols/internal";
-import { createRouter, type RouterMode } from "@dynamo-ts/router";
+import { createRouter, type KvRouterOptions, type KvWorkers, type Router, type RouterMode } from "@dynamo-ts/router";
 import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
 import type { ModelFiles } from "./model-files.js";
 import type { ModelManager } from "./model-manager.js";
@@ -20,6 +21,7 @@ export interface ModelWatcherOptions {
 	/** Only namespaces that start so; wins over `namespace`. */
 	readonly namespacePrefix: string | undefined;
 	readonly routerMode: RouterMode;
+	readonly kvRouter?: KvRouterOptions;
 	/** An instance left discovery. */
 	readonly onWorkerGone?: (instanceId: bigint) => void;
 	/** First and longest wait between attempts to load a model's files, milliseconds. */
@@ -140,7 +142,7 @@ export class ModelWatcher {
 			return;
 		}
 		if (set === undefined) {
-			set = new WorkerSet(record, createRouter(this.options.routerMode));
+			set = new WorkerSet(record, this.createRouter(record.card_json));
 			this.sets.set(setKey, set);
 			this.manager.addSet(set);
 			this.materialise(set).catch((error: unknown) => this.log.error("Model watcher failed", { error: String(error) }));
@@ -148,6 +150,10 @@ export class ModelWatcher {
 		entry.set = set;
 		set.add(record.instance_id, key);
 		this.manager.refresh(set);
+	}
+
+	private createRouter(card: ModelDeploymentCard): Router {
+		return createRouter(this.options.routerMode, { workers: kvWorkers(card), options: this.options.kvRouter });
 	}
 
 	private forget(key: string): void {
@@ -179,6 +185,8 @@ export class ModelWatcher {
 				const materials = needsMaterials(set) ? await loadMaterials(set.card, this.files, signal) : undefined;
 				if (signal.aborted) return;
 				const endpoint = this.runtime.namespace(set.namespace).component(set.component).endpoint(set.endpoint);
+				const { namespace, component } = set;
+				await set.router.open?.(this.runtime, { namespace, component, name: set.endpoint });
 				const client = await endpoint.client();
 				if (signal.aborted) {
 					client.close();
@@ -210,6 +218,15 @@ export class ModelWatcher {
 			}
 		}
 	}
+}
+
+function kvWorkers({ kv_cache_block_size, runtime_config }: ModelDeploymentCard): KvWorkers {
+	return {
+		blockSize: kv_cache_block_size,
+		firstRank: runtime_config?.data_parallel_start_rank ?? 0,
+		rankCount: Math.max(1, runtime_config?.data_parallel_size ?? 1),
+		publishEvents: runtime_config?.kv_event_publishing_enabled !== false,
+	};
 }
 
 function isModel(record: DiscoveryRecord): record is ModelRecord {

@@ -75,6 +75,7 @@ export async function startFrontend(
 		namespace: full.namespace,
 		namespacePrefix: full.namespacePrefix,
 		routerMode: full.routerMode,
+		kvRouter: full.kvRouter,
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});
 	const state = new FrontendState(runtime, full, metrics, manager, watcher, log);

@@ -154,6 +154,8 @@ export class WorkerSet {
 	}
 
 	private closeClient(): void {
-		if (this.closing.signal.aborted && this.inflight === 0) this.parts?.client.close();
+		if (!this.closing.signal.aborted || this.inflight > 0) return;
+		this.parts?.client.close();
+		void this.router.close?.();
 	}
 }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-export { createRouter, isRouterMode } from "./factory.js";
+export { DirectPolicy } from "./direct.js";
+export { createRouter, isRouterMode, type KvSettings } from "./factory.js";
+export type { CostWeights } from "./kv/cost.js";
 export {
 	type KvEventCounts,
 	type KvEventSink,
 	KvEventSubscriber,
 	type KvEventSubscriberOptions,
 } from "./kv-events/kv-event-subscriber.js";
+export { DEFAULT_KV_ROUTER_OPTIONS, KvPolicy, type KvRouterOptions, type KvWorkers } from "./kv-policy.js";
 export { LeastLoadedPolicy } from "./least-loaded.js";
 export { PowerOfTwoPolicy } from "./power-of-two.js";
 export { RandomPolicy } from "./random.js";

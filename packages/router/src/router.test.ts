@@ -2,7 +2,14 @@
 import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { ActiveRequests, createRouter, LeastLoadedPolicy, ROUTER_MODES, RoundRobinPolicy } from "./internal.js";
+import {
+	ActiveRequests,
+	createRouter,
+	DirectPolicy,
+	LeastLoadedPolicy,
+	ROUTER_MODES,
+	RoundRobinPolicy,
+} from "./internal.js";
 
 function instances(count: number): EndpointRecord[] {
 	return Array.from({ length: count }, (_, i) => ({
@@ -23,26 +30,29 @@ function random(seed: number): () => number {
 	};
 }
 
-const REQUEST = { id: "r" };
+const REQUEST = { tokenIds: [] };
+const KV = { workers: { blockSize: 16, firstRank: 0, rankCount: 1, publishEvents: true } };
+/** Those that pick. */
+const PICKING = ROUTER_MODES.filter((mode) => mode !== "direct");
 
 describe("every policy", () => {
-	it.each(ROUTER_MODES)("%s answers undefined without candidates, the only one when there is one", (mode) => {
-		const router = createRouter(mode);
+	it.each(PICKING)("%s answers undefined without candidates, the only one when there is one", (mode) => {
+		const router = createRouter(mode, KV);
 		const [only] = instances(1);
 		expect(router.name).toBe(mode);
 		expect(router.pick([], REQUEST)).toBeUndefined();
 		for (let i = 0; i < 5; i++) expect(router.pick([only as EndpointRecord], REQUEST)).toBe(only);
 	});
 
-	it.each(ROUTER_MODES)("%s leaves nobody without work and overloads nobody", (mode) => {
-		const router = createRouter(mode);
+	it.each(PICKING)("%s leaves nobody without work and overloads nobody", (mode) => {
+		const router = createRouter(mode, KV);
 		const list = instances(8);
 		const counts = new Map<bigint, number>();
 		const sent: bigint[] = [];
 		for (let i = 0; i < 4000; i++) {
 			const picked = router.pick(list, REQUEST) as EndpointRecord;
 			counts.set(picked.instance_id, (counts.get(picked.instance_id) ?? 0) + 1);
-			router.onStart?.(picked.instance_id, String(i));
+			router.onStart?.(picked.instance_id, String(i), REQUEST);
 			sent.push(picked.instance_id);
 			if (i >= 16) router.onEnd?.(sent[i - 16] as bigint, String(i - 16));
 		}
@@ -51,7 +61,15 @@ describe("every policy", () => {
 	});
 
 	it("an unknown name is refused with the known ones", () => {
-		expect(() => createRouter("best")).toThrow(/round-robin, random, power-of-two, least-loaded/);
+		expect(() => createRouter("best", KV)).toThrow(/round-robin, random, power-of-two, least-loaded, kv, direct/);
+	});
+});
+
+describe("direct", () => {
+	it("picks nobody and says why", () => {
+		const router = new DirectPolicy();
+		expect(router.pick()).toBeUndefined();
+		expect(router.refusal()).toMatchObject({ errorClass: "InvalidArgument" });
 	});
 });
 

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
+import type { DynamoError, EndpointId, EndpointRecord } from "@dynamo-ts/protocols/internal";
+import type { DistributedRuntime } from "@dynamo-ts/runtime";
 
 /** What a policy may look at. */
 export interface RoutingRequest {
-	/** The context id. */
-	readonly id: string;
 	/** The prompt; absent for requests that are passed on as text. */
-	readonly tokenIds?: readonly number[];
+	readonly tokenIds?: readonly number[] | undefined;
+	/** What else than tokens makes cached blocks differ. */
+	readonly loraName?: string | undefined;
+	readonly cacheSalt?: string | undefined;
+	/** The data-parallel rank that the client asked for. */
+	readonly dpRank?: number | undefined;
 }
 
 /**
@@ -22,12 +26,28 @@ export interface Router {
 	 * @param candidates in discovery's order; the same array until something changes.
 	 */
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined;
-	/** A request was sent to an instance. Followed by exactly one {@link onEnd} with the same arguments. */
-	onStart?(instanceId: bigint, requestId: string): void;
+	/** Why {@link pick} picked nobody, where that is not for want of candidates. */
+	refusal?(): DynamoError;
+	/** The data-parallel rank for a request that goes to the instance; undefined: the worker decides. */
+	rankFor?(instanceId: bigint, request: RoutingRequest): number | undefined;
+	/**
+	 * A request was sent to an instance. Followed by exactly one {@link onEnd} with the same arguments.
+	 * @param requestId names this attempt; no other one under way has the same.
+	 */
+	onStart?(instanceId: bigint, requestId: string, request: RoutingRequest): void;
+	/** The first item of its answer came. */
+	onFirstItem?(requestId: string): void;
 	/** That request ended, whatever its outcome. */
 	onEnd?(instanceId: bigint, requestId: string): void;
+	/**
+	 * Begins to follow the workers of an endpoint; requests come after that.
+	 * @throws DynamoError `Unavailable` when that is not possible now; it is tried again then.
+	 */
+	open?(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void>;
+	/** Ends what {@link open} began. */
+	close?(): Promise<void>;
 }
 
 /** Names of the policies that this package has. */
-export const ROUTER_MODES = ["round-robin", "random", "power-of-two", "least-loaded"] as const;
+export const ROUTER_MODES = ["round-robin", "random", "power-of-two", "least-loaded", "kv", "direct"] as const;
 export type RouterMode = (typeof ROUTER_MODES)[number];

@@ -240,6 +240,16 @@ export class EnvReader {
 		return number;
 	}
 
+	/** A number within bounds, both included. */
+	number(name: string, fallback: number, min: number, max: number): number {
+		const value = this.text(name, String(fallback));
+		const number = Number(value);
+		if (value.trim() === "" || !Number.isFinite(number) || number < min || number > max) {
+			throw bad(name, value, `a number from ${min} to ${max}`);
+		}
+		return number;
+	}
+
 	/** Seconds (fractions allowed) as milliseconds. */
 	seconds(name: string, fallbackSeconds: number): number {
 		const value = this.text(name, String(fallbackSeconds));

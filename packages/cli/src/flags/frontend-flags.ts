@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
-import { AIS_FLAGS, KV_ROUTER_FLAGS, OTHER_FRONTEND_FLAGS, TLS_FLAGS } from "./missing-flags.js";
+import { KV_ROUTER_FLAGS } from "./kv-router-flags.js";
+import { AIS_FLAGS, MISSING_ROUTER_FLAGS, OTHER_FRONTEND_FLAGS, TLS_FLAGS } from "./missing-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 /** Where the HTTP server listens; `serve` has other defaults. */
@@ -36,7 +37,7 @@ export const ROUTER_MODE_FLAG: FlagSpec = {
 	choices: ["round-robin", "random", "power-of-two", "kv", "direct", "least-loaded", "device-aware-weighted"],
 	default: "round-robin",
 	group: "router options",
-	help: "How a worker is chosen for a request.",
+	help: "How a worker is chosen for a request; kv: by what it has cached and how much it has to do; direct: the request names it.",
 };
 
 const MIGRATION_FLAGS: readonly FlagSpec[] = [
@@ -172,9 +173,10 @@ export const FRONTEND_COMMAND: CommandSpec = {
 		},
 		...MIGRATION_FLAGS,
 		ROUTER_MODE_FLAG,
+		...KV_ROUTER_FLAGS,
 		...RUNTIME_FLAGS,
 		...TLS_FLAGS,
-		...KV_ROUTER_FLAGS,
+		...MISSING_ROUTER_FLAGS,
 		...OTHER_FRONTEND_FLAGS,
 		...AIS_FLAGS,
 	],

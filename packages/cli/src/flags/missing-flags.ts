@@ -20,9 +20,9 @@ export const TLS_FLAGS: readonly FlagSpec[] = withReason(
 	],
 );
 
-/** Routing by cache and load. */
-export const KV_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
-	"routing by cache and load is not there yet; leave it out",
+/** The rest of routing by cache and load. */
+export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
+	"this part of routing is not there yet; leave it out",
 	[
 		{ flag: "serve-indexer", env: ENV.DYN_SERVE_INDEXER, type: "boolean" },
 		{ flag: "router-session-affinity-ttl-secs", env: ENV.DYN_ROUTER_SESSION_AFFINITY_TTL_SECS, type: "string" },
@@ -37,52 +37,13 @@ export const KV_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 		{ flag: "active-prefill-tokens-threshold", env: ENV.DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD, type: "string" },
 		{ flag: "active-prefill-tokens-threshold-frac", env: ENV.DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC, type: "string" },
 		{ flag: "load-aware", env: ENV.DYN_ROUTER_LOAD_AWARE, type: "boolean" },
-		{ flag: "router-kv-overlap-score-credit", env: ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT, type: "number", default: 1 },
-		{
-			flag: "router-kv-overlap-score-credit-decay",
-			env: ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT_DECAY,
-			type: "number",
-			default: 0,
-		},
-		{ flag: "router-prefill-load-scale", env: ENV.DYN_ROUTER_PREFILL_LOAD_SCALE, type: "number", default: 1 },
-		{
-			flag: "router-decode-active-request-weight",
-			env: ENV.DYN_ROUTER_DECODE_ACTIVE_REQUEST_WEIGHT,
-			type: "number",
-			default: 0,
-		},
-		{ flag: "router-host-cache-hit-weight", env: ENV.DYN_ROUTER_HOST_CACHE_HIT_WEIGHT, type: "number", default: 0.75 },
-		{ flag: "router-disk-cache-hit-weight", env: ENV.DYN_ROUTER_DISK_CACHE_HIT_WEIGHT, type: "number", default: 0.25 },
-		{ flag: "router-temperature", env: ENV.DYN_ROUTER_TEMPERATURE, type: "number", default: 0 },
-		{
-			flag: "router-kv-events",
-			aliases: ["kv-events"],
-			env: ENV.DYN_ROUTER_USE_KV_EVENTS,
-			type: "boolean",
-			default: true,
-		},
 		{ flag: "router-replica-sync", env: ENV.DYN_ROUTER_REPLICA_SYNC, type: "boolean" },
-		{
-			flag: "router-track-active-blocks",
-			aliases: ["track-active-blocks"],
-			env: ENV.DYN_ROUTER_TRACK_ACTIVE_BLOCKS,
-			type: "boolean",
-			default: true,
-		},
 		{
 			flag: "router-track-output-blocks",
 			aliases: ["track-output-blocks"],
 			env: ENV.DYN_ROUTER_TRACK_OUTPUT_BLOCKS,
 			type: "boolean",
 		},
-		{
-			flag: "router-assume-kv-reuse",
-			aliases: ["assume-kv-reuse"],
-			env: ENV.DYN_ROUTER_ASSUME_KV_REUSE,
-			type: "boolean",
-			default: true,
-		},
-		{ flag: "router-track-prefill-tokens", env: ENV.DYN_ROUTER_TRACK_PREFILL_TOKENS, type: "boolean", default: true },
 		{
 			flag: "router-tracking-hash",
 			env: ENV.DYN_ROUTER_TRACKING_HASH,
@@ -99,7 +60,6 @@ export const KV_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 			choices: ["none", "ais"],
 			default: "none",
 		},
-		{ flag: "router-ttl-secs", env: ENV.DYN_ROUTER_TTL_SECS, type: "number", default: 120 },
 		{
 			flag: "router-approximate-cache-policy",
 			env: ENV.DYN_ROUTER_APPROXIMATE_CACHE_POLICY,

@@ -78,7 +78,7 @@ describe("refusals name what is wrong and what is right", () => {
 		[WORKER_COMMAND, ["--disaggregation-mode", "decode"], {}, /--disaggregation-mode is not in this version/],
 		[FRONTEND_COMMAND, ["--router-replica-sync"], {}, /--router-replica-sync is not in this version/],
 		[FRONTEND_COMMAND, [], { DYN_TLS_CERT_PATH: "/x" }, /DYN_TLS_CERT_PATH is not in this version/],
-		[FRONTEND_COMMAND, ["--no-kv-events"], {}, /--no-kv-events is not in this version/],
+		[FRONTEND_COMMAND, ["--track-output-blocks"], {}, /--track-output-blocks is not in this version/],
 		[FRONTEND_COMMAND, ["--aic-backend", "x"], {}, /--aic-backend is not in this version/],
 	] as [CommandSpec, string[], Record<string, string>, RegExp][])("%#", (command, argv, env, message) => {
 		const error = refusal(() => parseFlags(command, argv, env));
@@ -93,8 +93,8 @@ describe("refusals name what is wrong and what is right", () => {
 			"--no-router-replica-sync",
 			"--migration-limit",
 			"0",
-			"--router-temperature",
-			"0.0",
+			"--router-event-threads",
+			"4.0",
 		];
 		parseFlags(FRONTEND_COMMAND, argv, { DYN_ROUTER_QUEUE_THRESHOLD: "None", DYN_ROUTER_TTL_SECS: "120.0" });
 		parseFlags(WORKER_COMMAND, ["--disaggregation-mode", "agg", "--tensor-parallel-size", "1"], {});

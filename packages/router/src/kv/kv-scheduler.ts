@@ -14,6 +14,8 @@ export interface KvSchedulerOptions {
 	readonly trackPrefillTokens?: boolean | undefined;
 	/** Count blocks of requests under way; default true. */
 	readonly trackActiveBlocks?: boolean | undefined;
+	/** Requests under way share blocks; false: each has blocks of its own. Default true. */
+	readonly assumeKvReuse?: boolean | undefined;
 	/** Milliseconds after which a request that never ended is forgotten. */
 	readonly expiryMs?: number | undefined;
 	readonly random?: (() => number) | undefined;
@@ -30,6 +32,8 @@ export interface KvRequest {
 
 /** A choice, and why. */
 export interface KvChoice {
+	/** Its place among the eligible. */
+	readonly index: number;
 	readonly slot: number;
 	readonly cost: number;
 	/** Leading blocks that the worker holds in device memory. */
@@ -47,6 +51,9 @@ export class KvScheduler {
 	readonly #temperature: number;
 	readonly #trackPrefill: boolean;
 	readonly #trackBlocks: boolean;
+	readonly #reuse: boolean;
+	/** A name that no block has: hashes have 64 bits. */
+	#nextName = 1n << 64n;
 	readonly #random: () => number;
 	#costs = new Float64Array(16);
 	/** One object for all workers and calls. */
@@ -58,6 +65,7 @@ export class KvScheduler {
 		this.#temperature = options.temperature ?? 0;
 		this.#trackPrefill = options.trackPrefillTokens ?? true;
 		this.#trackBlocks = options.trackActiveBlocks ?? true;
+		this.#reuse = options.assumeKvReuse ?? true;
 		this.#random = options.random ?? Math.random;
 		this.active = new ActiveSequences(options.expiryMs);
 		this.#inputs = {
@@ -94,7 +102,7 @@ export class KvScheduler {
 			inputs.deviceBlocks = found.device[slot] ?? 0;
 			inputs.hostBlocks = found.hostPinned[slot] ?? 0;
 			inputs.diskBlocks = found.disk[slot] ?? 0;
-			inputs.decodeBlocks = this.#trackBlocks ? active.blocksWith(slot, request.sequenceHashes) : 0;
+			inputs.decodeBlocks = this.#decodeBlocks(slot, request.sequenceHashes);
 			inputs.activeRequests = active.requestsOf(slot);
 			costs[i] = workerCost(this.#weights, inputs);
 		}
@@ -102,11 +110,17 @@ export class KvScheduler {
 		const slot = eligible[at] as number;
 		const overlapBlocks = found.device[slot] ?? 0;
 		return {
+			index: at,
 			slot,
 			cost: costs[at] as number,
 			overlapBlocks,
 			effectivePrefillTokens: this.#effectiveTokens(request, slot, overlapBlocks, found),
 		};
+	}
+
+	#decodeBlocks(slot: number, hashes: readonly bigint[]): number {
+		if (!this.#trackBlocks) return 0;
+		return this.#reuse ? this.active.blocksWith(slot, hashes) : this.active.blocksOf(slot) + hashes.length;
 	}
 
 	#effectiveTokens(
@@ -123,13 +137,10 @@ export class KvScheduler {
 
 	/** The request goes to the slot. Followed by one `active.free` of its id, whatever becomes of it. */
 	admit(id: string, slot: number, request: KvRequest, effectivePrefillTokens: number, now: number): void {
-		this.active.add(
-			id,
-			slot,
-			this.#trackBlocks ? request.sequenceHashes : [],
-			this.#trackPrefill ? effectivePrefillTokens : 0,
-			now,
-		);
+		const { sequenceHashes } = request;
+		let hashes: readonly bigint[] = [];
+		if (this.#trackBlocks) hashes = this.#reuse ? sequenceHashes : sequenceHashes.map(() => this.#nextName++);
+		this.active.add(id, slot, hashes, this.#trackPrefill ? effectivePrefillTokens : 0, now);
 	}
 
 	/** Gives up the numbers of workers that are not in `kept`, hold no block and have no request. */
