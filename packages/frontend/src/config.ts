@@ -60,6 +60,8 @@ export interface FrontendConfig {
 	readonly routerMode: RouterMode;
 	/** For the router mode kv. */
 	readonly kvRouter: KvRouterOptions;
+	/** Workers with a larger share of their blocks in use get no more, 0 to 1; undefined: no limit. */
+	readonly activeDecodeBlocksThreshold: number | undefined;
 	/** Replaces `dynamo_frontend` in the names of request metrics. */
 	readonly metricsPrefix: string;
 	/** Drop `nvext` from requests. */
@@ -112,6 +114,11 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		fileTimeoutMs: 60_000,
 		routerMode: read.choice(ENV.DYN_ROUTER_MODE, ROUTER_MODES, "round-robin"),
 		kvRouter: kvRouterOptions(read),
+		// "None" is how Dynamo spells that there is no limit.
+		activeDecodeBlocksThreshold:
+			(optional(ENV.DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD)?.toLowerCase() ?? "none") === "none"
+				? undefined
+				: read.number(ENV.DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD, 1, 0, 1),
 		metricsPrefix: read.text(ENV.DYN_METRICS_PREFIX, METRIC_PREFIXES.frontend),
 		disableNvext: read.flag(ENV.DYN_DISABLE_FRONTEND_NVEXT, false),
 		ignoreUnsupportedFields: read.flag(ENV.DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS, false),

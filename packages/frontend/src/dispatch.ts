@@ -31,6 +31,13 @@ export function notReadyError(model: string): DynamoError {
 	});
 }
 
+function overloadedError(model: string): DynamoError {
+	return new DynamoError(
+		"WorkerOverloaded",
+		`every worker of model ${model} that may take the request has more blocks in use than --active-decode-blocks-threshold allows`,
+	);
+}
+
 /**
  * Sends a request to an instance that the set's router picks. An instance that turns out not to be reachable is put
  * aside by the client; as long as nothing was delivered the request then goes to another one. A stream that was lost
@@ -82,7 +89,7 @@ export class Dispatch implements ResponseSink {
 	start(): void {
 		this.set.acquire();
 		if (this.attempt()) return;
-		const error = this.set.router.refusal?.() ?? notReadyError(this.set.name);
+		const error = this.refusal();
 		queueMicrotask(() => this.finish(() => this.sink.onError(error)));
 	}
 
@@ -157,11 +164,11 @@ export class Dispatch implements ResponseSink {
 	private attempt(): boolean {
 		if (this.attempts >= MAX_ATTEMPTS) return false;
 		const { pinned, onAttempt } = this.options;
-		const candidates = this.set.candidates();
+		const candidates = this.set.withRoom();
 		const fresh =
 			this.tried.size === 0 ? candidates : candidates.filter(({ instance_id }) => !this.tried.has(instance_id));
 		const routing = this.routingRequest();
-		const instance = pinned ?? this.set.router.pick(fresh, routing);
+		const instance = pinned === undefined ? this.set.router.pick(fresh, routing) : this.roomAt(pinned);
 		if (instance === undefined) return false;
 		this.attempts++;
 		this.tried.add(instance.instance_id);
@@ -175,6 +182,19 @@ export class Dispatch implements ResponseSink {
 		this.call = this.set.client.send(instance, request, this, this.options);
 		if (this.paused) this.call.pause();
 		return true;
+	}
+
+	private roomAt(instance: EndpointRecord): EndpointRecord | undefined {
+		return this.set.load?.isBusy(instance.instance_id) ? undefined : instance;
+	}
+
+	/** Why nobody was there for the request in the first place. */
+	private refusal(): DynamoError {
+		// One that is pinned is passed over only for being full.
+		const full = this.options.pinned !== undefined || this.set.withRoom().length === 0;
+		const known = this.options.pinned !== undefined || this.set.candidates().length > 0;
+		if (full && known) return overloadedError(this.set.name);
+		return this.set.router.refusal?.() ?? notReadyError(this.set.name);
 	}
 
 	private routingRequest(): RoutingRequest {

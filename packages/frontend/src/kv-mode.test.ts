@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The router mode kv from the outside: what a request leaves behind in the router, however it ends.
-import { DynamoError } from "@dynamo-ts/protocols/internal";
+import { DynamoError, encodeWorkerLoad, KV_METRICS_TOPIC } from "@dynamo-ts/protocols/internal";
 import { KvPolicy } from "@dynamo-ts/router";
 import { afterEach, expect, test, vi } from "vitest";
 import type { ScriptedCall } from "./scripted-worker.js";
@@ -75,4 +75,33 @@ test("direct: a request that names no worker is a bad one", async () => {
 	expect((await post(stack.chat, chatBody({ max_tokens: 3 }))).status).toBe(400);
 	const pin = { "x-dynamo-worker-instance-id": String(worker.record.instance_id) };
 	expect((await post(stack.chat, chatBody({ max_tokens: 3 }), pin)).status).toBe(200);
+});
+
+test("a worker above the limit gets nothing, at the limit it does; when all are above, 529", async () => {
+	stack = await startStack({ activeDecodeBlocksThreshold: 0.5 });
+	const card = { runtime_config: { total_kv_blocks: 100 } };
+	const script = (call: ScriptedCall): void => void call.tokens([5]).finish("stop").end();
+	const workers = [await stack.worker({ script, card }), await stack.worker({ script, card })] as const;
+	const runtime = await stack.join();
+	const scope = {
+		kind: "endpoint" as const,
+		endpoint: { namespace: "dynamo", component: "backend", name: "generate" },
+	};
+	const publisher = await runtime.events.createPublisher(scope, KV_METRICS_TOPIC);
+	const tell = (i: 0 | 1, used: bigint): void =>
+		publisher.publish(encodeWorkerLoad({ workerId: workers[i].record.instance_id, dpRank: 0, kvUsedBlocks: used }));
+	const { chat } = stack;
+	const pin = (i: 0 | 1) => ({ "x-dynamo-worker-instance-id": String(workers[i].record.instance_id) });
+	const status = async (headers = {}): Promise<number> =>
+		(await post(chat, chatBody({ max_tokens: 3 }), headers)).status;
+	tell(0, 51n);
+	await vi.waitFor(async () => expect(await status(pin(0))).toBe(529));
+	const before = workers[0].calls.length;
+	for (let i = 0; i < 6; i++) expect(await status()).toBe(200);
+	expect(workers[0].calls.length).toBe(before);
+	tell(1, 90n);
+	await vi.waitFor(async () => expect(await status()).toBe(529));
+	tell(0, 50n);
+	await vi.waitFor(async () => expect(await status(pin(0))).toBe(200));
+	expect(await status(pin(1))).toBe(529);
 });

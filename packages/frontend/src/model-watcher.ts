@@ -8,7 +8,15 @@ import {
 	parseModelType,
 	stringifyJson,
 } from "@dynamo-ts/protocols/internal";
-import { createRouter, type KvRouterOptions, type KvWorkers, type Router, type RouterMode } from "@dynamo-ts/router";
+import {
+	type BusyThresholds,
+	createRouter,
+	type KvRouterOptions,
+	type KvWorkers,
+	LoadMonitor,
+	type Router,
+	type RouterMode,
+} from "@dynamo-ts/router";
 import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
 import type { ModelFiles } from "./model-files.js";
 import type { ModelManager } from "./model-manager.js";
@@ -22,6 +30,8 @@ export interface ModelWatcherOptions {
 	readonly namespacePrefix: string | undefined;
 	readonly routerMode: RouterMode;
 	readonly kvRouter?: KvRouterOptions;
+	/** Workers above them get no more. */
+	readonly busy?: BusyThresholds;
 	/** An instance left discovery. */
 	readonly onWorkerGone?: (instanceId: bigint) => void;
 	/** First and longest wait between attempts to load a model's files, milliseconds. */
@@ -142,7 +152,7 @@ export class ModelWatcher {
 			return;
 		}
 		if (set === undefined) {
-			set = new WorkerSet(record, this.createRouter(record.card_json));
+			set = new WorkerSet(record, this.createRouter(record.card_json), this.createMonitor(record.card_json));
 			this.sets.set(setKey, set);
 			this.manager.addSet(set);
 			this.materialise(set).catch((error: unknown) => this.log.error("Model watcher failed", { error: String(error) }));
@@ -150,6 +160,13 @@ export class ModelWatcher {
 		entry.set = set;
 		set.add(record.instance_id, key);
 		this.manager.refresh(set);
+	}
+
+	private createMonitor(card: ModelDeploymentCard): LoadMonitor | undefined {
+		const { busy } = this.options;
+		if (busy?.activeDecodeBlocks === undefined) return undefined;
+		const totalKvBlocks = card.runtime_config?.total_kv_blocks ?? undefined;
+		return new LoadMonitor({ thresholds: busy, totalKvBlocks, rankCount: kvWorkers(card).rankCount });
 	}
 
 	private createRouter(card: ModelDeploymentCard): Router {
@@ -186,7 +203,9 @@ export class ModelWatcher {
 				if (signal.aborted) return;
 				const endpoint = this.runtime.namespace(set.namespace).component(set.component).endpoint(set.endpoint);
 				const { namespace, component } = set;
-				await set.router.open?.(this.runtime, { namespace, component, name: set.endpoint });
+				const id = { namespace, component, name: set.endpoint };
+				await set.router.open?.(this.runtime, id);
+				await set.load?.open(this.runtime, id);
 				const client = await endpoint.client();
 				if (signal.aborted) {
 					client.close();

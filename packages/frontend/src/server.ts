@@ -76,6 +76,7 @@ export async function startFrontend(
 		namespacePrefix: full.namespacePrefix,
 		routerMode: full.routerMode,
 		kvRouter: full.kvRouter,
+		busy: { activeDecodeBlocks: full.activeDecodeBlocksThreshold },
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});
 	const state = new FrontendState(runtime, full, metrics, manager, watcher, log);

@@ -8,7 +8,7 @@ import {
 	parseModelType,
 	type WorkerType,
 } from "@dynamo-ts/protocols/internal";
-import type { Router } from "@dynamo-ts/router";
+import type { LoadMonitor, Router } from "@dynamo-ts/router";
 import type { EndpointClient } from "@dynamo-ts/runtime";
 import type { ModelMaterials } from "./model-materials.js";
 
@@ -42,6 +42,8 @@ export class WorkerSet {
 	/** A card without one is served as an aggregated worker. */
 	readonly workerType: WorkerType;
 	readonly router: Router;
+	/** Knows which members are too full; absent: nobody asks. */
+	readonly load: LoadMonitor | undefined;
 	/** Aborted when the set goes; ends the fetching of files. */
 	readonly closing = new AbortController();
 	/** Keys of accepted model records, by instance. */
@@ -51,8 +53,11 @@ export class WorkerSet {
 	private inflight = 0;
 	private seen: readonly EndpointRecord[] | undefined;
 	private usable: readonly EndpointRecord[] = [];
+	private roomy: readonly EndpointRecord[] = [];
+	private roomyOf: readonly EndpointRecord[] | undefined;
+	private roomyAt = -1;
 
-	constructor(record: ModelRecord, router: Router) {
+	constructor(record: ModelRecord, router: Router, load?: LoadMonitor) {
 		this.key = workerSetKey(record);
 		this.name = record.card_json.display_name;
 		this.namespace = record.namespace;
@@ -63,6 +68,7 @@ export class WorkerSet {
 		this.modelTypes = parseModelType(record.card_json.model_type) ?? new Set();
 		this.workerType = record.card_json.worker_type ?? "aggregated";
 		this.router = router;
+		this.load = load;
 	}
 
 	/** Tokens that prompt and answer may have together, for display; 0: unknown. */
@@ -106,7 +112,10 @@ export class WorkerSet {
 
 	remove(instanceId: bigint, recordKey: string): void {
 		const keys = this.members.get(instanceId);
-		if (keys?.delete(recordKey) && keys.size === 0) this.members.delete(instanceId);
+		if (keys?.delete(recordKey) && keys.size === 0) {
+			this.members.delete(instanceId);
+			this.load?.forget(instanceId);
+		}
 		this.seen = undefined;
 	}
 
@@ -123,6 +132,19 @@ export class WorkerSet {
 			this.usable = available.filter((instance) => this.members.has(instance.instance_id));
 		}
 		return this.usable;
+	}
+
+	/** The {@link candidates} that have room for more; the same array until something changes. */
+	withRoom(): readonly EndpointRecord[] {
+		const candidates = this.candidates();
+		const { load } = this;
+		if (load === undefined) return candidates;
+		if (candidates !== this.roomyOf || load.version !== this.roomyAt) {
+			this.roomyOf = candidates;
+			this.roomyAt = load.version;
+			this.roomy = candidates.filter(({ instance_id }) => !load.isBusy(instance_id));
+		}
+		return this.roomy;
 	}
 
 	/** Live members, failed ones included. */
@@ -157,5 +179,6 @@ export class WorkerSet {
 		if (!this.closing.signal.aborted || this.inflight > 0) return;
 		this.parts?.client.close();
 		void this.router.close?.();
+		void this.load?.close();
 	}
 }

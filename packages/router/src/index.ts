@@ -2,6 +2,8 @@
 export { DirectPolicy } from "./direct.js";
 export { createRouter, isRouterMode, type KvSettings } from "./factory.js";
 export type { CostWeights } from "./kv/cost.js";
+export type { BusyThresholds } from "./kv/eligibility.js";
+export { LoadMonitor, type LoadMonitorOptions } from "./kv/load-monitor.js";
 export {
 	type KvEventCounts,
 	type KvEventSink,

@@ -7,6 +7,7 @@ export * from "./kv/approximate-index.js";
 export * from "./kv/cost.js";
 export * from "./kv/eligibility.js";
 export * from "./kv/kv-scheduler.js";
+export * from "./kv/load-monitor.js";
 export * from "./kv/radix-tree.js";
 export * from "./kv/worker-slots.js";
 export * from "./kv-events/kv-event-subscriber.js";

@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Flags of the router mode kv, named as Dynamo's frontend names them.
+// Flags of routing by cache and load, named as Dynamo's frontend names them.
 import { ENV } from "@dynamo-ts/protocols/internal";
 import type { FlagSpec } from "./flag-spec.js";
 
 const GROUP = "router options";
 
 export const KV_ROUTER_FLAGS: readonly FlagSpec[] = [
+	{
+		flag: "active-decode-blocks-threshold",
+		env: ENV.DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD,
+		type: "string",
+		metavar: "SHARE",
+		group: GROUP,
+		help: "In every mode: workers with a larger share of their blocks in use get no more, 0 to 1; when all have, the answer is 529. Default: no limit.",
+	},
 	{
 		flag: "router-kv-overlap-score-credit",
 		env: ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT,
