@@ -15,6 +15,7 @@ import {
 	type HttpChild,
 	NatsServer,
 	startDynamo,
+	startOwnHttp,
 	startRealFrontend,
 	startRealMocker,
 	testModel,
@@ -154,6 +155,55 @@ describe.each(planes)("over %s, a real kv router before our workers%s", (plane, 
 		const late = await startRealFrontend(python, env, MODEL, ["--router-mode", "kv"]);
 		children.push(late.child);
 		await ask(late.url, 11, 10);
+		expect(late.child.output).not.toMatch(/ERROR/);
+	}, 120_000);
+});
+
+describe.each(planes)("over %s, our kv router before real workers%s", (plane, why) => {
+	const test = why ? base.skip : base;
+	let network: Network;
+	const folder = mkdtempSync(join(tmpdir(), "dynamo-kv-"));
+	const children: Child[] = [];
+	let env: Record<string, string>;
+
+	beforeAll(async () => {
+		if (why) return;
+		network = await startNetwork(plane);
+		env = { ...fileDiscoveryEnv(folder), ...network.env };
+		children.push(startRealMocker(python, env, modelPath, MODEL, ["--num-workers", "2", ...MOCKER_ARGS]));
+	});
+
+	afterAll(async () => {
+		await Promise.all(children.map((child) => child.stop(5000)));
+		await network?.stop();
+		rmSync(folder, { recursive: true, force: true });
+	});
+
+	const startRouter = async (): Promise<HttpChild> => {
+		const router = await startOwnHttp("frontend", ["--router-mode", "kv"], env, MODEL);
+		children.push(router.child);
+		return router;
+	};
+
+	test("the holder of a prefix gets the request, from a router that starts later too", async () => {
+		const { url } = await startRouter();
+		const holders: bigint[] = [];
+		for (let p = 0; p < 8; p++) {
+			const { worker, cached } = await complete(url, promptOf(p, 8 * BLOCK_SIZE + 5));
+			expect(cached).toBe(0);
+			holders.push(worker);
+			// Events are on their way for a moment.
+			await new Promise((resolve) => setTimeout(resolve, 200));
+		}
+		const ask = async (router: string, round: number): Promise<void> => {
+			for (const [p, worker] of holders.entries()) {
+				const prompt = [...promptOf(p, 8 * BLOCK_SIZE), ...promptOf(1000 + 17 * round + p, 24)];
+				expect(await complete(router, prompt)).toEqual({ worker, cached: 8 * BLOCK_SIZE });
+			}
+		};
+		for (let round = 0; round < 3; round++) await ask(url, round);
+		const late = await startRouter();
+		for (let round = 3; round < 6; round++) await ask(late.url, round);
 		expect(late.child.output).not.toMatch(/ERROR/);
 	}, 120_000);
 });

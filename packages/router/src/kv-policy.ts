@@ -62,6 +62,9 @@ export interface KvWorkers {
 /** A worker is asked for everything at most so often because its events did not fit, milliseconds. */
 const RESYNC_PAUSE_MS = 10_000;
 
+/** Workers that do not say in this time what they hold are not waited for, milliseconds. */
+const FIRST_ANSWERS_MS = 2000;
+
 /** What was worked out for a request when it was given to a worker. */
 interface Plan {
 	readonly request: RoutingRequest;
@@ -85,6 +88,7 @@ export class KvPolicy implements Router {
 	#log: Logger | undefined;
 	#deadline: NodeJS.Timeout | undefined;
 	readonly #resyncedAt = new Map<number, number>();
+	#onAnswer: (() => void) | undefined;
 	#closed = false;
 
 	/** @param random a source of numbers in [0, 1). */
@@ -98,7 +102,8 @@ export class KvPolicy implements Router {
 	}
 
 	/**
-	 * Begins to listen to the workers of an endpoint; does nothing when routing goes without events.
+	 * Begins to listen to the workers of an endpoint; does nothing when routing goes without events. Resolves when
+	 * those that are there have told what they hold, or after two seconds.
 	 * @throws DynamoError `Unavailable` when the event plane or discovery cannot be used; may be called again then.
 	 */
 	async open(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void> {
@@ -112,18 +117,39 @@ export class KvPolicy implements Router {
 			return;
 		}
 		const subscriber = await KvEventSubscriber.open(runtime, endpoint, this.#sink);
-		if (this.#closed) await subscriber.close();
-		else this.#subscriber = subscriber;
+		if (this.#closed) {
+			await subscriber.close();
+			return;
+		}
+		this.#subscriber = subscriber;
+		await this.#firstAnswers(subscriber);
 	}
 
 	async close(): Promise<void> {
 		this.#closed = true;
 		clearTimeout(this.#deadline);
+		this.#onAnswer?.();
 		try {
 			await this.#subscriber?.close();
 		} catch (error) {
 			this.#log?.warn("The subscription to KV events could not be closed", { error });
 		}
+	}
+
+	/** A router that is younger than its workers should not choose before it has heard what they hold. */
+	#firstAnswers(subscriber: KvEventSubscriber): Promise<void> {
+		return new Promise((resolve) => {
+			const finish = (): void => {
+				clearTimeout(timer);
+				this.#onAnswer = undefined;
+				resolve();
+			};
+			const timer = setTimeout(finish, FIRST_ANSWERS_MS);
+			this.#onAnswer = () => {
+				if (this.#closed || subscriber.workers().every(({ inSync }) => inSync)) finish();
+			};
+			this.#onAnswer();
+		});
 	}
 
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined {
@@ -206,7 +232,11 @@ export class KvPolicy implements Router {
 	}
 
 	readonly #sink: KvEventSink = {
-		onReset: (worker) => this.#forget(worker),
+		onReset: (worker) => {
+			this.#forget(worker);
+			// What the worker holds follows in the same turn.
+			if (this.#onAnswer !== undefined) setImmediate(() => this.#onAnswer?.());
+		},
 		onWorkerGone: (worker) => this.#forget(worker),
 		onEvent: (event) => this.#apply(event),
 	};
