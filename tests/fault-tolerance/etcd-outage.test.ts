@@ -7,6 +7,8 @@ import {
 	findNatsServer,
 	type HttpChild,
 	http,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	NatsServer,
 	testModel,
 	until,
@@ -28,6 +30,7 @@ interface World {
 	readonly etcd: EtcdServer;
 	readonly frontend: HttpChild;
 	readonly workers: readonly WorkerChild[];
+	readonly leaks: LeakCheck;
 	stop(): Promise<void>;
 }
 
@@ -36,6 +39,7 @@ async function startWorld(plane: string): Promise<World> {
 	const server = await EtcdServer.start();
 	const broker = plane === "nats" ? await NatsServer.start() : undefined;
 	const fleet = new Fleet({
+		...LEAK_PROBE_ENV,
 		DYN_DISCOVERY_BACKEND: "etcd",
 		ETCD_ENDPOINTS: server.url,
 		ETCD_LEASE_TTL: String(TTL_SECONDS),
@@ -52,7 +56,11 @@ async function startWorld(plane: string): Promise<World> {
 		const workers = await Promise.all([worker(), worker()]);
 		const frontend = await fleet.frontend(MODEL);
 		await until("both workers are seen", async () => (await instancesSeen(frontend)) === 2);
-		return { etcd: server, frontend, workers, stop };
+		const leaks = await LeakCheck.begin([
+			{ name: "frontend", child: frontend.child, url: frontend.url },
+			...workers.map(({ child, system }, i) => ({ name: `worker ${i}`, child, url: system })),
+		]);
+		return { etcd: server, frontend, workers, leaks, stop };
 	} catch (error) {
 		await stop();
 		throw error;
@@ -100,10 +108,11 @@ async function underLoad(expect: ExpectStatic, world: World, during: () => Promi
 }
 
 /** No process ended or was started anew, and nothing is left under way. */
-async function allAsBefore(expect: ExpectStatic, { frontend, workers }: World): Promise<void> {
+async function allAsBefore(expect: ExpectStatic, { frontend, workers, leaks }: World): Promise<void> {
 	for (const { child } of [frontend, ...workers]) expect(child.ended).toBeUndefined();
 	await untilFrontendIdle(frontend);
 	for (const worker of workers) await untilWorkerIdle(worker);
+	await leaks.end();
 }
 
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));

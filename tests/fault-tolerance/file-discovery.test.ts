@@ -6,6 +6,8 @@ import {
 	Fleet,
 	type HttpChild,
 	http,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	listsModel,
 	testModel,
 	until,
@@ -20,10 +22,14 @@ const modelPath = "path" in hf ? hf.path : "";
 const MODEL = "mock";
 const FAST = ["--speedup-ratio", "100"];
 
+/** What processes of a fleet held before the fault. */
+const leakChecks = new WeakMap<Fleet, LeakCheck>();
+
 async function withFleet(run: (fleet: Fleet) => Promise<void>): Promise<void> {
-	const fleet = new Fleet();
+	const fleet = new Fleet(LEAK_PROBE_ENV);
 	try {
 		await run(fleet);
+		await leakChecks.get(fleet)?.end();
 	} finally {
 		await fleet.stop();
 	}
@@ -54,7 +60,7 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				await until("it is listed again", () => listsModel(frontend.url, MODEL), { child: worker.child });
 				expect((await ask(frontend)).status).toBe(200);
 			}),
-		60_000,
+		120_000,
 	);
 
 	test(
@@ -71,7 +77,7 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				expect((await ask(frontend)).status).toBe(200);
 				expect(instances(fleet)).toEqual(before);
 			}),
-		60_000,
+		120_000,
 	);
 
 	test(
@@ -87,7 +93,7 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				await fleet.mocker(modelPath, MODEL, FAST);
 				await until("both are seen", async () => (await instancesSeen(frontend)) === 2);
 			}),
-		60_000,
+		120_000,
 	);
 
 	test(
@@ -101,7 +107,7 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				expect(instances(fleet)).toHaveLength(2);
 				for (let i = 0; i < 6; i++) expect((await ask(frontend)).status).toBe(200);
 			}),
-		60_000,
+		120_000,
 	);
 
 	test(
@@ -130,7 +136,7 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				await until("it is gone", async () => (await instancesSeen(frontend)) === 1);
 				expect(frontend.child.output.match(/Failed to parse discovery record/g)?.length).toBeLessThan(30);
 			}),
-		60_000,
+		120_000,
 	);
 
 	test(
@@ -142,6 +148,7 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				const workers: WorkerChild[] = await Promise.all([join(), join()]);
 				await stays;
 				const frontends = await Promise.all([fleet.frontend(MODEL), fleet.frontend(MODEL)]);
+				await watch(fleet, frontends, [await stays]);
 				let churning = true;
 				let served = 0;
 				const lane = async (frontend: HttpChild): Promise<void> => {
@@ -168,11 +175,22 @@ describe.skipIf(missing).concurrent(title("file discovery between processes"), (
 				await load;
 				expect(lost).toBeLessThanOrEqual(2 * 8);
 			}),
-		60_000,
+		120_000,
 	);
 });
 
 async function start(fleet: Fleet): Promise<[WorkerChild, HttpChild]> {
 	const worker = await fleet.mocker(modelPath, MODEL, FAST);
-	return [worker, await fleet.frontend(MODEL)];
+	const frontend = await fleet.frontend(MODEL);
+	await watch(fleet, [frontend], [worker]);
+	return [worker, frontend];
+}
+
+/** Begins the leak check of a fleet's processes. */
+async function watch(fleet: Fleet, frontends: readonly HttpChild[], workers: readonly WorkerChild[]): Promise<void> {
+	const processes = [
+		...frontends.map(({ child, url }, i) => ({ name: `frontend ${i}`, child, url })),
+		...workers.map(({ child, system }, i) => ({ name: `worker ${i}`, child, url: system })),
+	];
+	leakChecks.set(fleet, await LeakCheck.begin(processes));
 }

@@ -5,6 +5,8 @@ import {
 	findNatsServer,
 	type HttpChild,
 	http,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	NatsServer,
 	openStream,
 	type SseStream,
@@ -37,11 +39,12 @@ interface World {
 	readonly fleet: Fleet;
 	readonly workers: WorkerChild[];
 	readonly frontend: HttpChild;
+	readonly leaks: LeakCheck;
 }
 
 async function start(options: { workers: number; config?: string; env?: Record<string, string> }): Promise<World> {
 	nats = await NatsServer.start(options.config === undefined ? {} : { config: options.config });
-	const started = new Fleet({ DYN_REQUEST_PLANE: "nats", NATS_SERVER: nats.url, ...options.env });
+	const started = new Fleet({ ...LEAK_PROBE_ENV, DYN_REQUEST_PLANE: "nats", NATS_SERVER: nats.url, ...options.env });
 	fleet = started;
 	const workers = await Promise.all(
 		Array.from({ length: options.workers }, () => started.mocker(modelPath, MODEL, ["--speedup-ratio", "4"])),
@@ -51,7 +54,11 @@ async function start(options: { workers: number; config?: string; env?: Record<s
 		const { instances } = (await http(`${frontend.url}/health`)).json as { instances: { endpoint: string }[] };
 		return instances.filter(({ endpoint }) => endpoint === "generate").length === options.workers;
 	});
-	return { nats, fleet: started, workers, frontend };
+	const leaks = await LeakCheck.begin([
+		{ name: "frontend", child: frontend.child, url: frontend.url },
+		...workers.map(({ child, system }, i) => ({ name: `worker ${i}`, child, url: system })),
+	]);
+	return { nats, fleet: started, workers, frontend, leaks };
 }
 
 const body = (maxTokens: number, prompt = "Count as far as you can.") => ({
@@ -71,10 +78,11 @@ const open = (frontend: HttpChild, maxTokens: number): Promise<SseStream> =>
 	});
 
 /** All processes are those that were started, and nothing is left under way in them. */
-async function untilQuiet({ frontend, workers }: World): Promise<void> {
+async function untilQuiet({ frontend, workers, leaks }: World): Promise<void> {
 	for (const child of [frontend.child, ...workers.map((worker) => worker.child)]) expect(child.ended).toBeUndefined();
 	await untilFrontendIdle(frontend);
 	for (const worker of workers) await untilWorkerIdle(worker);
+	await leaks.end();
 }
 
 describe.skipIf(missing)(title("over NATS"), () => {

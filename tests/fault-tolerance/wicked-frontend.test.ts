@@ -19,6 +19,8 @@ import { createLogger, FileDiscovery } from "@dynamo-ts/runtime/internal";
 import {
 	Fleet,
 	type HttpChild,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	runStreamLoad,
 	scrape,
 	testModel,
@@ -36,8 +38,9 @@ const MODEL = "mock";
 const BUFFER_BYTES = 1024 * 1024;
 
 describe.skipIf(missing)(title("a frontend that"), () => {
-	const fleet = new Fleet();
+	const fleet = new Fleet(LEAK_PROBE_ENV);
 	const sockets = new Set<Socket>();
+	let leaks: LeakCheck;
 	let worker: WorkerChild;
 	let frontend: HttpChild;
 	let target: { host: string; port: number; path: string };
@@ -101,6 +104,7 @@ describe.skipIf(missing)(title("a frontend that"), () => {
 		home.listen(0, "127.0.0.1");
 		await once(home, "listening");
 		homeAddress = `127.0.0.1:${(home.address() as AddressInfo).port}`;
+		leaks = await LeakCheck.begin([{ name: "worker", child: worker.child, url: worker.system }]);
 	});
 	afterEach(async () => {
 		// Whatever was done to it, it has dropped that work and serves the others.
@@ -118,6 +122,7 @@ describe.skipIf(missing)(title("a frontend that"), () => {
 	});
 	afterAll(async () => {
 		home?.close();
+		await leaks.end();
 		expect(worker.child.output).not.toMatch(/\n\s+at /);
 		worker.child.kill("SIGTERM");
 		expect((await worker.child.exited).code).toBe(0);

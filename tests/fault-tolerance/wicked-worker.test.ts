@@ -20,6 +20,8 @@ import {
 	Fleet,
 	type HttpChild,
 	http,
+	LEAK_PROBE_ENV,
+	LeakCheck,
 	openStream,
 	scrape,
 	testModel,
@@ -219,8 +221,9 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 ];
 
 describe.skipIf(missing)(title("a worker that"), () => {
-	const fleet = new Fleet();
+	const fleet = new Fleet(LEAK_PROBE_ENV);
 	const sockets = new Set<Socket>();
+	let leaks: LeakCheck;
 	let frontend: HttpChild;
 	let good: WorkerChild;
 	let server: Server;
@@ -297,6 +300,10 @@ describe.skipIf(missing)(title("a worker that"), () => {
 			return data.some(({ id }: { id: string }) => id === WICKED);
 		});
 		rssBefore = await rss();
+		leaks = await LeakCheck.begin([
+			{ name: "frontend", child: frontend.child, url: frontend.url },
+			{ name: "worker", child: good.child, url: good.system },
+		]);
 	});
 	afterAll(async () => {
 		await discovery?.close();
@@ -385,6 +392,8 @@ describe.skipIf(missing)(title("a worker that"), () => {
 	test("did any of this leaves no trace in the frontend", async () => {
 		await untilFrontendIdle(frontend);
 		await untilWorkerIdle(good);
+		for (const socket of sockets) socket.destroy();
+		await leaks.end();
 		expect(frontend.child.ended).toBeUndefined();
 		expect(frontend.child.output).not.toMatch(/\n\s+at /);
 		frontend.child.kill("SIGTERM");

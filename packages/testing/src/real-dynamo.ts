@@ -4,6 +4,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import { Child, until } from "./child-process.js";
 import { freePort } from "./free-port.js";
+import { http } from "./sse-client.js";
 
 /** Path of the Python interpreter that has the real Dynamo 1.6.1, or why there is none. */
 export function findRealDynamo(): { python: string } | { missing: string } {
@@ -63,8 +64,9 @@ export function startRealMocker(
 /** True when the server at `url` lists `model`. */
 export async function listsModel(url: string, model: string): Promise<boolean> {
 	try {
-		const answer = await fetch(`${url}/v1/models`, { signal: AbortSignal.timeout(2000) });
-		const list = (await answer.json()) as { data?: { id: string }[] };
+		// A connection of its own: one that is kept would look like a leak of the server's.
+		const answer = await http(`${url}/v1/models`, { signal: AbortSignal.timeout(2000) });
+		const list = answer.json as { data?: { id: string }[] };
 		return list.data?.some((entry) => entry.id === model) ?? false;
 	} catch {
 		return false;
