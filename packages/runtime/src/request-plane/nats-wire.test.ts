@@ -8,7 +8,6 @@ import { fileURLToPath } from "node:url";
 import {
 	type Annotated,
 	COMPLETE_FINAL_FRAME,
-	type DynamoError,
 	decodeBody,
 	decodeResponseFrame,
 	type EndpointRecord,
@@ -21,7 +20,7 @@ import {
 	splitTwoPart,
 	TwoPartDecoder,
 } from "@dynamo-ts/protocols/internal";
-import { findNatsServer, NatsServer, until } from "@dynamo-ts/testing/internal";
+import { CollectingSink, findNatsServer, NatsServer, until } from "@dynamo-ts/testing/internal";
 import fc from "fast-check";
 import { connect, headers, type Msg, type NatsConnection as RawConnection } from "nats";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -31,7 +30,7 @@ import { createLogger } from "../observability/logging.js";
 import { CallHomeClient } from "./call-home-client.js";
 import { NatsCarrier } from "./nats-carrier.js";
 import { NatsRequestPlaneServer } from "./nats-server.js";
-import type { RequestOptions, ResponseSink } from "./request-plane.js";
+import type { RequestOptions } from "./request-plane.js";
 
 const program = findNatsServer();
 const missing = "missing" in program ? program.missing : "";
@@ -57,31 +56,6 @@ const lines: string[] = [];
 const log = createLogger({ filter: "info", format: "readable", ansi: false, localTime: false }, "test", (line) => {
 	lines.push(line);
 });
-
-class Sink implements ResponseSink {
-	readonly items: Annotated<unknown>[] = [];
-	error: DynamoError | undefined;
-	ends = 0;
-	readonly done: Promise<void>;
-	#resolve: () => void = () => {};
-	constructor() {
-		this.done = new Promise((resolve) => {
-			this.#resolve = resolve;
-		});
-	}
-	onItem(item: Annotated<unknown>): void {
-		this.items.push(item);
-	}
-	onEnd(): void {
-		this.ends++;
-		this.#resolve();
-	}
-	onError(error: DynamoError): void {
-		this.ends++;
-		this.error = error;
-		this.#resolve();
-	}
-}
 
 describe.skipIf(missing)(`requests over NATS${missing && ` [skipped: ${missing}]`}`, () => {
 	const closers: (() => Promise<unknown> | unknown)[] = [];
@@ -123,7 +97,7 @@ describe.skipIf(missing)(`requests over NATS${missing && ` [skipped: ${missing}]
 	interface OpenClient {
 		readonly carrier: NatsCarrier;
 		readonly connection: NatsConnection;
-		send(payload: unknown, options?: RequestOptions, path?: string): Sink;
+		send(payload: unknown, options?: RequestOptions, path?: string): CollectingSink;
 	}
 	const openClient = async (ackTimeoutMs = 10_000): Promise<OpenClient> => {
 		const connection = await ourConnection();
@@ -145,7 +119,7 @@ describe.skipIf(missing)(`requests over NATS${missing && ` [skipped: ${missing}]
 			carrier,
 			connection,
 			send: (payload, options, subject = SUBJECT) => {
-				const sink = new Sink();
+				const sink = new CollectingSink();
 				client.send(instance(subject), { id: randomUUID(), payload }, sink, options);
 				return sink;
 			},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomUUID } from "node:crypto";
-import { type Annotated, DynamoError, type EndpointRecord } from "@dynamo-ts/protocols/internal";
+import { DynamoError, type EndpointRecord } from "@dynamo-ts/protocols/internal";
 import type {
 	ActiveRequest,
 	CancelKind,
@@ -10,10 +10,10 @@ import type {
 	RequestOptions,
 	RequestPlaneClient,
 	RequestPlaneServer,
-	ResponseSink,
 	ResponseWriter,
 } from "@dynamo-ts/runtime/internal";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { CollectingSink } from "../collecting-sink.js";
 import { eventually } from "./eventually.js";
 
 /** A worker's and a client's end of one request plane. */
@@ -27,37 +27,6 @@ export interface RequestPlaneWorld {
 	/** Bytes of the largest request message that is taken; undefined: any. */
 	readonly largestRequest: number | undefined;
 	dispose(): Promise<void>;
-}
-
-/** A sink that keeps everything and lets a test await the end. */
-export class CollectingSink implements ResponseSink {
-	readonly items: Annotated<unknown>[] = [];
-	/** Calls of onEnd and onError; must become exactly one. */
-	ends = 0;
-	error: DynamoError | undefined;
-	readonly done: Promise<void>;
-	onFirst: (() => void) | undefined;
-	#resolve: () => void = () => {};
-
-	constructor() {
-		this.done = new Promise((resolve) => {
-			this.#resolve = resolve;
-		});
-	}
-	onItem(item: Annotated<unknown>): void {
-		expect(this.ends).toBe(0);
-		this.items.push(item);
-		if (this.items.length === 1) this.onFirst?.();
-	}
-	onEnd(): void {
-		this.ends++;
-		this.#resolve();
-	}
-	onError(error: DynamoError): void {
-		this.ends++;
-		this.error = error;
-		this.#resolve();
-	}
 }
 
 const PATH = "ab12/dynamo/backend/generate";
