@@ -2,9 +2,23 @@
 // Attention, the key/value cache and the step's inputs in the graph: the one part that differs between devices.
 
 import type { KvCacheDtype, LayerAttention, ModelConfig } from "../model/model-runner.js";
-import type { OnnxModel } from "./onnx-model.js";
+import type { OnnxAttribute, OnnxModel } from "./onnx-model.js";
 import { MICROSOFT, OnnxType } from "./onnx-model.js";
 import { ROTARY_INPUTS, rotaryKinds } from "./rope-cache.js";
+
+/** Attributes of one layer that ONNX Runtime's attention operators have in common, contiguous or paged. */
+export function attentionAttributes(config: ModelConfig, layer: number): Record<string, OnnxAttribute> {
+	const { window, rope } = config.layers[layer]!;
+	return {
+		num_heads: config.numHeads,
+		kv_num_heads: config.numKvHeads,
+		do_rotary: rope === "none" ? 0 : 1,
+		rotary_interleaved: 0,
+		scale: { float: config.attentionScale },
+		...(config.attentionSoftcap !== null && { softcap: { float: config.attentionSoftcap } }),
+		...(window !== null && { local_window_size: window }),
+	};
+}
 
 /** Queries, keys and values of all tokens, each [tokens, heads * headDim]; or all three side by side. */
 export type AttentionProjections =
@@ -107,8 +121,8 @@ export class GroupQueryAttention implements AttentionEmitter {
 	}
 
 	attend(layer: number, projections: AttentionProjections): string {
-		const { numHeads, numKvHeads, headDim, attentionScale, attentionSoftcap, layers } = this.#config;
-		const { window, rope } = layers[layer]!;
+		const { numHeads, numKvHeads, headDim, layers } = this.#config;
+		const { rope } = layers[layer]!;
 		const [queryWidth, keyWidth] = [numHeads * headDim, numKvHeads * headDim];
 		const inputs =
 			"packed" in projections
@@ -138,13 +152,7 @@ export class GroupQueryAttention implements AttentionEmitter {
 				domain: MICROSOFT,
 				outputs: [`model.layers.${layer}.attention`, cache("key", "output"), cache("value", "output")],
 				attributes: {
-					num_heads: numHeads,
-					kv_num_heads: numKvHeads,
-					do_rotary: rope === "none" ? 0 : 1,
-					rotary_interleaved: 0,
-					scale: { float: attentionScale },
-					...(attentionSoftcap !== null && { softcap: { float: attentionSoftcap } }),
-					...(window !== null && { local_window_size: window }),
+					...attentionAttributes(this.#config, layer),
 					...(this.#cache.dtype === "int8" && INT8_CACHE),
 				},
 			},

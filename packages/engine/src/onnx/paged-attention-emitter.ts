@@ -3,7 +3,7 @@
 // of the CPU's attention.
 
 import type { ModelConfig } from "../model/model-runner.js";
-import type { AttentionEmitter, AttentionProjections } from "./attention-emitter.js";
+import { type AttentionEmitter, type AttentionProjections, attentionAttributes } from "./attention-emitter.js";
 import type { OnnxModel } from "./onnx-model.js";
 import { MICROSOFT, OnnxType } from "./onnx-model.js";
 import { ROTARY_INPUTS, rotaryKinds } from "./rope-cache.js";
@@ -59,8 +59,8 @@ export class PagedAttention implements AttentionEmitter {
 	}
 
 	attend(layer: number, projections: AttentionProjections): string {
-		const { numHeads, numKvHeads, headDim, attentionScale, attentionSoftcap, layers } = this.#config;
-		const { window, rope } = layers[layer]!;
+		const { numKvHeads, headDim, layers } = this.#config;
+		const { rope } = layers[layer]!;
 		const inputs =
 			"packed" in projections ? [projections.packed, "", ""] : [projections.q, projections.k, projections.v];
 		const shape = ["blocks", "block_size", numKvHeads, headDim];
@@ -87,15 +87,7 @@ export class PagedAttention implements AttentionEmitter {
 					model.output(`key_cache_out.${layer}`, model.floatType, shape),
 					model.output(`value_cache_out.${layer}`, model.floatType, shape),
 				],
-				attributes: {
-					num_heads: numHeads,
-					kv_num_heads: numKvHeads,
-					do_rotary: rope === "none" ? 0 : 1,
-					rotary_interleaved: 0,
-					scale: { float: attentionScale },
-					...(attentionSoftcap !== null && { softcap: { float: attentionSoftcap } }),
-					...(window !== null && { local_window_size: window }),
-				},
+				attributes: attentionAttributes(this.#config, layer),
 			},
 		);
 	}

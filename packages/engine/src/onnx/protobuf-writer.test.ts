@@ -2,30 +2,15 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ProtobufWriter } from "./protobuf-writer.js";
+import { fields } from "./testing/onnx-reader.js";
 
-/** A plain reader: [field, wire type, value] of each field. */
+/** [field, wire type, value] of each field. */
 function read(bytes: Uint8Array): [number, number, bigint | Uint8Array][] {
-	const fields: [number, number, bigint | Uint8Array][] = [];
-	let at = 0;
-	const varint = () => {
-		let value = 0n;
-		for (let shift = 0n; ; shift += 7n) {
-			const byte = bytes[at++]!;
-			value |= BigInt(byte & 127) << shift;
-			if (byte < 128) return value;
-		}
-	};
-	while (at < bytes.length) {
-		const tag = Number(varint());
-		const wireType = tag & 7;
-		if (wireType === 0) fields.push([tag >> 3, wireType, varint()]);
-		else {
-			const length = wireType === 5 ? 4 : Number(varint());
-			fields.push([tag >> 3, wireType, bytes.slice(at, at + length)]);
-			at += length;
-		}
-	}
-	return fields;
+	return Array.from(fields(bytes), ({ number, wire, value }) => [
+		number,
+		wire,
+		typeof value === "bigint" ? value : value.slice(),
+	]);
 }
 
 describe("ProtobufWriter", () => {

@@ -1,20 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type CostInputs, DEFAULT_COST_WEIGHTS, drawByCost, workerCost } from "./cost.js";
+import { type CostInputs, DEFAULT_COST_WEIGHTS, drawByCost, idleInputs, workerCost } from "./cost.js";
 
-const IDLE: CostInputs = {
-	blockSize: 16,
-	promptTokens: 115,
-	activePrefillTokens: 0,
-	leastActivePrefillTokens: 0,
-	deviceBlocks: 0,
-	hostBlocks: 0,
-	diskBlocks: 0,
-	sharedBlocks: 0,
-	decodeBlocks: 0,
-	activeRequests: 0,
-};
+const IDLE: CostInputs = { ...idleInputs(16), promptTokens: 115 };
 
 function seeded(seed: number): () => number {
 	let state = seed;

@@ -48,6 +48,22 @@ export interface CostInputs {
 	readonly activeRequests: number;
 }
 
+/** A worker with nothing cached and nothing to do, and a prompt of no tokens: what inputs are made from. */
+export function idleInputs(blockSize: number): CostInputs {
+	return {
+		blockSize,
+		promptTokens: 0,
+		activePrefillTokens: 0,
+		leastActivePrefillTokens: 0,
+		deviceBlocks: 0,
+		hostBlocks: 0,
+		diskBlocks: 0,
+		sharedBlocks: 0,
+		decodeBlocks: 0,
+		activeRequests: 0,
+	};
+}
+
 /** The cost in blocks; lower is better. Fractions of blocks are kept. */
 export function workerCost(weights: CostWeights, inputs: CostInputs): number {
 	const { blockSize, promptTokens, activePrefillTokens } = inputs;

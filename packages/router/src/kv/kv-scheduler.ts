@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses by cached prefix and load: what the index, the active sequences and the cost say together.
 import { ActiveSequences } from "./active-sequences.js";
-import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, workerCost } from "./cost.js";
+import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, idleInputs, workerCost } from "./cost.js";
 import { RadixTree } from "./radix-tree.js";
 import { WorkerSlots } from "./worker-slots.js";
 
@@ -68,18 +68,7 @@ export class KvScheduler {
 		this.#reuse = options.assumeKvReuse ?? true;
 		this.#random = options.random ?? Math.random;
 		this.active = new ActiveSequences(options.expiryMs);
-		this.#inputs = {
-			blockSize: options.blockSize,
-			promptTokens: 0,
-			activePrefillTokens: 0,
-			leastActivePrefillTokens: 0,
-			deviceBlocks: 0,
-			hostBlocks: 0,
-			diskBlocks: 0,
-			sharedBlocks: 0,
-			decodeBlocks: 0,
-			activeRequests: 0,
-		};
+		this.#inputs = idleInputs(options.blockSize);
 	}
 
 	/** The cheapest of the eligible slots, or as the temperature draws; undefined when there is none. */

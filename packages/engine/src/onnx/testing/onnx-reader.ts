@@ -36,10 +36,15 @@ export interface ReadModel {
 	readonly outputs: readonly ReadValue[];
 }
 
-type Field = { readonly number: number; readonly value: bigint | Uint8Array };
+export interface Field {
+	readonly number: number;
+	/** 0: a varint; 2: bytes; 5: four bytes. */
+	readonly wire: number;
+	readonly value: bigint | Uint8Array;
+}
 
-/** The fields of one message, in order; fixed 32-bit ones as four bytes. */
-function* fields(bytes: Uint8Array): Generator<Field> {
+/** The fields of one protobuf message, in order; fixed 32-bit ones as four bytes. */
+export function* fields(bytes: Uint8Array): Generator<Field> {
 	let at = 0;
 	const varint = (): bigint => {
 		let value = 0n;
@@ -52,10 +57,10 @@ function* fields(bytes: Uint8Array): Generator<Field> {
 	while (at < bytes.length) {
 		const tag = Number(varint());
 		const wire = tag & 7;
-		if (wire === 0) yield { number: tag >> 3, value: varint() };
+		if (wire === 0) yield { number: tag >> 3, wire, value: varint() };
 		else if (wire === 2 || wire === 5) {
 			const length = wire === 5 ? 4 : Number(varint());
-			yield { number: tag >> 3, value: bytes.subarray(at, at + length) };
+			yield { number: tag >> 3, wire, value: bytes.subarray(at, at + length) };
 			at += length;
 		} else throw new Error(`wire type ${wire} is not written by OnnxModel`);
 	}
