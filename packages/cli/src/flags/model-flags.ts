@@ -3,6 +3,7 @@ import { ENV } from "@dynamo-ts/protocols/internal";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
 import { AIS_FLAGS } from "./missing-flags.js";
+import { placeFlags } from "./place-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 const MODEL_ARGUMENT = {
@@ -21,21 +22,7 @@ const NAME_FLAGS: readonly FlagSpec[] = [
 		defaultText: "from MODEL",
 		help: "Name of the model in the API.",
 	},
-	{
-		flag: "namespace",
-		env: ENV.DYN_NAMESPACE,
-		type: "string",
-		default: "dynamo",
-		help: "Namespace of the deployment; --endpoint wins over it.",
-	},
-	{
-		flag: "endpoint",
-		env: ENV.DYN_ENDPOINT,
-		type: "string",
-		metavar: "dyn://NAMESPACE.COMPONENT.ENDPOINT",
-		defaultText: "dyn://NAMESPACE.backend.generate",
-		help: "Where the model is served. Two models need two components.",
-	},
+	...placeFlags("Where the model is served. Two models need two components."),
 ];
 
 /** How the engine runs a model. */

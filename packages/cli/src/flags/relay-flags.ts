@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { ENV } from "@dynamo-ts/protocols/internal";
 import type { CommandSpec } from "./flag-spec.js";
+import { placeFlags } from "./place-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 /** Flags of `dynamo kv-events-relay`. */
@@ -26,21 +26,7 @@ export const KV_EVENTS_RELAY_COMMAND: CommandSpec = {
 			defaultText: "any",
 			help: "Topic of the engine's events.",
 		},
-		{
-			flag: "namespace",
-			env: ENV.DYN_NAMESPACE,
-			type: "string",
-			default: "dynamo",
-			help: "Namespace of the deployment; --endpoint wins over it.",
-		},
-		{
-			flag: "endpoint",
-			env: ENV.DYN_ENDPOINT,
-			type: "string",
-			metavar: "dyn://NAMESPACE.COMPONENT.ENDPOINT",
-			defaultText: "dyn://NAMESPACE.backend.generate",
-			help: "The endpoint whose worker the engine is.",
-		},
+		...placeFlags("The endpoint whose worker the engine is."),
 		{
 			flag: "worker-id",
 			type: "string",
