@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Executes decoders that others exported (folders of onnxruntime-genai): the same slots, with the inputs that those
-// graphs have. They give logits of every token, so chunks are cut small.
+// graphs have, and logits of every token.
 
 import { ElementType, type OrtBinding, OrtSession, type OrtSessionOptions, OrtTensor } from "../ort/ort-session.js";
 import { halfToFloatTable } from "../weights/float-formats.js";
@@ -9,7 +9,7 @@ import type { CacheSize } from "./cache-memory.js";
 import type { ImportedModel } from "./imported-model.js";
 import { SlotRunner } from "./slot-runner.js";
 
-/** Most tokens of a run: the logits of all of them are written. */
+/** Most tokens of a run, which bounds the memory of its activations and half-precision logits. */
 const CHUNK_TOKENS = 32;
 
 /** What the runner is made of. */
@@ -90,11 +90,11 @@ export class ImportedModelRunner extends SlotRunner {
 		this.#run(0, size, 1, 0, 0, this.lengths);
 	}
 
-	protected runChunk(slot: number, start: number, count: number, wanted: number, firstRow: number): void {
-		// The last piece has all the logits that are wanted.
-		const last = Math.max(wanted, Math.min(count, CHUNK_TOKENS));
-		for (let from = 0; from < count; ) {
-			const length = from + last < count ? Math.min(CHUNK_TOKENS, count - last - from) : count - from;
+	protected runChunk(slot: number, start: number, count: number, _wanted: number, firstRow: number): void {
+		// Pieces of about the same length, so that none is a lone token.
+		let pieces = Math.ceil(count / CHUNK_TOKENS);
+		for (let from = 0; from < count; pieces--) {
+			const length = Math.ceil((count - from) / pieces);
 			this.#run(slot, 1, length, from, firstRow + from, Int32Array.of(start + from));
 			from += length;
 		}

@@ -74,6 +74,17 @@ describe("a folder of onnxruntime-genai", () => {
 		);
 	});
 
+	it("gives all logits of more guesses than a run holds", async () => {
+		await withRunner(
+			() => {},
+			(driver) => {
+				driver.prefill(0, ids(TEXT.slice(0, 4)), 0, false);
+				const logits = driver.check(0, ids(TEXT.slice(4, 40)), 4);
+				expect(distance(logits, expected.slice(4, 40).flat())).toBeLessThan(1e-3);
+			},
+		);
+	});
+
 	it("shares blocks like other models", async () => {
 		await withRunner(
 			() => {},
