@@ -124,6 +124,7 @@ class Mirror {
 			else if (event.type === "removed")
 				for (const name of event.blockHashes) expect(this.names.delete(name)).toBe(true);
 			else {
+				expect(event.parentHash === undefined || this.names.has(event.parentHash)).toBe(true);
 				for (const { blockHash } of event.blocks) {
 					expect(this.names.has(blockHash)).toBe(false);
 					this.names.add(blockHash);

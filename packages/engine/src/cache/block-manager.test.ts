@@ -30,6 +30,8 @@ class Mirror {
 		if (event.type === "cleared") this.names.clear();
 		else if (event.type === "stored") {
 			expect(event.tokenIds.length).toBe(event.blocks.length * event.blockSize);
+			const { parentHash } = event;
+			expect(parentHash === undefined || this.names.has(parentHash), "behind an unknown parent").toBe(true);
 			for (const { blockHash } of event.blocks) {
 				expect(this.names.has(blockHash), "stored twice").toBe(false);
 				this.names.add(blockHash);
@@ -131,6 +133,25 @@ describe("BlockManager", () => {
 		admit(manager, other);
 		expect(manager.countCached(old.hashes, 3)).toBe(1);
 		expect(manager.countCached(recent.hashes, 3)).toBe(3);
+		expect(new Set(manager.cachedNames())).toEqual(mirror.names);
+	});
+
+	it("names its own copy when the one that was named first is gone", () => {
+		const mirror = new Mirror();
+		const manager = new BlockManager({ numBlocks: 8, blockSize: SIZE, onEvent: mirror.tell });
+		const [first, twin] = [owner(range(8)), owner(range(12))];
+		// Both compute the same at the same time.
+		for (const one of [first, twin]) admit(manager, one);
+		manager.nameFull(first, first.hashes, 8, nothing);
+		manager.nameFull(twin, twin.hashes, 8, nothing);
+		manager.release(first);
+		// Takes everything that nobody owns, the named copies among it.
+		admit(manager, owner(range(20, 50)));
+		expect(manager.numCached).toBe(0);
+		const persisted: number[] = [];
+		manager.nameFull(twin, twin.hashes, 12, (index) => persisted.push(index));
+		expect(persisted).toEqual([0, 1, 2]);
+		expect(manager.countCached(owner(range(13)).hashes, 3)).toBe(3);
 		expect(new Set(manager.cachedNames())).toEqual(mirror.names);
 	});
 

@@ -155,6 +155,10 @@ export class BlockManager {
 	): void {
 		if (!this.enablePrefixCaching) return;
 		const full = Math.floor(computed / this.blockSize);
+		if (full <= owner.numNamed) return;
+		// A block is found only behind those before it. Where another's copy of one of them was named and is gone by now,
+		// our own takes its place.
+		while (owner.numNamed > 0 && !this.byName.has(hashes.sequenceHash(owner.numNamed - 1))) owner.numNamed--;
 		let first = owner.numNamed;
 		for (; owner.numNamed < full; owner.numNamed++) {
 			const index = owner.numNamed;
