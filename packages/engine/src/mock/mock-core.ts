@@ -2,14 +2,8 @@
 // The simulated engine without its clock: which sequences take part in a step, how long it takes, what it gives.
 // Continuous batching as vLLM does it: running sequences first, then waiting ones while sequences, tokens and blocks last.
 
-import {
-	type BlocksStored,
-	blockSeed,
-	type KvCacheEvent,
-	type StoredBlock,
-	sequenceHash,
-	tokensHash,
-} from "@dynamo-ts/protocols/internal";
+import type { BlocksStored, KvCacheEvent, StoredBlock } from "@dynamo-ts/protocols/internal";
+import type { PromptHashes } from "../cache/prompt-hashes.js";
 import { checkRequest } from "../check-request.js";
 import type { EngineRequest, EngineStats, FinishReason, StepReport } from "../engine.js";
 import { LengthTally } from "../length-tally.js";
@@ -54,9 +48,6 @@ interface MockSequence {
 	unnamed: number;
 	/** Tokens that the step in progress computes. */
 	planned: number;
-	/** Where the hashes of its blocks begin. */
-	readonly seed: bigint;
-	readonly cacheSalt: string | undefined;
 	/** What `knownBlocks` gave; a request that waits is looked at in every step. */
 	known: BlockHash[] | undefined;
 }
@@ -152,8 +143,6 @@ export class MockCore {
 				hashes: [],
 				unnamed: 0,
 				planned: 0,
-				seed: blockSeed({ cacheSalt: request.cacheSalt }),
-				cacheSalt: request.cacheSalt,
 				known: undefined,
 			};
 			this.sequences.set(handle + i, one);
@@ -361,13 +350,10 @@ export class MockCore {
 	}
 
 	/** Hashes of the full blocks that could be found in the cache: never the last token, which must be computed. */
-	private knownBlocks({ sequence, seed }: MockSequence): BlockHash[] {
+	private knownBlocks({ sequence }: MockSequence): BlockHash[] {
 		if (this.options.enablePrefixCaching === false) return [];
-		const hashes: BlockHash[] = [];
-		for (let end = this.blockSize; end < sequence.length; end += this.blockSize) {
-			hashes.push(sequenceHash(hashes.at(-1), tokensHash(sequence.tokens, end - this.blockSize, end, seed)));
-		}
-		return hashes;
+		const count = Math.floor((sequence.length - 1) / this.blockSize);
+		return Array.from({ length: count }, (_, i) => sequence.hashes.sequenceHash(i));
 	}
 
 	private nameFullBlocks(one: MockSequence): void {
@@ -375,18 +361,9 @@ export class MockCore {
 		const { sequence, hashes } = one;
 		const full = Math.floor(sequence.numComputed / this.blockSize);
 		while (hashes.length < full) {
-			const start = hashes.length * this.blockSize;
-			const own = tokensHash(sequence.tokens, start, start + this.blockSize, one.seed);
-			const parent = hashes.at(-1);
-			const hash = sequenceHash(parent, own);
-			if (this.pool.name(hash) && this.collectKvEvents) {
-				this.noteStored(
-					parent,
-					{ blockHash: hash, tokensHash: own },
-					sequence.tokens.subarray(start, start + this.blockSize),
-					one.cacheSalt,
-				);
-			}
+			const index = hashes.length;
+			const hash = sequence.hashes.sequenceHash(index);
+			if (this.pool.name(hash) && this.collectKvEvents) this.noteStored(sequence.hashes, index);
 			one.unnamed--;
 			hashes.push(hash);
 		}
@@ -394,21 +371,19 @@ export class MockCore {
 	}
 
 	/** Blocks that follow each other are told as one event. */
-	private noteStored(
-		parentHash: bigint | undefined,
-		block: StoredBlock,
-		tokens: Int32Array,
-		cacheSalt: string | undefined,
-	): void {
+	private noteStored(hashes: PromptHashes, index: number): void {
 		this.endRemoved();
 		const { storing } = this;
+		const parentHash = index === 0 ? undefined : hashes.sequenceHash(index - 1);
+		const block = { blockHash: hashes.sequenceHash(index), tokensHash: hashes.tokensHash(index) };
+		const tokenIds = hashes.tokens(index, index + 1);
 		if (storing !== undefined && storing.blocks.at(-1)?.blockHash === parentHash) {
 			storing.blocks.push(block);
-			storing.tokenIds.push(...tokens);
+			storing.tokenIds.push(...tokenIds);
 			return;
 		}
 		this.endStored();
-		this.storing = { parentHash, blocks: [block], tokenIds: [...tokens], cacheSalt };
+		this.storing = { parentHash, blocks: [block], tokenIds, cacheSalt: hashes.cacheSalt || undefined };
 	}
 
 	private endStored(): void {
