@@ -113,9 +113,14 @@ export class ImportedModelRunner extends SlotRunner {
 		let total = 0;
 		for (let i = 0; i < count; i++) total = Math.max(total, lengths[i]! + length);
 		// The graph counts the ones of each row, and takes the width as the longest.
-		this.#bindInts(inputs.attentionMask, [count, total], (i) =>
-			i % total < lengths[Math.floor(i / total)]! + length ? 1 : 0,
-		);
+		const mask = this.#ints(count * total);
+		for (let i = 0; i < count; i++) {
+			const row = i * total;
+			const end = row + lengths[i]! + length;
+			if (mask instanceof Int32Array) mask.fill(1, row, end);
+			else mask.fill(1n, row, end);
+		}
+		this.#bind(inputs.attentionMask, [count, total], mask);
 		if (inputs.positionIds !== undefined) {
 			this.#bindInts(inputs.positionIds, [count, length], (i) => lengths[Math.floor(i / length)]! + (i % length));
 		}
@@ -134,11 +139,19 @@ export class ImportedModelRunner extends SlotRunner {
 
 	#bindInts(name: string, shape: readonly number[], value: (index: number) => number): void {
 		const size = shape.reduce((product, length) => product * length, 1);
-		const memory = this.#idsType === ElementType.INT32 ? new Int32Array(size) : new BigInt64Array(size);
+		const memory = this.#ints(size);
 		if (memory instanceof Int32Array) for (let i = 0; i < size; i++) memory[i] = value(i);
 		else for (let i = 0; i < size; i++) memory[i] = BigInt(value(i));
-		const type = memory instanceof Int32Array ? ElementType.INT32 : ElementType.INT64;
-		const tensor = new OrtTensor(type, shape, memory, memory.byteLength);
+		this.#bind(name, shape, memory);
+	}
+
+	/** Integers of the width that the graph takes. */
+	#ints(size: number): Int32Array | BigInt64Array {
+		return this.#idsType === ElementType.INT32 ? new Int32Array(size) : new BigInt64Array(size);
+	}
+
+	#bind(name: string, shape: readonly number[], memory: Int32Array | BigInt64Array): void {
+		const tensor = new OrtTensor(this.#idsType, shape, memory, memory.byteLength);
 		this.#binding.input(name, tensor);
 		tensor.release();
 		// ONNX Runtime reads it during the run, so it must not be collected before.
