@@ -274,6 +274,10 @@ describe("events as vLLM sends them", () => {
 		expect(stored(tuple([{ mm_objects: [{ mm_hash: 9, offsets: [[0, 2]] }] }, null]))).toMatchObject({
 			mmObjects: [[{ mmHash: 9n, offsets: [[0, 2]] }], undefined],
 		});
+		expect(stored(tuple([{ mm_objects: [{ mm_hash: 9 }] }]))).toMatchObject({
+			mmObjects: [[{ mmHash: 9n, offsets: [] }]],
+		});
+		expect(() => stored(tuple([{ mm_objects: [{ mm_hash: 9, offsets: [["a", 2]] }] }]))).toThrow(/offsets must be/);
 		expect(stored(tuple())).toMatchObject({ secondary: false, mmObjects: undefined });
 	});
 

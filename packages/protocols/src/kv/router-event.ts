@@ -100,21 +100,23 @@ function hashes(value: unknown, reader: FieldReader, name: string): bigint[] {
 	return value.map((item) => hash(item, reader, name));
 }
 
+/** The token ranges of an `MmObject`. @throws DynamoError InvalidArgument for anything but pairs of integers. */
+export function readOffsets(value: unknown, reader: FieldReader): MmObject["offsets"] {
+	if (!Array.isArray(value)) return reader.fail("offsets must be an array");
+	return value.map((pair: unknown): [number, number] => {
+		const [start, end] = Array.isArray(pair) && pair.length === 2 ? pair : reader.fail("offsets must be pairs");
+		if (!Number.isSafeInteger(start) || !Number.isSafeInteger(end)) reader.fail("offsets must be integers");
+		return [start, end];
+	});
+}
+
 function readMmObjects(info: unknown, reader: FieldReader): MmObject[] | undefined {
 	if (info === undefined || info === null) return undefined;
 	const objects = isJsonObject(info) ? info.mm_objects : undefined;
 	if (!Array.isArray(objects)) return reader.fail("mm_extra_info needs an array mm_objects");
 	return objects.map((object: unknown) => {
 		const { mm_hash: mmHash, offsets } = isJsonObject(object) ? object : reader.fail("an mm_object must be an object");
-		if (!Array.isArray(offsets)) return reader.fail("offsets must be an array");
-		return {
-			mmHash: hash(mmHash, reader, "mm_hash"),
-			offsets: offsets.map((pair: unknown): [number, number] => {
-				const [start, end] = Array.isArray(pair) && pair.length === 2 ? pair : reader.fail("offsets must be pairs");
-				if (!Number.isSafeInteger(start) || !Number.isSafeInteger(end)) reader.fail("offsets must be integers");
-				return [start, end];
-			}),
-		};
+		return { mmHash: hash(mmHash, reader, "mm_hash"), offsets: readOffsets(offsets, reader) };
 	});
 }
 

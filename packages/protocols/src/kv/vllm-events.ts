@@ -8,13 +8,7 @@ import { unpackMsgpack } from "../frames/msgpack-reader.js";
 import { MsgpackWriter } from "../frames/msgpack-writer.js";
 import { isJsonObject } from "../json.js";
 import type { KvCacheEvent } from "./cache-event.js";
-import type { StorageTier } from "./router-event.js";
-
-/** Multimodal hashes of a block with the token ranges they fill, where these are told. */
-export interface VllmMmObject {
-	readonly mmHash: bigint;
-	readonly offsets: readonly (readonly [start: number, end: number])[];
-}
+import { type MmObject, readOffsets, type StorageTier } from "./router-event.js";
 
 interface VllmPlace {
 	readonly tier: StorageTier;
@@ -34,8 +28,8 @@ export interface VllmStored extends VllmPlace {
 	readonly blockSize: number;
 	readonly loraName: string | undefined;
 	readonly cacheSalt: string | undefined;
-	/** Per block; undefined where there is nothing. */
-	readonly mmObjects: readonly (readonly VllmMmObject[] | undefined)[] | undefined;
+	/** Per block; undefined where there is nothing. Offsets are empty where they are not told. */
+	readonly mmObjects: readonly (readonly MmObject[] | undefined)[] | undefined;
 }
 export interface VllmRemoved extends VllmPlace {
 	readonly type: "removed";
@@ -167,7 +161,7 @@ function readMmObjects(event: FieldReader): VllmStored["mmObjects"] {
 			if (!isJsonObject(info) || !Array.isArray(info.mm_objects)) return undefined;
 			return info.mm_objects.filter(isJsonObject).map((object) => ({
 				mmHash: readHash(object.mm_hash, event, "mm_hash"),
-				offsets: Array.isArray(object.offsets) ? (object.offsets as [number, number][]) : [],
+				offsets: object.offsets === undefined || object.offsets === null ? [] : readOffsets(object.offsets, event),
 			}));
 		});
 	}
