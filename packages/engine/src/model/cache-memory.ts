@@ -66,7 +66,8 @@ export function processMemory(): number {
 	return limit > 0 ? Math.min(limit, totalmem()) : totalmem();
 }
 
-function gibibytes(bytes: number): string {
+/** Bytes in words, for messages. */
+export function gibibytes(bytes: number): string {
 	return `${(bytes / 2 ** 30).toFixed(2)} GiB`;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How many blocks of cache a device has room for beside weights and a step's memory.
 
+import { gibibytes } from "./cache-memory.js";
 import type { ModelConfig } from "./model-runner.js";
 
 /** ONNX Runtime's PagedAttention takes powers of two from here on. */
@@ -40,10 +41,6 @@ export interface PagedSizing {
 	readonly memory: { readonly free: number; readonly total: number };
 	/** Blocks that are never handed out. */
 	readonly scratchBlocks: number;
-}
-
-function gibibytes(bytes: number): string {
-	return `${(bytes / 2 ** 30).toFixed(2)} GiB`;
 }
 
 /**
