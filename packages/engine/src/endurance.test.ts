@@ -34,7 +34,8 @@ describe("an engine that lives long", () => {
 		process_.stdout.setEncoding("utf8").on("data", (chunk: string) => {
 			text += chunk;
 		});
-		await once(process_, "exit");
+		// Not "exit", which may come before the last of what it said.
+		await once(process_, "close");
 		const samples = text.trim().split("\n").map(Number);
 		expect(samples.length).toBe(10);
 		const [, early, ...later] = samples as [number, number, ...number[]];
