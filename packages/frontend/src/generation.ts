@@ -65,6 +65,8 @@ export class Generation {
 	private readonly writer: SseWriter | undefined;
 	private readonly legs: Leg[];
 	private unfinished: number;
+	/** Some leg has had a delta. */
+	private begun = false;
 	private over = false;
 	private peek: NodeJS.Timeout | undefined;
 
@@ -113,12 +115,15 @@ export class Generation {
 		else this.peek ??= setTimeout(() => writer.commit(), this.plan.errorPeekMs);
 	}
 
-	/** The first delta of any leg. */
-	onFirstDelta(): void {
-		this.tracker.enterStage(undefined);
-		for (const [name, text] of this.plan.annotations) this.writer?.queue(annotationEvent(name, text));
-		const echoing = this.plan.prompts.some(({ echo }) => echo !== "");
-		if (echoing && this.writer !== undefined) for (const leg of this.legs) leg.echo();
+	/** The first delta of a leg. */
+	onFirstDelta(leg: Leg): void {
+		if (!this.begun) {
+			this.begun = true;
+			this.tracker.enterStage(undefined);
+			for (const [name, text] of this.plan.annotations) this.writer?.queue(annotationEvent(name, text));
+		}
+		// Each by itself: the log-probabilities of other prompts need not be there yet.
+		if (leg.prompt.echo !== "" && this.writer !== undefined) leg.echo();
 	}
 
 	/**

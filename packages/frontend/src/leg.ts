@@ -230,7 +230,7 @@ export class Leg implements ResponseSink {
 		const now = performance.now();
 		if (this.firstAt === undefined) {
 			this.firstAt = now;
-			this.generation.onFirstDelta();
+			this.generation.onFirstDelta(this);
 		}
 		if (choice.finishReason !== undefined) return;
 		choice.begun = true;

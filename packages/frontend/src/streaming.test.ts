@@ -290,6 +290,19 @@ describe("completions", () => {
 		expect((await stream.finished()).choices[0]?.text).toBe(" the Hello");
 	});
 
+	it("several prompts: each is shown once, before what is its own; annotations come once", async () => {
+		await stack.worker({ script: sendAll(hello.slice(0, 1)) });
+		const body = { model: MODEL, prompt: [" the", " of"], echo: true };
+		const texts = [" the Hello", " of Hello"];
+		const answer = await http(stack.completions, { body });
+		expect(answer.json.choices.map(({ text }: { text: string }) => text)).toEqual(texts);
+		const streamed = { ...body, stream: true, nvext: { annotations: ["request_id"] } };
+		const options = { kind: "completions", choices: 2, idPerChoice: true } as const;
+		const stream = await openStream(stack.completions, streamed, options);
+		expect((await stream.finished()).choices.map(({ text }) => text)).toEqual(texts);
+		expect(stream.text().split("event: request_id").length - 1).toBe(1);
+	});
+
 	it("suffix is refused, not ignored", async () => {
 		await stack.worker({ script: sendAll(hello) });
 		const answer = await http(stack.completions, { body: { model: MODEL, prompt: "a", suffix: "b" } });
