@@ -81,6 +81,17 @@ describe("the policy kv", () => {
 		expect(policy.rankFor(1n, again)).toBe(3);
 	});
 
+	it("gives no slot to a rank that the worker does not have, and passes it on as it is", () => {
+		const policy = new KvPolicy({ ...ONE_RANK, rankCount: 2 }, { useKvEvents: false });
+		for (let dpRank = 0; dpRank < 100; dpRank++) {
+			const named = { ...prompt(0), dpRank };
+			expect(policy.rankFor(1n, named)).toBe(dpRank);
+			policy.onStart(1n, `${dpRank}`, named);
+		}
+		expect(policy.scheduler.slots.capacity).toBe(2);
+		expect(policy.scheduler.active.size).toBe(100);
+	});
+
 	it("counts requests that somebody else placed", () => {
 		const policy = new KvPolicy(ONE_RANK, { useKvEvents: false, assumeKvReuse: false });
 		const list = instances(2);

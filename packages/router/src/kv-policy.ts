@@ -191,6 +191,7 @@ export class KvPolicy implements Router {
 
 	rankFor(instanceId: bigint, request: RoutingRequest): number | undefined {
 		if (this.#workers.rankCount < 2) return undefined;
+		if (request.dpRank !== undefined) return request.dpRank;
 		return this.scheduler.slots.workerOf(this.#planFor(instanceId, request).choice.slot)?.dpRank;
 	}
 
@@ -200,8 +201,9 @@ export class KvPolicy implements Router {
 		if (last?.request === request && last.instanceId === instanceId) return last;
 		const hashed = this.#hash(request);
 		const { firstRank, rankCount } = this.#workers;
-		const ranks =
-			request.dpRank === undefined ? Array.from({ length: rankCount }, (_, i) => firstRank + i) : [request.dpRank];
+		const all = Array.from({ length: rankCount }, (_, i) => firstRank + i);
+		// A client can name any number: one that is no rank gets no slot, or slots would never end.
+		const ranks = request.dpRank !== undefined && all.includes(request.dpRank) ? [request.dpRank] : all;
 		const slots = ranks.map((rank) => this.scheduler.slots.obtain(instanceId, rank));
 		const choice = this.scheduler.choose(hashed, slots) as KvChoice;
 		const plan = { request, hashed, instanceId, choice };
@@ -237,7 +239,12 @@ export class KvPolicy implements Router {
 			// What the worker holds follows in the same turn.
 			if (this.#onAnswer !== undefined) setImmediate(() => this.#onAnswer?.());
 		},
-		onWorkerGone: (worker) => this.#forget(worker),
+		onWorkerGone: (worker) => {
+			this.#forget(worker);
+			// The slot may be another worker's next.
+			const slot = this.scheduler.slots.find(worker.workerId, worker.dpRank);
+			if (slot !== undefined) this.#resyncedAt.delete(slot);
+		},
 		onEvent: (event) => this.#apply(event),
 	};
 

@@ -68,6 +68,8 @@ const GIVE_UP_MS = 30_000;
 class Source {
 	readonly record: EventSourceRecord;
 	readonly worker: WorkerRank;
+	/** The {@link rankKey} of {@link worker}. */
+	readonly rank: string;
 	readonly target: EndpointRecord | undefined;
 	readonly state: SourceState;
 	querying = false;
@@ -83,6 +85,7 @@ class Source {
 		const { worker, recovery_target: target } = record.metadata;
 		this.record = record;
 		this.worker = { workerId: worker.worker_id, dpRank: worker.dp_rank };
+		this.rank = rankKey(this.worker);
 		this.target = target === undefined ? undefined : { type: "Endpoint", ...target };
 		this.state = state;
 	}
@@ -202,9 +205,8 @@ export class KvEventSubscriber {
 		});
 		const source: Source = new Source(record, state);
 		this.#sources.set(record.publisher_id, source);
-		const rank = rankKey(source.worker);
-		const sources = this.#ranks.get(rank);
-		if (sources === undefined) this.#ranks.set(rank, [source]);
+		const sources = this.#ranks.get(source.rank);
+		if (sources === undefined) this.#ranks.set(source.rank, [source]);
 		else sources.push(source);
 		this.#ask(source);
 	}
@@ -215,7 +217,7 @@ export class KvEventSubscriber {
 		this.#sources.delete(publisherId);
 		source.closed = true;
 		clearTimeout(source.retry);
-		const rank = rankKey(source.worker);
+		const { rank } = source;
 		const wasActive = this.#isActive(source);
 		const left = (this.#ranks.get(rank) ?? []).filter((one) => one !== source);
 		if (left.length > 0) {
@@ -229,7 +231,7 @@ export class KvEventSubscriber {
 	}
 
 	#isActive(source: Source): boolean {
-		return this.#ranks.get(rankKey(source.worker))?.at(-1) === source;
+		return this.#ranks.get(source.rank)?.at(-1) === source;
 	}
 
 	/** Until its socket was connected, events went by; whatever was asked before that may be too old. */
