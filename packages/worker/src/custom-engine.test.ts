@@ -179,6 +179,37 @@ describe("text", () => {
 	});
 });
 
+test("a model that is refused leaves no files to be fetched", async () => {
+	const log = { filter: "off", format: "readable", ansi: false, localTime: false } as const;
+	const hosting = await DistributedRuntime.create({
+		discoveryBackend: "mem",
+		memStore: createMemStore(),
+		systemHost: "127.0.0.1",
+		systemPort: 0,
+		log,
+	});
+	try {
+		const serve = (modelName: string) =>
+			serveModel(hosting, {
+				modelName,
+				endpoint: "dyn://n.c.generate",
+				input: "tokens",
+				modelPath: folder,
+				generate: function* () {
+					yield 1;
+				},
+			});
+		await serve("first");
+		const added = vi.spyOn(hosting.systemServer!, "addMetadataFile");
+		await expect(serve("second")).rejects.toMatchObject({ errorClass: "Conflict" });
+		const urls = added.mock.results.map(({ value }) => value as string);
+		expect(urls.length).toBeGreaterThan(0);
+		for (const url of urls) expect((await fetch(url)).status).toBe(404);
+	} finally {
+		await hosting.shutdown();
+	}
+});
+
 test("a place of its own, and two models cannot share one", async () => {
 	const generate = function* () {
 		yield 1;

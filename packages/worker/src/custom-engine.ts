@@ -86,6 +86,20 @@ export interface CustomModel {
 export async function serveModel(runtime: DistributedRuntime, options: CustomModelOptions): Promise<CustomModel> {
 	const id = endpointOf(options);
 	const model = await describe(runtime, id, options);
+	try {
+		return await serveDescribed(runtime, id, model, options);
+	} catch (error) {
+		model.removeFiles();
+		throw error;
+	}
+}
+
+async function serveDescribed(
+	runtime: DistributedRuntime,
+	id: EndpointId,
+	model: Described,
+	options: CustomModelOptions,
+): Promise<CustomModel> {
 	const card = { ...model.card, ...options.card };
 	const record: ModelRecord = {
 		type: "Model",

@@ -56,7 +56,7 @@ export interface KvEventsRelay {
 const REPLAY_TIMEOUT_MS = 5000;
 /** Live batches that may wait while missed ones are fetched; more, and the engine's cache is taken for unknown. */
 const MAX_WAITING = 10_000;
-/** Most batches of one replay; engines keep 10000 unless told otherwise. */
+/** Most messages of one replay that are read; engines keep 10000 batches unless told otherwise. */
 const MAX_REPLAYED = 100_000;
 
 /**
@@ -202,7 +202,8 @@ class Relay implements KvEventsRelay {
 		try {
 			dealer.connect(replayEndpoint);
 			await dealer.send([Buffer.alloc(0), encodeVllmSequence(from)]);
-			for (;;) {
+			// An engine that never comes to an end must not hold up what it tells now.
+			for (let received = 0; received <= MAX_REPLAYED; received++) {
 				const frames = await dealer.receive();
 				// vLLM: delimiter, sequence, payload. Dynamo's mocker: delimiter, topic, sequence, payload.
 				const [sequence, payload] = frames.slice(-2);
@@ -210,7 +211,7 @@ class Relay implements KvEventsRelay {
 					throw new Error(`a replayed message of ${frames.length} frames`);
 				const id = sequence.readBigUInt64BE();
 				if (id === VLLM_REPLAY_END) break;
-				if (found.size < MAX_REPLAYED) found.set(id, payload);
+				found.set(id, payload);
 			}
 		} catch (error) {
 			if (!this.#closed) {

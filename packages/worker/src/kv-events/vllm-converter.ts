@@ -91,8 +91,9 @@ export class VllmConverter {
 			const mmHashes = mmObjects?.map((object) => object.mmHash) ?? [];
 			const block = { blockHash, tokensHash: tokensHash(event.tokenIds, start, start + window, seed, mmHashes) };
 			blocks.push(mmObjects === undefined ? block : { ...block, mmObjects });
-			const known = this.#known.get(key(event.tier, blockHash));
-			if (known === undefined) this.#known.set(key(event.tier, blockHash), { loraName, cacheSalt, uses: 1 });
+			const name = key(event.tier, blockHash);
+			const known = this.#known.get(name);
+			if (known === undefined) this.#known.set(name, { loraName, cacheSalt, uses: 1 });
 			else known.uses++;
 		}
 		return blocks.length === 0 ? undefined : { type: "stored", parentHash: event.parentHash, blocks };
@@ -101,11 +102,12 @@ export class VllmConverter {
 	/** An engine may hold a block more than once; it is gone when the last of them is. */
 	#removed(hashes: readonly bigint[], tier: StorageTier): RouterEventData | undefined {
 		const gone = hashes.filter((hash) => {
-			const known = this.#known.get(key(tier, hash));
+			const name = key(tier, hash);
+			const known = this.#known.get(name);
 			if (known === undefined) return true;
 			known.uses--;
 			if (known.uses > 0) return false;
-			this.#known.delete(key(tier, hash));
+			this.#known.delete(name);
 			return true;
 		});
 		return gone.length === 0 ? undefined : { type: "removed", blockHashes: gone };
