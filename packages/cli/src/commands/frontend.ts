@@ -23,9 +23,6 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	setRuntimeVariables(flags, env);
 	env[ENV.DYN_HTTP_HOST] = flags.string("http-host");
 	env[ENV.DYN_HTTP_PORT] = String(flags.number("http-port"));
-	env[ENV.DYN_MIGRATION_LIMIT] = String(flags.number("migration-limit"));
-	const maxSeqLen = flags.number("migration-max-seq-len");
-	if (maxSeqLen !== undefined) env[ENV.DYN_MIGRATION_MAX_SEQ_LEN] = String(maxSeqLen);
 	env[ENV.DYN_MODEL_CACHE_DIR] ??= cacheDirs(env).fetchedCards;
 	const [{ frontendConfigFromEnv, startFrontend }, runtime] = await Promise.all([
 		import("@dynamo-ts/frontend"),
