@@ -5,12 +5,13 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { findImportedModel } from "./imported-model.js";
 import { loadModelRunner } from "./load-model-runner.js";
 import type { ModelRunnerOptions } from "./model-runner.js";
 import { writeGenaiFolder } from "./testing/genai-folder.js";
 import { referenceLogits } from "./testing/llama-reference.js";
 import { RunnerDriver } from "./testing/runner-driver.js";
-import { makeTinyLlama } from "./testing/tiny-llama.js";
+import { makeTinyLlama, writeTinyFolder } from "./testing/tiny-llama.js";
 
 const root = mkdtempSync(join(tmpdir(), "imported-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -107,6 +108,19 @@ describe("a folder of onnxruntime-genai", () => {
 				expect(distance(shared, whole)).toBeLessThan(1e-5);
 			},
 		);
+	});
+
+	it("is passed over where the folder has weights of its own, in one file or in shards", () => {
+		for (const shards of [1, 2]) {
+			const folder = writeTinyFolder(join(root, String(paths++)), model, { shards });
+			expect(findImportedModel(folder)).toBeUndefined();
+			writeGenaiFolder(folder, model);
+			expect(findImportedModel(folder)).toBeUndefined();
+		}
+		const bare = join(root, String(paths++));
+		mkdirSync(bare);
+		writeGenaiFolder(bare, model);
+		expect(findImportedModel(bare)?.modelPath).toBe(join(bare, "model.onnx"));
 	});
 
 	it("says what is wrong with a folder", async () => {

@@ -5,6 +5,7 @@
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { ModelFileError } from "../weights/model-file-error.js";
+import { hasSafetensors } from "../weights/safetensors.js";
 import type { ModelShape } from "./model-runner.js";
 import { readModelJson, Settings } from "./settings.js";
 
@@ -140,6 +141,6 @@ function shapeOf(path: string, model: Json, decoder: Json): ModelShape {
 /** The imported model in a folder; undefined where it is not one of onnxruntime-genai, or has weights of its own, too. */
 export function findImportedModel(folder: string): ImportedModel | undefined {
 	const path = join(folder, GENAI_CONFIG);
-	if (!existsSync(path) || existsSync(join(folder, "model.safetensors"))) return undefined;
+	if (!existsSync(path) || hasSafetensors(folder)) return undefined;
 	return new ImportedModel(folder, readModelJson(path));
 }

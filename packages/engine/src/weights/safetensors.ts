@@ -95,12 +95,20 @@ function readTable(file: FileReader): Table {
 	return { tensors, unreadable };
 }
 
+const INDEX_FILE = "model.safetensors.index.json";
+const SINGLE_FILE = "model.safetensors";
+
+/** Whether a model folder has weights in this format, in one file or in shards. */
+export function hasSafetensors(folder: string): boolean {
+	return existsSync(join(folder, INDEX_FILE)) || existsSync(join(folder, SINGLE_FILE));
+}
+
 /**
  * The weight files of a model folder.
  * @throws ModelFileError when there are none or the index is broken.
  */
 export function safetensorsFiles(folder: string): string[] {
-	const indexPath = join(folder, "model.safetensors.index.json");
+	const indexPath = join(folder, INDEX_FILE);
 	if (existsSync(indexPath)) {
 		let map: Record<string, unknown> | undefined;
 		try {
@@ -117,9 +125,9 @@ export function safetensorsFiles(folder: string): string[] {
 		if (names.size === 0) throw new ModelFileError(indexPath, "has no weight_map");
 		return ([...names] as string[]).sort().map((name) => join(folder, name));
 	}
-	const single = join(folder, "model.safetensors");
+	const single = join(folder, SINGLE_FILE);
 	if (existsSync(single)) return [single];
-	throw new ModelFileError(folder, "has neither model.safetensors nor model.safetensors.index.json");
+	throw new ModelFileError(folder, `has neither ${SINGLE_FILE} nor ${INDEX_FILE}`);
 }
 
 /** Reads tensors of a folder of safetensors files. */
