@@ -142,7 +142,7 @@ export class EtcdClient {
 					stream.write({ ID: String(id) });
 				});
 			} finally {
-				stream.cancel();
+				cancelQuietly(stream);
 			}
 		});
 	}
@@ -209,7 +209,7 @@ export class EtcdClient {
 			const was = open;
 			open = false;
 			this.#streams.delete(entry);
-			stream.cancel();
+			cancelQuietly(stream);
 			return was;
 		};
 		const entry = {
@@ -304,6 +304,15 @@ function prefixEnd(prefix: string): Buffer {
 
 function entryOf(kv: { key: Buffer; value: Buffer; mod_revision: string }): EtcdEntry {
 	return { key: kv.key.toString("utf8"), value: kv.value.toString("utf8"), modRevision: BigInt(kv.mod_revision) };
+}
+
+/**
+ * Cancels a stream of etcd3 on purpose. The library takes an error of a stream that can still be written to, a
+ * cancellation too, for a failure of the host, and closes the connections of all its services.
+ */
+function cancelQuietly(stream: { end(): void; cancel(): void }): void {
+	stream.end();
+	stream.cancel();
 }
 
 function isDelete(event: IEvent): boolean {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The etcd backend against real etcd processes that go, come back empty, lose leases and ask for logins.
+import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { recordKey } from "@dynamo-ts/protocols/internal";
 import { CertificateAuthority, EtcdServer, findEtcd, findOpenssl, freePort } from "@dynamo-ts/testing/internal";
@@ -8,6 +9,7 @@ import { EnvReader } from "../../config.js";
 import { createLogger } from "../../observability/logging.js";
 import type { Discovery, DiscoveryEvent } from "../discovery.js";
 import { EtcdDiscovery } from "./etcd.js";
+import { EtcdClient, type EtcdWatchStream } from "./etcd-client.js";
 import { readEtcdConfig } from "./etcd-config.js";
 
 const TTL_SECONDS = 2;
@@ -91,6 +93,39 @@ describe.skipIf(missing)(title("etcd discovery"), () => {
 		await one.put(endpoint(one));
 		await new Promise((resolve) => setTimeout(resolve, TTL_SECONDS * 2000));
 		expect(types(events)).toEqual(["put"]);
+	});
+
+	it("keeping a lease alive and ending a watch costs no new connections", async () => {
+		const client = await EtcdClient.create(readEtcdConfig(new EnvReader({ ETCD_ENDPOINTS: server.url })));
+		let dialled = 0;
+		const count = (): void => void dialled++;
+		subscribe("net.client.socket", count);
+		try {
+			const lease = await client.grantLease(60);
+			const round = async (): Promise<void> => {
+				expect(await client.renewLease(lease, 20_000)).toBe(60);
+				const { revision } = await client.range("v1/");
+				const stream = await new Promise<EtcdWatchStream>((resolve, reject) => {
+					const opened = client.watch("v1/", revision + 1n, {
+						onCreated: () => void opened.then(resolve),
+						onPut: () => {},
+						onDelete: () => {},
+						onEnd: (why) => reject(new Error(why)),
+					});
+					opened.catch(reject);
+				});
+				stream.cancel();
+			};
+			await round();
+			const before = dialled;
+			expect(before).toBeGreaterThan(0);
+			for (let i = 0; i < 3; i++) await round();
+			expect(dialled).toBe(before);
+			await client.revokeLease(lease);
+		} finally {
+			unsubscribe("net.client.socket", count);
+			client.close();
+		}
 	});
 
 	it("a lease revoked by hand: the keys come back on a lease of the same id", async () => {
