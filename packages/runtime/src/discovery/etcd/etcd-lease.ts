@@ -76,8 +76,9 @@ export class EtcdLease {
 
 	async #renew(timeoutMs: number): Promise<void> {
 		const { client, id, log, report } = this.#options;
-		// After a failure the stream's login may be void; only calls outside of streams renew it.
-		if (report.away) await client.leaseKeys(id);
+		// After a failure the stream's login may be void; only calls outside of streams renew it. This one also says
+		// whether there is a lease to keep alive.
+		if (report.away && (await client.leaseKeys(id)).ttlSeconds < 0) this.#gone = true;
 		if (!this.#gone && (await client.renewLease(id, timeoutMs)) <= 0) {
 			this.#gone = true;
 			// All processes of a fleet notice this at about the same time.
