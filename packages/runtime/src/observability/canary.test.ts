@@ -102,6 +102,19 @@ describe("a canary", () => {
 		expect(results).toEqual([false]);
 	});
 
+	test.each(["the time limit", "a stop"])("what is left of a check that was decided is taken back with %s", (what) => {
+		const cancelled: string[] = [];
+		asked[0]?.request.onCancel((kind) => cancelled.push(kind));
+		asked[0]?.response.send({ data: {} });
+		vi.advanceTimersByTime(2999);
+		expect(cancelled).toEqual([]);
+		if (what === "a stop") canary.stop();
+		else vi.advanceTimersByTime(1);
+		expect(cancelled).toEqual(["kill"]);
+		expect(asked[0]?.response.closed).toBe(true);
+		expect(results).toEqual([true]);
+	});
+
 	test("a full endpoint is not ill", () => {
 		asked[0]?.response.send({ data: {} });
 		vi.advanceTimersByTime(10_000);

@@ -28,6 +28,7 @@ export class Canary {
 	#timer: NodeJS.Timeout | undefined;
 	#active = false;
 	#healthy: boolean | undefined;
+	/** The last check; it may be decided and not yet over. */
 	#check: CanaryCall | undefined;
 	#stopped = false;
 
@@ -72,7 +73,6 @@ export class Canary {
 		const { handler, payload, timeoutMs } = this.#options;
 		this.#active = false;
 		this.#check = new CanaryCall(handler, structuredClone(payload), timeoutMs, (error) => {
-			this.#check = undefined;
 			if (this.#stopped) return;
 			// A full endpoint is busy, not ill; whatever it was before, it still is.
 			const busy = error !== undefined && failureClass(error) === "CapacityExhausted";
@@ -92,7 +92,10 @@ export class Canary {
 	}
 }
 
-/** One check: a request within the process. Decided by its first item, or by whatever comes instead. */
+/**
+ * One check: a request within the process. Decided by its first item, or by whatever comes instead; whatever is left of
+ * it at the time limit is cancelled.
+ */
 class CanaryCall implements ResponseWriter {
 	readonly bufferedBytes = 0;
 	readonly #handler: EndpointHandler;
@@ -169,6 +172,7 @@ class CanaryCall implements ResponseWriter {
 
 	#end(): void {
 		this.#closed = true;
+		clearTimeout(this.#timer);
 		this.#request.finish();
 	}
 
@@ -176,7 +180,6 @@ class CanaryCall implements ResponseWriter {
 		const onResult = this.#onResult;
 		if (onResult === undefined) return;
 		this.#onResult = undefined;
-		clearTimeout(this.#timer);
 		onResult(error);
 	}
 }
