@@ -204,6 +204,9 @@ export class ZmqBrokerDriver implements EventTransportDriver {
 				},
 				disconnect: (endpoint) => socket.disconnect(endpoint),
 			});
+		}).catch((error: unknown) => {
+			socket.close();
+			throw error;
 		});
 		return new ZmqPublisher(socket, eventSubject(scope, topic), undefined, stop);
 	}
@@ -213,6 +216,9 @@ export class ZmqBrokerDriver implements EventTransportDriver {
 		const connected = new Set<string>();
 		const stop = await this.#brokers(namespaceOf(scope), ({ xpub }) => {
 			follow(connected, xpub, reader);
+		}).catch(async (error: unknown) => {
+			await reader.close();
+			throw error;
 		});
 		return {
 			add: () => {},
