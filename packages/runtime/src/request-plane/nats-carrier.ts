@@ -173,12 +173,18 @@ export class NatsCarrier implements RequestCarrier {
 		}
 	}
 
+	/** @throws DynamoError `Unavailable` when the connection is closed. */
 	#publish(pending: Pending): void {
 		pending.published = true;
-		this.#connection.raw.publish(pending.subject, pending.message, {
-			reply: `${this.#inbox}.${pending.token}`,
-			headers: pending.headers,
-		});
+		try {
+			this.#connection.raw.publish(pending.subject, pending.message, {
+				reply: `${this.#inbox}.${pending.token}`,
+				headers: pending.headers,
+			});
+		} catch (error) {
+			const text = `the request cannot be sent over NATS: ${(error as Error).message}`;
+			throw new DynamoError("Unavailable", text, { cause: error, local: true });
+		}
 	}
 
 	#wait(pending: Pending): void {
@@ -227,8 +233,7 @@ export class NatsCarrier implements RequestCarrier {
 			if (!pending.published) this.#waitingBytes -= pending.message.length;
 			this.#publish(pending);
 		} catch (error) {
-			const text = `the request cannot be sent over NATS: ${(error as Error).message}`;
-			this.#fail(pending, new DynamoError("Unavailable", text, { cause: error, local: true }));
+			this.#fail(pending, error as DynamoError);
 		}
 	}
 
