@@ -57,14 +57,7 @@ export class KubeClient {
 	async send(request: KubeRequest): Promise<unknown> {
 		const { response, end } = await this.#start(request, request.timeoutMs);
 		try {
-			const chunks: Buffer[] = [];
-			let bytes = 0;
-			for await (const chunk of response) {
-				bytes += chunk.length;
-				if (bytes > MAX_BODY_BYTES) throw new Error(`the answer to ${request.path} is too large`);
-				chunks.push(chunk);
-			}
-			return readAnswer(response, Buffer.concat(chunks));
+			return await readAnswer(response, request.path);
 		} finally {
 			end();
 		}
@@ -80,11 +73,7 @@ export class KubeClient {
 	async watch(path: string, idleMs: number, onEvent: (event: unknown) => boolean, onOpen: () => void): Promise<void> {
 		const { response, end, touch } = await this.#start({ method: "GET", path, timeoutMs: idleMs }, idleMs);
 		try {
-			if (response.statusCode !== 200) {
-				const chunks: Buffer[] = [];
-				for await (const chunk of response) chunks.push(chunk);
-				readAnswer(response, Buffer.concat(chunks));
-			}
+			if (response.statusCode !== 200) await readAnswer(response, path);
 			onOpen();
 			let rest: Buffer = Buffer.alloc(0);
 			for await (const chunk of response as AsyncIterable<Buffer>) {
@@ -159,7 +148,15 @@ export class KubeClient {
 	}
 }
 
-function readAnswer(response: IncomingMessage, body: Buffer): unknown {
+async function readAnswer(response: IncomingMessage, path: string): Promise<unknown> {
+	const chunks: Buffer[] = [];
+	let bytes = 0;
+	for await (const chunk of response) {
+		bytes += chunk.length;
+		if (bytes > MAX_BODY_BYTES) throw new Error(`the answer to ${path} is too large`);
+		chunks.push(chunk);
+	}
+	const body = Buffer.concat(chunks);
 	const status = response.statusCode ?? 0;
 	let value: unknown;
 	try {
