@@ -9,9 +9,9 @@ import { createLogger } from "../observability/logging.js";
 import { DistributedRuntime } from "../runtime.js";
 import { resolveEventHost, zmqEndpoint } from "./event-host.js";
 import { SequenceTracker } from "./sequence-tracker.js";
-import { discoveredBrokers, parseBrokerUrl } from "./zmq-brokers.js";
+import { discoveredBrokers, fixedBrokers, parseBrokerUrl } from "./zmq-brokers.js";
 import { loadZmq } from "./zmq-sockets.js";
-import type { BrokerEndpoints } from "./zmq-transport.js";
+import { type BrokerEndpoints, ZmqBrokerDriver } from "./zmq-transport.js";
 
 const lines: string[] = [];
 const LOG = { filter: "warn", format: "readable", ansi: false, localTime: false } as const;
@@ -118,6 +118,40 @@ describe("brokers", () => {
 	});
 	it.each(["", "xsub=tcp://a:1", "xsub=tcp://a:1,xpub=", "tcp://a:1", "xsub=a:1,xpub=b:2"])("%j is refused", (text) => {
 		expect(() => parseBrokerUrl(text)).toThrow(/DYN_ZMQ_BROKER_URL=.* is not valid/);
+	});
+
+	it("an address that none can connect to leaves the other brokers in use", async () => {
+		const scope = { kind: "namespace", name: "ns" } as const;
+		const zmq = await loadZmq();
+		const [front, back] = [new zmq.XSubscriber({ linger: 0 }), new zmq.XPublisher({ linger: 0 })];
+		await Promise.all([front.bind("tcp://127.0.0.1:*"), back.bind("tcp://127.0.0.1:*")]);
+		const broker = new zmq.Proxy(front, back);
+		const ended = broker.run();
+		const bad = ["nonsense", "tcp://127.0.0.1:99999"];
+		const xsub = [...bad, front.lastEndpoint ?? ""];
+		const driver = new ZmqBrokerDriver(fixedBrokers({ xsub, xpub: [...bad, back.lastEndpoint ?? ""] }));
+		let received = 0;
+		const subscriber = await driver.openSubscriber(scope, "t", {
+			onEnvelope: () => void received++,
+			onMalformed: () => {},
+		});
+		const publisher = await driver.openPublisher(scope, "t");
+		let sequence = 0n;
+		await until("an event", () => {
+			publisher.send({ publisherId: 1n, sequence: sequence++, publishedAt: 0, topic: "t", payload: Buffer.from("x") });
+			return received > 0;
+		});
+		await Promise.all([publisher.close(), subscriber.close()]);
+		broker.terminate();
+		await ended;
+	});
+
+	it("a search for brokers that fails fails the opening", async () => {
+		const scope = { kind: "namespace", name: "ns" } as const;
+		const driver = new ZmqBrokerDriver(() => Promise.reject(new Error("no discovery")));
+		const listener = { onEnvelope: () => {}, onMalformed: () => {} };
+		await expect(driver.openSubscriber(scope, "t", listener)).rejects.toThrow("no discovery");
+		await expect(driver.openPublisher(scope, "t")).rejects.toThrow("no discovery");
 	});
 
 	it("are followed in discovery", async () => {

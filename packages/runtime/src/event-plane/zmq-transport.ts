@@ -246,7 +246,11 @@ function follow(
 	}
 	for (const endpoint of wanted) {
 		if (connected.has(endpoint)) continue;
-		socket.connect(endpoint);
+		try {
+			socket.connect(endpoint);
+		} catch {
+			continue;
+		}
 		connected.add(endpoint);
 	}
 }
