@@ -21,12 +21,12 @@ const INSTANCES = Number(process.argv[2] ?? 500);
 const MODEL = "mock";
 const log = createLogger({ filter: "error", format: "readable", ansi: false, localTime: false });
 const hf = testModel("hf");
-if ("missing" in hf) throw new Error(hf.missing);
+if (hf.missing) throw new Error(hf.missing);
 const modelPath = hf.path;
 const rows: Record<string, string | number>[] = [];
 
 const etcd = findEtcd();
-if ("missing" in etcd) console.warn(etcd.missing);
+if (etcd.missing) console.warn(etcd.missing);
 else {
 	const server = await EtcdServer.start();
 	await measure({ DYN_DISCOVERY_BACKEND: "etcd", ETCD_ENDPOINTS: server.url }).finally(() => server.stop());
@@ -58,8 +58,8 @@ async function measure(settings: Record<string, string>): Promise<void> {
 		await watcher(fleet.env);
 		await frontend("our frontend, from its start", fleet.env, (env) => startOwnHttp("frontend", [], env, MODEL));
 		const peer = findRealDynamo();
-		if ("python" in peer) {
-			await frontend("real frontend, from its start", fleet.env, (env) => startRealFrontend(peer.python, env, MODEL));
+		if (peer.path) {
+			await frontend("real frontend, from its start", fleet.env, (env) => startRealFrontend(peer.path, env, MODEL));
 		}
 	} finally {
 		await owner.close();

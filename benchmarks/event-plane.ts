@@ -123,7 +123,7 @@ if (process.argv[2] === "publisher") {
 			log: { filter: "warn", format: "readable", ansi: false, localTime: false },
 		} as const satisfies Partial<RuntimeConfig>;
 		const rows = [await measure("zmq", { ...base, events: { plane: "zmq", host: "127.0.0.1" } })];
-		if (!("missing" in findNatsServer())) {
+		if (!findNatsServer().missing) {
 			const server = await NatsServer.start({ jetStream: false });
 			const nats = { server: server.url, tlsInsecure: false, startupTimeoutMs: 5000 };
 			rows.push(await measure("nats", { ...base, events: { plane: "nats" }, nats }));

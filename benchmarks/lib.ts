@@ -34,8 +34,7 @@ export async function withTempFolder<T>(body: (folder: string) => Promise<T>): P
 /** The real Dynamo's Python, or ends the process with what is missing. */
 export function requireRealDynamo(): string {
 	const found = findRealDynamo();
-	if ("python" in found) return found.python;
-	return stop(found.missing);
+	return found.path || stop(found.missing);
 }
 
 /** The load generator's path from LOADGEN (see docs/benchmarks.md), or ends the process. */

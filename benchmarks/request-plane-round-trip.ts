@@ -60,17 +60,17 @@ async function main(): Promise<void> {
 		const file = { ...fileDiscoveryEnv(folder), DYN_LOG: "warn" };
 		rows.push(await against("tcp", file, ours));
 		const openssl = findOpenssl();
-		if ("program" in openssl) rows.push(await overTls(file));
+		if (openssl.path) rows.push(await overTls(file));
 		const nats = findNatsServer();
-		if ("missing" in nats) console.error(nats.missing);
-		const server = "program" in nats ? await NatsServer.start({ jetStream: false }) : undefined;
+		if (nats.missing) console.error(nats.missing);
+		const server = nats.path ? await NatsServer.start({ jetStream: false }) : undefined;
 		const overNats = { ...file, DYN_REQUEST_PLANE: "nats", NATS_SERVER: server?.url ?? "" };
 		if (server !== undefined) rows.push(await against("nats", overNats, ours));
 		const peer = findRealDynamo();
 		const modelPath = process.env.DYNAMO_TEST_MODEL_HF;
-		if ("python" in peer && modelPath) {
+		if (peer.path && modelPath) {
 			const real = (env: Record<string, string>) =>
-				startRealMocker(peer.python, env, modelPath, "m", [
+				startRealMocker(peer.path, env, modelPath, "m", [
 					...["--speedup-ratio", "1000", "--endpoint", "dyn://bench.backend.generate"],
 				]);
 			rows.push(await against("tcp, real mocker", file, real));

@@ -13,12 +13,12 @@ import {
 	startDynamo,
 	startOwnHttp,
 	testModel,
+	titled,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : undefined;
-const model = "path" in hf ? hf.path : "";
+const { path: model, missing } = hf;
 
 const base = mkdtempSync(join(tmpdir(), "cuda-e2e-"));
 afterAll(() => rmSync(base, { recursive: true, force: true }));
@@ -31,44 +31,41 @@ async function deviceLabels(port: number): Promise<Record<string, string>> {
 	return series!.labels;
 }
 
-describe.skipIf(missing !== undefined || process.platform !== "linux")(
-	`without CUDA${missing ? ` (${missing})` : ""}`,
-	() => {
-		const empty = join(base, "empty");
-		mkdirSync(empty);
+describe.skipIf(missing !== "" || process.platform !== "linux")(titled("without CUDA", missing), () => {
+	const empty = join(base, "empty");
+	mkdirSync(empty);
 
-		test("--device cuda ends at once with the reason and the cure", async () => {
-			const child = startDynamo(["serve", model, "--device", "cuda", "--http-port", String(await freePort())], {
-				env: { ORT_LIB_DIR: empty },
-			});
-			expect((await child.exited).code).toBe(1);
-			expect(child.stderr).toMatch(/CUDA cannot be used: ONNX Runtime with its CUDA provider was not found/);
-			expect(child.stderr).toContain(`looked in ${empty}`);
-			expect(child.stderr).toContain("docs/gpu.md");
-		}, 60_000);
+	test("--device cuda ends at once with the reason and the cure", async () => {
+		const child = startDynamo(["serve", model, "--device", "cuda", "--http-port", String(await freePort())], {
+			env: { ORT_LIB_DIR: empty },
+		});
+		expect((await child.exited).code).toBe(1);
+		expect(child.stderr).toMatch(/CUDA cannot be used: ONNX Runtime with its CUDA provider was not found/);
+		expect(child.stderr).toContain(`looked in ${empty}`);
+		expect(child.stderr).toContain("docs/gpu.md");
+	}, 60_000);
 
-		test("--device auto takes the CPU and says why: in the log and in a metric", async () => {
-			const port = await freePort();
-			const server = await startOwnHttp(
-				"serve",
-				[model, "--model-name", "smol", "--device", "auto", "--max-model-len", "256"],
-				{ ORT_LIB_DIR: empty, DYN_SYSTEM_PORT: String(port) },
-				"smol",
-			);
-			try {
-				expect(server.child.output).toMatch(/the model runs on the CPU.*was not found/);
-				expect(await deviceLabels(port)).toMatchObject({ device: "cpu", note: expect.stringContaining(empty) });
-			} finally {
-				await server.child.stop();
-			}
-		}, 120_000);
-	},
-);
+	test("--device auto takes the CPU and says why: in the log and in a metric", async () => {
+		const port = await freePort();
+		const server = await startOwnHttp(
+			"serve",
+			[model, "--model-name", "smol", "--device", "auto", "--max-model-len", "256"],
+			{ ORT_LIB_DIR: empty, DYN_SYSTEM_PORT: String(port) },
+			"smol",
+		);
+		try {
+			expect(server.child.output).toMatch(/the model runs on the CPU.*was not found/);
+			expect(await deviceLabels(port)).toMatchObject({ device: "cpu", note: expect.stringContaining(empty) });
+		} finally {
+			await server.child.stop();
+		}
+	}, 120_000);
+});
 
 const ort = cudaOrtFolder(process.env);
-const obstacle = missing ?? nullCudaObstacle(ort);
+const obstacle = missing || nullCudaObstacle(ort);
 
-describe.skipIf(obstacle !== undefined)(`on the null device${obstacle ? ` (${obstacle})` : ""}`, () => {
+describe.skipIf(obstacle !== undefined)(titled("on the null device", obstacle ?? ""), () => {
 	let server: HttpChild;
 	let port: number;
 

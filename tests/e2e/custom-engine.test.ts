@@ -10,6 +10,7 @@ import {
 	scrape,
 	startRealFrontend,
 	testModel,
+	titled,
 	until,
 	untilWorkerIdle,
 	type WorkerChild,
@@ -17,15 +18,14 @@ import {
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
-const modelPath = "path" in hf ? hf.path : "";
+const modelPath = hf.path;
 const peer = findRealDynamo();
 const frontends = [
-	["our frontend", "missing" in hf ? hf.missing : ""],
-	["the real frontend", "missing" in hf ? hf.missing : "missing" in peer ? peer.missing : ""],
+	["our frontend", hf.missing],
+	["the real frontend", hf.missing || peer.missing],
 ] as const;
 
 describe.each(frontends)("%s", (name, missing) => {
-	const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
 	let fleet: Fleet;
 	let frontend: HttpChild;
 	let text: WorkerChild;
@@ -40,7 +40,7 @@ describe.each(frontends)("%s", (name, missing) => {
 		]);
 		if (name === "our frontend") frontend = await fleet.frontend("parrot");
 		else {
-			frontend = await startRealFrontend("python" in peer ? peer.python : "", fleet.env, "parrot");
+			frontend = await startRealFrontend(peer.path, fleet.env, "parrot");
 			fleet.children.push(frontend.child);
 		}
 		await until("counter is listed", () => listsModel(frontend.url, "counter"), { child: frontend.child });
@@ -55,7 +55,7 @@ describe.each(frontends)("%s", (name, missing) => {
 		...more,
 	});
 
-	test.skipIf(missing)(title("text in, text out: streamed, whole, as a completion, cut"), async () => {
+	test.skipIf(missing)(titled("text in, text out: streamed, whole, as a completion, cut", missing), async () => {
 		const url = `${frontend.url}/v1/chat/completions`;
 		const stream = await openStream(url, chat("parrot", { stream: true }), { kind: "chat", model: "parrot" });
 		const summary = await stream.finished();
@@ -73,7 +73,7 @@ describe.each(frontends)("%s", (name, missing) => {
 		expect((await scrape(text.system)).value("dynamo_component_parrot_words_total")).toBe(4 + 4 + 2 + 3);
 	});
 
-	test.skipIf(missing)(title("tokens in, tokens out, no more than max_tokens"), async () => {
+	test.skipIf(missing)(titled("tokens in, tokens out, no more than max_tokens", missing), async () => {
 		const url = `${frontend.url}/v1/chat/completions`;
 		const options = { stream: true, max_tokens: 12, stream_options: { include_usage: true } };
 		const stream = await openStream(url, chat("counter", options), {
@@ -88,7 +88,7 @@ describe.each(frontends)("%s", (name, missing) => {
 		expect(again.json.choices[0].message.content).toBe(summary.choices[0]?.text);
 	});
 
-	test.skipIf(missing)(title("a client that leaves ends the generator"), async () => {
+	test.skipIf(missing)(titled("a client that leaves ends the generator", missing), async () => {
 		const url = `${frontend.url}/v1/chat/completions`;
 		const body = chat("counter", { stream: true, max_tokens: 4000, ignore_eos: true });
 		const stream = await openStream(url, body, { kind: "chat", allowReplacementCharacter: true });
@@ -98,7 +98,7 @@ describe.each(frontends)("%s", (name, missing) => {
 		expect((await scrape(tokens.system)).sum("dynamo_component_cancellation_total")).toBe(1);
 	});
 
-	test.skipIf(missing)(title("it is healthy, and leaves like any worker"), async () => {
+	test.skipIf(missing)(titled("it is healthy, and leaves like any worker", missing), async () => {
 		const health = await http(`${text.system}/health`);
 		expect([health.status, health.json.endpoints]).toEqual([200, { generate: "ready" }]);
 		text.child.kill("SIGTERM");

@@ -9,7 +9,7 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import { KvEventSubscriber } from "@dynamo-ts/router";
 import { createMemStore, DistributedRuntime, loadZmq } from "@dynamo-ts/runtime/internal";
-import { Fleet, freePort, testModel, until } from "@dynamo-ts/testing/internal";
+import { Fleet, freePort, testModel, titled, until } from "@dynamo-ts/testing/internal";
 import { EngineSocket, relayKvEvents } from "@dynamo-ts/worker/internal";
 import { afterEach, describe, expect, it } from "vitest";
 
@@ -164,14 +164,14 @@ describe("a relay", () => {
 });
 
 const model = testModel("gguf");
-const missing = "missing" in model ? model.missing : "";
+const missing = model.missing;
 
-describe.skipIf(missing)(`the command${missing && ` [skipped: ${missing}]`}`, () => {
+describe.skipIf(missing)(titled("the command", missing), () => {
 	it("tells of a worker's engine, refuses another block size, and gives way when it ends", async () => {
 		const fleet = new Fleet();
 		ends.push(() => fleet.stop());
 		const [port, replayPort] = [await freePort(), await freePort()];
-		await fleet.mocker("path" in model ? model.path : "", "m", [
+		await fleet.mocker(model.path, "m", [
 			"--block-size",
 			"4",
 			"--speedup-ratio",

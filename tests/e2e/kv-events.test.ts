@@ -15,7 +15,7 @@ import {
 	type EventPlane,
 	type RuntimeConfig,
 } from "@dynamo-ts/runtime/internal";
-import { Child, findNatsServer, NatsServer, PROJECT_ROOT, until } from "@dynamo-ts/testing/internal";
+import { Child, findNatsServer, NatsServer, PROJECT_ROOT, titled, until } from "@dynamo-ts/testing/internal";
 import { WorkerEvents } from "@dynamo-ts/worker/internal";
 import { afterEach, describe, expect, it } from "vitest";
 
@@ -196,7 +196,7 @@ const worlds: [string, () => Promise<World>][] = [
 	],
 	["zmq", () => fileWorld({ events: { plane: "zmq", host: "127.0.0.1" } })],
 ];
-if (!("missing" in nats)) {
+if (!nats.missing) {
 	worlds.push([
 		"nats",
 		async () => {
@@ -311,6 +311,6 @@ it("a process that published and listened over ZeroMQ ends by itself after shutd
 	expect((await child.exited).code).toBe(0);
 });
 
-describe.runIf("missing" in nats)(`over nats (skipped: ${"missing" in nats ? nats.missing : ""})`, () => {
+describe.runIf(nats.missing)(titled("over nats", nats.missing), () => {
 	it.skip("a router's view equals the engines' caches", () => {});
 });

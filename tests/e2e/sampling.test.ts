@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sampling options and log-probabilities from the client to the model and back, with a real small model.
-import { type HttpChild, http, openStream, startOwnHttp, testModel } from "@dynamo-ts/testing/internal";
+import { type HttpChild, http, openStream, startOwnHttp, testModel, titled } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 const gguf = testModel("gguf");
-const missing = "missing" in gguf ? gguf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+const missing = gguf.missing;
 
 interface Logprobs {
 	tokens: string[];
@@ -24,7 +23,7 @@ const mean = (list: readonly (number | null)[]): number =>
 	list.reduce((sum: number, value) => sum + (value ?? 0), 0) / list.length;
 const idsOf = ({ tokens }: Logprobs): number[] => tokens.map((token) => Number(token.replace("token_id:", "")));
 
-describe.skipIf(missing)(title("sampling, end to end"), () => {
+describe.skipIf(missing)(titled("sampling, end to end", missing), () => {
 	let server: HttpChild;
 
 	beforeAll(async () => {

@@ -13,18 +13,18 @@ import {
 	startDynamo,
 	startOwnHttp,
 	testModel,
+	titled,
 	until,
 } from "@dynamo-ts/testing/internal";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 const gguf = testModel("gguf");
-const missing = "missing" in gguf ? gguf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
-const modelPath = "path" in gguf ? gguf.path : "";
+const missing = gguf.missing;
+const modelPath = gguf.path;
 const question = [{ role: "user" as const, content: "What is the capital of France?" }];
 
-describe.skipIf(missing)(title("dynamo serve with the default model"), () => {
+describe.skipIf(missing)(titled("dynamo serve with the default model", missing), () => {
 	let server: HttpChild;
 
 	beforeAll(async () => {
@@ -116,7 +116,7 @@ describe.skipIf(missing)(title("dynamo serve with the default model"), () => {
 	});
 });
 
-describe.skipIf(missing)(title("a worker and a frontend as processes of their own"), () => {
+describe.skipIf(missing)(titled("a worker and a frontend as processes of their own", missing), () => {
 	const folder = mkdtempSync(join(tmpdir(), "dynamo-e2e-"));
 	let worker: Child;
 	let frontend: HttpChild;

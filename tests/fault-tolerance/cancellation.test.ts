@@ -11,6 +11,7 @@ import {
 	PLANES,
 	scrape,
 	testModel,
+	titled,
 	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
@@ -19,9 +20,8 @@ import {
 import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string, why = missing) => (why ? `${text} [skipped: ${why}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 
 const chat = (content: string, more: object = {}) => ({
@@ -76,7 +76,7 @@ describe.each(PLANES)("a client that leaves, over $name", (plane) => {
 		expect(page.sum("dynamo_frontend_model_cancellation_total", { request_type: requestType })).toBeGreaterThan(0);
 	}
 
-	test(title("in the middle of decoding", why), async () => {
+	test(titled("in the middle of decoding", why), async () => {
 		const stream = await openStream(url(), chat("Hi", { stream: true }), {
 			kind: "chat",
 			allowReplacementCharacter: true,
@@ -86,7 +86,7 @@ describe.each(PLANES)("a client that leaves, over $name", (plane) => {
 		await expectFreed("stream");
 	});
 
-	test(title("during the prefill", why), async () => {
+	test(titled("during the prefill", why), async () => {
 		const leave = new AbortController();
 		const answer = http(url(), { body: chat(LONG_PROMPT, { stream: true }), signal: leave.signal });
 		answer.catch(() => {});
@@ -95,7 +95,7 @@ describe.each(PLANES)("a client that leaves, over $name", (plane) => {
 		await expectFreed("stream");
 	});
 
-	test(title("while its answer in one piece is being made", why), async () => {
+	test(titled("while its answer in one piece is being made", why), async () => {
 		const leave = new AbortController();
 		const answer = http(url(), { body: chat("Hi"), signal: leave.signal });
 		answer.catch(() => {});
@@ -104,7 +104,7 @@ describe.each(PLANES)("a client that leaves, over $name", (plane) => {
 		await expectFreed("unary");
 	});
 
-	test(title("while it is queued; the one that runs notices nothing", why), async () => {
+	test(titled("while it is queued; the one that runs notices nothing", why), async () => {
 		const running = await openStream(
 			url(),
 			chat("Hi", { stream: true, max_tokens: 60, stream_options: { include_usage: true } }),
@@ -125,39 +125,46 @@ describe.each(PLANES)("a client that leaves, over $name", (plane) => {
 		await expectFreed("unary");
 	});
 
-	test(title("nothing of it all is left", why), async () => {
+	test(titled("nothing of it all is left", why), async () => {
 		await leaks.end();
 	}, 60_000);
 });
 
 describe("a worker with limits", () => {
-	base.skipIf(missing)(title("one request runs, one waits, the others are refused at once with 529"), async () => {
-		const fleet = new Fleet();
-		try {
-			const limits = { DYN_ENGINE_REQUEST_LIMIT: "1", DYN_DYNAMO_REQUEST_QUEUE_LIMIT: "1" };
-			const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.5"], limits);
-			const frontend = await fleet.frontend(MODEL);
-			const url = `${frontend.url}/v1/chat/completions`;
-			const first = http(url, { body: chat("Hi", { max_tokens: 150 }) });
-			await until("one runs", async () => (await inflightOf(worker)) === 1);
-			const second = http(url, { body: chat("Hi", { max_tokens: 5 }) });
-			await until("one waits", async () => (await scrape(worker.system)).sum("dynamo_request_queue") === 1);
-			for (const stream of [false, true]) {
-				const answer = await http(url, { body: chat("Hi", { stream }) });
-				expect(answer.status).toBe(529);
-				expect(answer.statusMessage).toBe("<none>");
-				expect(answer.json).toMatchObject({ message: "Service temporarily overloaded", type: "Overloaded", code: 529 });
-				expect(answer.headers["retry-after"]).toBe("1");
+	base.skipIf(missing)(
+		titled("one request runs, one waits, the others are refused at once with 529", missing),
+		async () => {
+			const fleet = new Fleet();
+			try {
+				const limits = { DYN_ENGINE_REQUEST_LIMIT: "1", DYN_DYNAMO_REQUEST_QUEUE_LIMIT: "1" };
+				const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.5"], limits);
+				const frontend = await fleet.frontend(MODEL);
+				const url = `${frontend.url}/v1/chat/completions`;
+				const first = http(url, { body: chat("Hi", { max_tokens: 150 }) });
+				await until("one runs", async () => (await inflightOf(worker)) === 1);
+				const second = http(url, { body: chat("Hi", { max_tokens: 5 }) });
+				await until("one waits", async () => (await scrape(worker.system)).sum("dynamo_request_queue") === 1);
+				for (const stream of [false, true]) {
+					const answer = await http(url, { body: chat("Hi", { stream }) });
+					expect(answer.status).toBe(529);
+					expect(answer.statusMessage).toBe("<none>");
+					expect(answer.json).toMatchObject({
+						message: "Service temporarily overloaded",
+						type: "Overloaded",
+						code: 529,
+					});
+					expect(answer.headers["retry-after"]).toBe("1");
+				}
+				expect((await Promise.all([first, second])).map(({ status }) => status)).toEqual([200, 200]);
+				const page = await scrape(worker.system);
+				expect(page.value("dynamo_rejection_request_total")).toBe(2);
+				expect(page.value("dynamo_request_queue")).toBe(0);
+				expect(page.value("dynamo_engine_request")).toBe(0);
+				const failures = { class: "CapacityExhausted", reason: "capacity.worker_overloaded" };
+				expect((await scrape(frontend.url)).value("dynamo_frontend_failures_total", failures)).toBe(2);
+			} finally {
+				await fleet.stop();
 			}
-			expect((await Promise.all([first, second])).map(({ status }) => status)).toEqual([200, 200]);
-			const page = await scrape(worker.system);
-			expect(page.value("dynamo_rejection_request_total")).toBe(2);
-			expect(page.value("dynamo_request_queue")).toBe(0);
-			expect(page.value("dynamo_engine_request")).toBe(0);
-			const failures = { class: "CapacityExhausted", reason: "capacity.worker_overloaded" };
-			expect((await scrape(frontend.url)).value("dynamo_frontend_failures_total", failures)).toBe(2);
-		} finally {
-			await fleet.stop();
-		}
-	});
+		},
+	);
 });

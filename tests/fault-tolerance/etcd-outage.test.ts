@@ -11,6 +11,7 @@ import {
 	LeakCheck,
 	NatsServer,
 	testModel,
+	titled,
 	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
@@ -23,8 +24,8 @@ const TTL_SECONDS = 3;
 const hf = testModel("hf");
 const etcd = findEtcd();
 const nats = findNatsServer();
-const missing = "missing" in hf ? hf.missing : "missing" in etcd ? etcd.missing : "";
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing || etcd.missing;
+const modelPath = hf.path;
 
 interface World {
 	readonly etcd: EtcdServer;
@@ -120,9 +121,8 @@ async function allAsBefore(expect: ExpectStatic, { frontend, workers, leaks }: W
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
 for (const plane of ["tcp", "nats"]) {
-	const why = missing || (plane === "nats" && "missing" in nats ? nats.missing : "");
-	const title = `etcd outages, requests over ${plane}`;
-	describe.skipIf(why)(why ? `${title} [skipped: ${why}]` : title, () => {
+	const why = missing || (plane === "nats" ? nats.missing : "");
+	describe.skipIf(why)(titled(`etcd outages, requests over ${plane}`, why), () => {
 		let world: World;
 		beforeAll(async () => {
 			world = await startWorld(plane);

@@ -10,15 +10,15 @@ import {
 	LeakCheck,
 	listsModel,
 	testModel,
+	titled,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
 import { describe, test } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 const FAST = ["--speedup-ratio", "100"];
 
@@ -47,7 +47,7 @@ const instancesSeen = async (frontend: HttpChild): Promise<number> =>
 		({ endpoint }: { endpoint: string }) => endpoint === "generate",
 	).length;
 
-describe.skipIf(missing).concurrent(title("file discovery between processes"), () => {
+describe.skipIf(missing).concurrent(titled("file discovery between processes", missing), () => {
 	test(
 		"a worker that stood still for longer than its records live puts them again",
 		({ expect }) =>

@@ -22,6 +22,7 @@ import {
 	NatsServer,
 	scrape,
 	testModel,
+	titled,
 	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
@@ -31,10 +32,9 @@ import { afterEach, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
 const program = findNatsServer();
-const missing = "missing" in hf ? hf.missing : "";
-const missingNats = missing || ("missing" in program ? program.missing : "");
-const title = (text: string, why: string) => (why ? `${text} [skipped: ${why}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const missingNats = missing || program.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 const ROUNDS = 400;
 
@@ -164,7 +164,7 @@ async function survives(frontend: HttpChild, worker: WorkerChild, attack: () => 
 	expect(lines).toBeLessThan(ROUNDS / 2);
 }
 
-describe.skipIf(missing)(title("nonsense", missing), () => {
+describe.skipIf(missing)(titled("nonsense", missing), () => {
 	test("on every listening socket: requests, responses, HTTP, system server, events and their replay", async () => {
 		const [responses, events, replay] = await Promise.all([freePort(), freePort(), freePort()]);
 		const fleet = new Fleet({ DYN_TCP_RESPONSE_STREAM_PORT: String(responses) });
@@ -188,7 +188,7 @@ describe.skipIf(missing)(title("nonsense", missing), () => {
 	}, 120_000);
 });
 
-describe.skipIf(missingNats)(title("nonsense", missingNats), () => {
+describe.skipIf(missingNats)(titled("nonsense", missingNats), () => {
 	test("on the subjects of a worker, and on the inboxes", async () => {
 		const nats = await NatsServer.start();
 		stops.push(() => nats.stop());

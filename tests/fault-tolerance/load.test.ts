@@ -16,6 +16,7 @@ import {
 	runStreamLoad,
 	scrape,
 	testModel,
+	titled,
 	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
@@ -23,10 +24,8 @@ import {
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const titled = (text: string, why: string) => (why ? `${text} [skipped: ${why}]` : text);
-const title = (text: string) => titled(text, missing);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 
 let fleet: Fleet;
@@ -51,7 +50,7 @@ const chat = (frontend: HttpChild, maxTokens: number) =>
 		{ kind: "chat", model: MODEL, includeUsage: true, allowReplacementCharacter: true },
 	);
 
-describe.skipIf(missing)(title("load"), () => {
+describe.skipIf(missing)(titled("load", missing), () => {
 	test("500 streams at once: none lost, none short", async () => {
 		const worker = await fleet.mocker(modelPath, MODEL, ["--max-num-seqs", "512"]);
 		const frontend = await fleet.frontend(MODEL);
@@ -145,7 +144,7 @@ describe.each(PLANES)("clients that stop reading, over $name", (plane) => {
 	);
 });
 
-describe.skipIf(missing)(title("one host"), () => {
+describe.skipIf(missing)(titled("one host", missing), () => {
 	test("two workers and two frontends need nothing but ports of their own for HTTP", async () => {
 		const workers = await Promise.all(
 			[1, 2].map(async () => {

@@ -12,6 +12,7 @@ import {
 	type StreamSummary,
 	scrape,
 	testModel,
+	titled,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
@@ -19,10 +20,9 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
 const gguf = testModel("gguf");
-const missing = "missing" in hf ? hf.missing : "";
-const missingGguf = "missing" in gguf ? gguf.missing : "";
-const title = (text: string, why = missing) => (why ? `${text} [skipped: ${why}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const missingGguf = gguf.missing;
+const modelPath = hf.path;
 const MIGRATIONS = "dynamo_frontend_model_migration_total";
 const OUTCOMES = "dynamo_frontend_model_migration_duration_seconds_count";
 
@@ -55,7 +55,7 @@ describe.each(PLANES)("kill -9 of one of two workers, and of its successor, over
 	const TOKENS = 30;
 
 	test.skipIf(why)(
-		title("0 of 1,000 requests fail, none is short, nothing is left behind", why),
+		titled("0 of 1,000 requests fail, none is short, nothing is left behind", why),
 		async () => {
 			fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
 			const start = () => fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "1"]);
@@ -125,7 +125,7 @@ describe("a stream that was moved is byte for byte the one that was not", () => 
 	});
 
 	test.skipIf(missing)(
-		title("tokens that follow from their place"),
+		titled("tokens that follow from their place", missing),
 		async () => {
 			const start = () => fleet.example("tokens-worker.ts", [modelPath, "counter"]);
 			const workers = await Promise.all([start(), start()]);
@@ -136,9 +136,9 @@ describe("a stream that was moved is byte for byte the one that was not", () => 
 	);
 
 	test.skipIf(missingGguf)(
-		title("a real model at temperature 0", missingGguf),
+		titled("a real model at temperature 0", missingGguf),
 		async () => {
-			const path = "path" in gguf ? gguf.path : "";
+			const path = gguf.path;
 			const start = () => fleet.worker(path, "smol");
 			const workers = [await start(), await start()];
 			const frontend = await fleet.frontend("smol", ["--migration-limit", "1"]);

@@ -11,6 +11,7 @@ import {
 	openStream,
 	type SseStream,
 	testModel,
+	titled,
 	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
@@ -20,9 +21,8 @@ import { afterEach, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
 const program = findNatsServer();
-const missing = "missing" in hf ? hf.missing : "missing" in program ? program.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing || program.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 
 let nats: NatsServer | undefined;
@@ -85,7 +85,7 @@ async function untilQuiet({ frontend, workers, leaks }: World): Promise<void> {
 	await leaks.end();
 }
 
-describe.skipIf(missing)(title("over NATS"), () => {
+describe.skipIf(missing)(titled("over NATS", missing), () => {
 	test("NATS killed and restarted under load, twice: no request fails, no process ends", async () => {
 		const world = await start({ workers: 2 });
 		const { frontend } = world;

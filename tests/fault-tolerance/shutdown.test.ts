@@ -14,15 +14,15 @@ import {
 	PLANES,
 	type SseStream,
 	testModel,
+	titled,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
 import { afterEach, test as base, beforeEach, describe, expect, vi } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const titled = (why: string) => (text: string) => (why ? `${text} [skipped: ${why}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 vi.setConfig({ testTimeout: 90_000 });
 const STREAMS = 20;
@@ -63,14 +63,14 @@ const records = (bucket: string) => {
 };
 
 describe.each(PLANES)("SIGTERM with 20 long streams over $name", (plane) => {
-	const test = base.skipIf(missing || plane.missing);
-	const title = titled(missing || plane.missing);
+	const why = missing || plane.missing;
+	const test = base.skipIf(why);
 
 	beforeEach(async () => {
-		if (!missing && !plane.missing) fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
+		if (!why) fleet = await Fleet.over(plane, LEAK_PROBE_ENV);
 	});
 
-	test(title("to the frontend: the streams end whole, new requests get 503, exit code 0"), async () => {
+	test(titled("to the frontend: the streams end whole, new requests get 503, exit code 0", why), async () => {
 		await fleet.mocker(modelPath, MODEL);
 		const frontend = await fleet.frontend(MODEL);
 		const streams = await longStreams(frontend);
@@ -86,22 +86,25 @@ describe.each(PLANES)("SIGTERM with 20 long streams over $name", (plane) => {
 		expect(await frontend.child.exited).toEqual({ code: 0, signal: null });
 	});
 
-	test(title("to the worker: the model goes at once, the streams end whole, exit code 0, no record left"), async () => {
-		const worker = await fleet.mocker(modelPath, MODEL);
-		const frontend = await fleet.frontend(MODEL);
-		const streams = await longStreams(frontend);
-		worker.child.kill("SIGTERM");
-		await until("the model is gone", async () => (await http(`${frontend.url}/v1/models`)).json.data.length === 0);
-		expect(await inflightOf(worker)).toBe(STREAMS);
-		expect((await http(`${worker.system}/health`)).status).toBe(503);
-		expect((await http(`${worker.system}/live`)).status).toBe(200);
-		expect((await http(`${frontend.url}/v1/chat/completions`, { body })).status).toBe(404);
-		expect(records("instances") + records("mdc")).toBe(0);
-		await expectWhole(streams);
-		expect(await worker.child.exited).toEqual({ code: 0, signal: null });
-	});
+	test(
+		titled("to the worker: the model goes at once, the streams end whole, exit code 0, no record left", why),
+		async () => {
+			const worker = await fleet.mocker(modelPath, MODEL);
+			const frontend = await fleet.frontend(MODEL);
+			const streams = await longStreams(frontend);
+			worker.child.kill("SIGTERM");
+			await until("the model is gone", async () => (await http(`${frontend.url}/v1/models`)).json.data.length === 0);
+			expect(await inflightOf(worker)).toBe(STREAMS);
+			expect((await http(`${worker.system}/health`)).status).toBe(503);
+			expect((await http(`${worker.system}/live`)).status).toBe(200);
+			expect((await http(`${frontend.url}/v1/chat/completions`, { body })).status).toBe(404);
+			expect(records("instances") + records("mdc")).toBe(0);
+			await expectWhole(streams);
+			expect(await worker.child.exited).toEqual({ code: 0, signal: null });
+		},
+	);
 
-	test(title("to one of two workers under load: no request notices"), async () => {
+	test(titled("to one of two workers under load: no request notices", why), async () => {
 		const [leaving, staying] = await Promise.all([fleet.mocker(modelPath, MODEL), fleet.mocker(modelPath, MODEL)]);
 		const frontend = await fleet.frontend(MODEL);
 		const leaks = await LeakCheck.begin([
@@ -127,19 +130,22 @@ describe.each(PLANES)("SIGTERM with 20 long streams over $name", (plane) => {
 		await leaks.end();
 	});
 
-	test(title("twice to the worker: it ends at once, the streams end with an error event, no record left"), async () => {
-		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
-		const frontend = await fleet.frontend(MODEL);
-		const streams = await longStreams(frontend, true);
-		worker.child.kill("SIGTERM");
-		await until("the worker drains", async () => (await http(`${worker.system}/health`)).status === 503);
-		worker.child.kill("SIGTERM");
-		expect((await worker.child.exited).code).not.toBe(0);
-		expect(records("instances") + records("mdc")).toBe(0);
-		for (const stream of streams) expect((await stream.finished()).error?.code).toBe(503);
-	});
+	test(
+		titled("twice to the worker: it ends at once, the streams end with an error event, no record left", why),
+		async () => {
+			const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
+			const frontend = await fleet.frontend(MODEL);
+			const streams = await longStreams(frontend, true);
+			worker.child.kill("SIGTERM");
+			await until("the worker drains", async () => (await http(`${worker.system}/health`)).status === 503);
+			worker.child.kill("SIGTERM");
+			expect((await worker.child.exited).code).not.toBe(0);
+			expect(records("instances") + records("mdc")).toBe(0);
+			for (const stream of streams) expect((await stream.finished()).error?.code).toBe(503);
+		},
+	);
 
-	test(title("twice to the frontend: it ends at once, the worker drops the work"), async () => {
+	test(titled("twice to the frontend: it ends at once, the worker drops the work", why), async () => {
 		const worker = await fleet.mocker(modelPath, MODEL, ["--speedup-ratio", "0.1"]);
 		const leaks = await LeakCheck.begin([{ name: "worker", child: worker.child, url: worker.system }]);
 		const frontend = await fleet.frontend(MODEL);
@@ -155,13 +161,12 @@ describe.each(PLANES)("SIGTERM with 20 long streams over $name", (plane) => {
 
 describe("a signal before a process is ready", () => {
 	const test = base.skipIf(missing);
-	const title = titled(missing);
 
 	beforeEach(() => {
 		fleet = new Fleet();
 	});
 
-	test.each(["SIGTERM", "SIGINT"] as const)(title("%s while a simulated engine starts"), async (signal) => {
+	test.each(["SIGTERM", "SIGINT"] as const)(titled("%s while a simulated engine starts", missing), async (signal) => {
 		const port = await freePort();
 		const worker: WorkerChild = {
 			child: fleet.start(["mocker", "--model-path", modelPath, "--startup-time", "600"], {

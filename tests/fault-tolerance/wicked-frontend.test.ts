@@ -24,6 +24,7 @@ import {
 	runStreamLoad,
 	scrape,
 	testModel,
+	titled,
 	until,
 	untilWorkerIdle,
 	type WorkerChild,
@@ -31,13 +32,12 @@ import {
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 const BUFFER_BYTES = 1024 * 1024;
 
-describe.skipIf(missing)(title("a frontend that"), () => {
+describe.skipIf(missing)(titled("a frontend that", missing), () => {
 	const fleet = new Fleet(LEAK_PROBE_ENV);
 	const sockets = new Set<Socket>();
 	let leaks: LeakCheck;

@@ -25,6 +25,7 @@ import {
 	openStream,
 	scrape,
 	testModel,
+	titled,
 	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
@@ -33,9 +34,8 @@ import {
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const GOOD = "mock";
 const WICKED = "wicked";
 
@@ -220,7 +220,7 @@ const BEHAVIOURS: readonly (readonly [string, (call: Call) => unknown, Expected]
 	],
 ];
 
-describe.skipIf(missing)(title("a worker that"), () => {
+describe.skipIf(missing)(titled("a worker that", missing), () => {
 	const fleet = new Fleet(LEAK_PROBE_ENV);
 	const sockets = new Set<Socket>();
 	let leaks: LeakCheck;

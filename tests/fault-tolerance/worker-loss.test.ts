@@ -12,6 +12,7 @@ import {
 	type StreamSummary,
 	scrape,
 	testModel,
+	titled,
 	until,
 	untilWorkerIdle,
 	type WorkerChild,
@@ -19,14 +20,13 @@ import {
 import { afterEach, test as base, describe, expect } from "vitest";
 
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "";
-const modelPath = "path" in hf ? hf.path : "";
+const missing = hf.missing;
+const modelPath = hf.path;
 const MODEL = "mock";
 
 describe.each(PLANES)("one of two workers, over $name", (plane) => {
 	const why = missing || plane.missing;
 	const test = base.skipIf(why);
-	const title = (text: string) => (why ? `${text} [skipped: ${why}]` : text);
 	let fleet: Fleet;
 	let frontend: HttpChild;
 	let workers: [WorkerChild, WorkerChild];
@@ -54,8 +54,9 @@ describe.each(PLANES)("one of two workers, over $name", (plane) => {
 		stream: true,
 	});
 
-	test(title(
+	test(titled(
 		"killed under load: what had not begun is served by the other, what had ends with an error event",
+		why,
 	), async () => {
 		await start();
 		const url = `${frontend.url}/v1/chat/completions`;
@@ -114,7 +115,10 @@ describe.each(PLANES)("one of two workers, over $name", (plane) => {
 	}
 	const silence = { DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS: "2", DYN_TCP_REQUEST_TIMEOUT: "1" };
 
-	test(title("that falls silent: its streams end in time with an error event, the other's do not notice"), async () => {
+	test(titled(
+		"that falls silent: its streams end in time with an error event, the other's do not notice",
+		why,
+	), async () => {
 		await start([], silence);
 		const streams = await openBoth(6, "either");
 		workers[0].child.kill("SIGSTOP");
@@ -135,7 +139,7 @@ describe.each(PLANES)("one of two workers, over $name", (plane) => {
 		await untilWorkerIdle(workers[0]);
 	}, 90_000);
 
-	test(title("that falls silent, with migration on: nobody notices"), async () => {
+	test(titled("that falls silent, with migration on: nobody notices", why), async () => {
 		await start(["--migration-limit", "1"], silence);
 		const streams = await openBoth(6, false);
 		workers[0].child.kill("SIGSTOP");

@@ -17,6 +17,7 @@ import {
 	startRealFrontend,
 	startRealMocker,
 	testModel,
+	titled,
 	until,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -25,14 +26,12 @@ const NAMESPACE = "prod";
 const MODEL = "mock";
 const peer = findRealDynamo();
 const hf = testModel("hf");
-const missing = "missing" in hf ? hf.missing : "missing" in peer ? peer.missing : "";
-const title = "kubernetes discovery between real and our processes";
+const missing = hf.missing || peer.missing;
 
 for (const mode of ["pod", "container"] as const) {
-	const named = `${title}, ${mode} mode`;
-	describe.skipIf(missing)(missing ? `${named} [skipped: ${missing}]` : named, () => {
-		const python = "python" in peer ? peer.python : "";
-		const modelPath = "path" in hf ? hf.path : "";
+	describe.skipIf(missing)(titled(`kubernetes discovery between real and our processes, ${mode} mode`, missing), () => {
+		const python = peer.path;
+		const modelPath = hf.path;
 		const folder = mkdtempSync(join(tmpdir(), "dynamo-kube-"));
 		const children: Child[] = [];
 		let api: FakeKubeApi;

@@ -2,13 +2,13 @@
 // Our choices by cache and load against those of the real selection service, under live load.
 import { blockHashes } from "@dynamo-ts/protocols/internal";
 import { type CostWeights, DEFAULT_COST_WEIGHTS, KvScheduler } from "@dynamo-ts/router/internal";
-import { Child, findRealDynamo, freePort, until } from "@dynamo-ts/testing/internal";
+import { Child, findRealDynamo, freePort, titled, until } from "@dynamo-ts/testing/internal";
 import { EngineSocket } from "@dynamo-ts/worker/internal";
 import { afterEach, test as base, expect } from "vitest";
 
 const peer = findRealDynamo();
-const missing = "missing" in peer ? peer.missing : "";
-const python = "python" in peer ? peer.python : "";
+const missing = peer.missing;
+const python = peer.path;
 const test = missing ? base.skip : base;
 const BLOCK_SIZE = 16;
 const WORKERS = 4;
@@ -104,7 +104,7 @@ test.each<[string, CostWeights, number]>([
 	["the default weights", DEFAULT_COST_WEIGHTS, 7],
 	["other weights", OTHER, 9],
 ])(
-	`${DECISIONS} choices with %s equal those of the real service${missing && ` [skipped: ${missing}]`}`,
+	titled(`${DECISIONS} choices with %s equal those of the real service`, missing),
 	async (_name, weights, seed) => {
 		const { call, engines } = await startService(weights);
 		const random = seeded(seed);

@@ -19,6 +19,7 @@ import {
 	startRealFrontend,
 	startRealMocker,
 	testModel,
+	titled,
 	until,
 } from "@dynamo-ts/testing/internal";
 import { relayKvEvents } from "@dynamo-ts/worker";
@@ -27,20 +28,20 @@ import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
 const peer = findRealDynamo();
 const nats = findNatsServer();
 const hf = testModel("hf");
-const missing = "missing" in peer ? peer.missing : "missing" in hf ? hf.missing : "";
-const python = "python" in peer ? peer.python : "";
-const modelPath = "path" in hf ? hf.path : "";
+const missing = peer.missing || hf.missing;
+const python = peer.path;
+const modelPath = hf.path;
 const BLOCK_SIZE = 16;
 const MODEL = "kv-model";
 const ENDPOINT = { namespace: "dynamo", component: "backend", name: "generate" };
 const RELAYED = { namespace: "dynamo", component: "relayed", name: "generate" };
 const MOCKER_ARGS = ["--block-size", String(BLOCK_SIZE), "--speedup-ratio", "1000"];
 
-const natsMissing = missing || ("missing" in nats ? nats.missing : "");
+const natsMissing = missing || nats.missing;
 /** Each plane, and why it is skipped. */
 const planes: [plane: "zmq" | "nats", why: string][] = [
-	["zmq", missing && ` [skipped: ${missing}]`],
-	["nats", natsMissing && ` [skipped: ${natsMissing}]`],
+	["zmq", titled("", missing)],
+	["nats", titled("", natsMissing)],
 ];
 
 interface Network {

@@ -12,6 +12,7 @@ import {
 	type SseStream,
 	scrape,
 	testModel,
+	titled,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
@@ -22,15 +23,15 @@ const peer = findRealDynamo();
 const hf = testModel("hf");
 const nats = findNatsServer();
 const etcd = findEtcd();
-const python = "python" in peer ? peer.python : "";
-const modelPath = "path" in hf ? hf.path : "";
+const python = peer.path;
+const modelPath = hf.path;
 
 /** Why a combination cannot be run; empty: it can. */
 function missingFor(plane: Plane, backend: Backend): string {
-	if ("missing" in peer) return peer.missing;
-	if ("missing" in hf) return hf.missing;
-	if (plane === "nats" && "missing" in nats) return nats.missing;
-	if (backend === "etcd" && "missing" in etcd) return etcd.missing;
+	if (peer.missing) return peer.missing;
+	if (hf.missing) return hf.missing;
+	if (plane === "nats" && nats.missing) return nats.missing;
+	if (backend === "etcd" && etcd.missing) return etcd.missing;
 	return "";
 }
 
@@ -40,7 +41,7 @@ const LONG = 300;
 for (const backend of ["file", "etcd"] as const satisfies Backend[]) {
 	for (const plane of ["tcp", "nats"] as const satisfies Plane[]) {
 		const missing = missingFor(plane, backend);
-		describe.skipIf(missing)(`over ${plane}, ${backend} discovery${missing && ` [skipped: ${missing}]`}`, () => {
+		describe.skipIf(missing)(titled(`over ${plane}, ${backend} discovery`, missing), () => {
 			let cluster: Cluster;
 			const frontends = {} as Record<Kind, HttpChild>;
 			const workers: Record<Kind, WorkerChild[]> = { our: [], real: [] };

@@ -20,6 +20,7 @@ import {
 	startRealFrontend,
 	startRealMocker,
 	testModel,
+	titled,
 	until,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -27,8 +28,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 const peer = findRealDynamo();
 const gguf = testModel("gguf");
 const hf = testModel("hf");
-const missing = "missing" in peer ? peer.missing : "missing" in gguf ? gguf.missing : "missing" in hf ? hf.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+const missing = peer.missing || gguf.missing || hf.missing;
 
 /** A gauge's value, summed over its label sets. */
 async function gauge(url: string, name: string): Promise<number> {
@@ -60,8 +60,8 @@ async function leaveMidStream(url: string, model: string, system: string): Promi
 	await until("no request is in flight", async () => (await gauge(system, "dynamo_component_inflight_requests")) === 0);
 }
 
-describe.skipIf(missing)(title("real frontend before our worker"), () => {
-	const python = "python" in peer ? peer.python : "";
+describe.skipIf(missing)(titled("real frontend before our worker", missing), () => {
+	const python = peer.path;
 	const folder = mkdtempSync(join(tmpdir(), "dynamo-interop-"));
 	let worker: Child;
 	let frontend: HttpChild;
@@ -71,7 +71,7 @@ describe.skipIf(missing)(title("real frontend before our worker"), () => {
 		const env = fileDiscoveryEnv(folder);
 		const port = await freePort();
 		system = `http://127.0.0.1:${port}`;
-		const path = "path" in gguf ? gguf.path : "";
+		const path = gguf.path;
 		worker = startDynamo(["worker", "--model", path, "--model-name", "ours", "--max-num-seqs", "32"], {
 			env: { ...env, DYN_SYSTEM_PORT: String(port) },
 		});
@@ -169,8 +169,8 @@ describe.skipIf(missing)(title("real frontend before our worker"), () => {
 	}, 90_000);
 });
 
-describe.skipIf(missing)(title("our frontend before a real mocker"), () => {
-	const python = "python" in peer ? peer.python : "";
+describe.skipIf(missing)(titled("our frontend before a real mocker", missing), () => {
+	const python = peer.path;
 	const folder = mkdtempSync(join(tmpdir(), "dynamo-interop-"));
 	let mocker: Child;
 	let frontend: HttpChild;
@@ -180,7 +180,7 @@ describe.skipIf(missing)(title("our frontend before a real mocker"), () => {
 		const env = fileDiscoveryEnv(folder);
 		const port = await freePort();
 		system = `http://127.0.0.1:${port}`;
-		const path = "path" in hf ? hf.path : "";
+		const path = hf.path;
 		mocker = startRealMocker(python, { ...env, DYN_SYSTEM_PORT: String(port) }, path, "real", [
 			"--speedup-ratio",
 			"10",

@@ -9,6 +9,7 @@ import {
 	http,
 	openStream,
 	testModel,
+	titled,
 	until,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -18,18 +19,18 @@ const hf = testModel("hf");
 const openssl = findOpenssl();
 const nats = findNatsServer();
 const peer = findRealDynamo();
-const modelPath = "path" in hf ? hf.path : "";
-const KINDS: readonly Kind[] = "python" in peer ? ["our", "real"] : ["our"];
+const modelPath = hf.path;
+const KINDS: readonly Kind[] = peer.path ? ["our", "real"] : ["our"];
 
 function missingFor(plane: Plane): string {
-	if ("missing" in hf) return hf.missing;
-	if ("missing" in openssl) return openssl.missing;
-	return plane === "nats" && "missing" in nats ? nats.missing : "";
+	if (hf.missing) return hf.missing;
+	if (openssl.missing) return openssl.missing;
+	return plane === "nats" ? nats.missing : "";
 }
 
 for (const plane of ["tcp", "nats"] as const) {
 	const missing = missingFor(plane);
-	describe.skipIf(missing)(`mutual TLS over ${plane}${missing && ` [skipped: ${missing}]`}`, () => {
+	describe.skipIf(missing)(titled(`mutual TLS over ${plane}`, missing), () => {
 		let authority: CertificateAuthority;
 		let stranger: CertificateAuthority;
 		let cluster: Cluster;
@@ -66,7 +67,7 @@ for (const plane of ["tcp", "nats"] as const) {
 			authority = new CertificateAuthority();
 			stranger = new CertificateAuthority("stranger");
 			const server = authority.sign();
-			cluster = await Cluster.start("python" in peer ? peer.python : "", modelPath, plane, "file", {
+			cluster = await Cluster.start(peer.path, modelPath, plane, "file", {
 				env: variables(authority),
 				natsConfig: `tls { cert_file: "${server.cert}", key_file: "${server.key}", ca_file: "${authority.ca}", verify: true }`,
 			});

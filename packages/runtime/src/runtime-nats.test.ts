@@ -3,15 +3,15 @@
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { findNatsServer, NatsServer, until } from "@dynamo-ts/testing/internal";
+import { findNatsServer, NatsServer, titled, until } from "@dynamo-ts/testing/internal";
 import { afterEach, describe, expect, it } from "vitest";
 import { runtimeConfigFromEnv } from "./config.js";
 import { DistributedRuntime } from "./runtime.js";
 
 const program = findNatsServer();
-const missing = "missing" in program ? program.missing : "";
+const missing = program.missing;
 
-describe.skipIf(missing)(`a runtime over NATS${missing && ` [skipped: ${missing}]`}`, () => {
+describe.skipIf(missing)(titled("a runtime over NATS", missing), () => {
 	const stops: (() => Promise<unknown> | unknown)[] = [];
 	afterEach(async () => {
 		for (const stop of stops.splice(0).reverse()) await stop();

@@ -4,12 +4,13 @@ import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Found } from "./found.js";
 
 /** The openssl program, or why there is none. */
-export function findOpenssl(): { program: string } | { missing: string } {
+export function findOpenssl(): Found {
 	return spawnSync("openssl", ["version"]).status === 0
-		? { program: "openssl" }
-		: { missing: "no openssl on the PATH (Debian: apt-get install openssl)" };
+		? { path: "openssl", missing: "" }
+		: { path: "", missing: "no openssl on the PATH (Debian: apt-get install openssl)" };
 }
 
 /** Paths of a certificate and its key. */

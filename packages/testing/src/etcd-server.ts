@@ -5,17 +5,17 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Child } from "./child-process.js";
+import type { Found } from "./found.js";
 import { freePort } from "./free-port.js";
 
 let found: string | undefined;
 
 /** The etcd program, or why there is none. */
-export function findEtcd(): { program: string } | { missing: string } {
+export function findEtcd(): Found {
 	const answers = (program: string, argument: string) => spawnSync(program, [argument]).status === 0;
 	found ??= answers("etcd", "--version") && answers("etcdctl", "version") ? "etcd" : "";
-	return found === ""
-		? { missing: "no etcd and etcdctl on the PATH (Debian: apt-get install etcd-server etcd-client)" }
-		: { program: found };
+	const missing = "no etcd and etcdctl on the PATH (Debian: apt-get install etcd-server etcd-client)";
+	return { path: found, missing: found === "" ? missing : "" };
 }
 
 export interface EtcdServerOptions {
@@ -85,14 +85,14 @@ export class EtcdServer {
 	async restart(options: { empty?: boolean; port?: number } = {}): Promise<void> {
 		this.#listensAt = options.port;
 		const etcd = findEtcd();
-		if ("missing" in etcd) throw new Error(etcd.missing);
+		if (etcd.missing) throw new Error(etcd.missing);
 		const data = join(this.folder, "data");
 		if (options.empty === true) rmSync(data, { recursive: true, force: true });
 		const cluster = this.#cluster.map((member) => `${member.#name}=${member.#peer}`).join(",");
 		const args = ["--name", this.#name, "--data-dir", data, "--initial-cluster", cluster];
 		args.push("--listen-client-urls", this.url, "--advertise-client-urls", this.url);
 		args.push("--listen-peer-urls", this.#peer, "--initial-advertise-peer-urls", this.#peer);
-		this.#child = new Child(etcd.program, [...args, ...(this.#options.args ?? [])]);
+		this.#child = new Child(etcd.path, [...args, ...(this.#options.args ?? [])]);
 		await this.#child.waitForOutput(/serving (?:insecure )?client (?:requests|traffic)/);
 	}
 

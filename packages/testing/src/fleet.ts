@@ -59,7 +59,7 @@ const nats = findNatsServer();
 /** The request planes between processes. */
 export const PLANES: readonly Plane[] = [
 	{ name: "tcp", missing: "" },
-	{ name: "nats", missing: "missing" in nats ? nats.missing : "" },
+	{ name: "nats", missing: nats.missing },
 ];
 
 /** Our own processes around one discovery folder of their own. */

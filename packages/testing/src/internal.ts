@@ -5,6 +5,7 @@ export * from "./collecting-sink.js";
 export * from "./etcd-server.js";
 export * from "./fake-kube-api.js";
 export * from "./fleet.js";
+export * from "./found.js";
 export * from "./free-port.js";
 export * from "./hf-model.js";
 export * from "./leak-check.js";

@@ -5,16 +5,16 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Child } from "./child-process.js";
+import type { Found } from "./found.js";
 import { freePort } from "./free-port.js";
 
 let found: string | undefined;
 
 /** The nats-server program, or why there is none. */
-export function findNatsServer(): { program: string } | { missing: string } {
+export function findNatsServer(): Found {
 	found ??= ["nats-server", "/usr/sbin/nats-server"].find((name) => spawnSync(name, ["--version"]).status === 0) ?? "";
-	return found === ""
-		? { missing: "no nats-server on the PATH (Debian: apt-get install nats-server)" }
-		: { program: found };
+	const missing = "no nats-server on the PATH (Debian: apt-get install nats-server)";
+	return { path: found, missing: found === "" ? missing : "" };
 }
 
 export interface NatsServerOptions {
@@ -68,8 +68,8 @@ export class NatsServer {
 	/** Starts it; ready when the promise resolves. */
 	async restart(): Promise<void> {
 		const program = findNatsServer();
-		if ("missing" in program) throw new Error(program.missing);
-		this.#child = new Child(program.program, this.#args);
+		if (program.missing) throw new Error(program.missing);
+		this.#child = new Child(program.path, this.#args);
 		await this.#child.waitForOutput(/Server is ready/);
 	}
 

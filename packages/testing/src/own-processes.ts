@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Child, type ChildOptions, until } from "./child-process.js";
+import type { Found } from "./found.js";
 import { freePort } from "./free-port.js";
 import { type HttpChild, listsModel } from "./real-dynamo.js";
 
@@ -35,9 +36,9 @@ export async function startOwnHttp(
 }
 
 /** Paths of the test model, set by the tests' global set-up; or why there is none. */
-export function testModel(kind: "gguf" | "hf"): { path: string } | { missing: string } {
+export function testModel(kind: "gguf" | "hf"): Found {
 	const name = kind === "gguf" ? "DYNAMO_TEST_MODEL_GGUF" : "DYNAMO_TEST_MODEL_HF";
 	const path = process.env[name];
-	if (path && existsSync(path)) return { path };
-	return { missing: `no test model: ${name} is ${path ? `${path}, which does not exist` : "not set"}` };
+	if (path && existsSync(path)) return { path, missing: "" };
+	return { path: "", missing: `no test model: ${name} is ${path ? `${path}, which does not exist` : "not set"}` };
 }

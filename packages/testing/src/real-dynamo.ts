@@ -3,15 +3,16 @@ import { existsSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { Child, until } from "./child-process.js";
+import type { Found } from "./found.js";
 import { freePort } from "./free-port.js";
 import { http } from "./sse-client.js";
 
 /** Path of the Python interpreter that has the real Dynamo 1.6.1, or why there is none. */
-export function findRealDynamo(): { python: string } | { missing: string } {
+export function findRealDynamo(): Found {
 	const venv = process.env.DYNAMO_PEER_VENV ?? join(homedir(), ".cache", "dynamo-peer");
-	const python = join(venv, "bin", "python");
-	if (existsSync(python)) return { python };
-	return { missing: `no real Dynamo in ${venv}; install it there or set DYNAMO_PEER_VENV` };
+	const path = join(venv, "bin", "python");
+	if (existsSync(path)) return { path, missing: "" };
+	return { path: "", missing: `no real Dynamo in ${venv}; install it there or set DYNAMO_PEER_VENV` };
 }
 
 /** Settings with which real and our own processes meet in a folder over TCP on the loopback interface. */

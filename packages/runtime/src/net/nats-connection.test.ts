@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-import { findNatsServer, freePort, NatsServer, type NatsServerOptions, until } from "@dynamo-ts/testing/internal";
+import {
+	findNatsServer,
+	freePort,
+	NatsServer,
+	type NatsServerOptions,
+	titled,
+	until,
+} from "@dynamo-ts/testing/internal";
 import { nkeys } from "nats";
 import { afterEach, describe, expect, it } from "vitest";
 import { runtimeConfigFromEnv } from "../config.js";
@@ -8,7 +15,7 @@ import { NatsConnection } from "./nats-connection.js";
 import type { NatsSettings } from "./nats-settings.js";
 
 const program = findNatsServer();
-const missing = "missing" in program ? program.missing : "";
+const missing = program.missing;
 
 const lines: string[] = [];
 const log = createLogger({ filter: "info", format: "readable", ansi: false, localTime: false }, "test", (line) => {
@@ -46,7 +53,7 @@ describe("settings", () => {
 	});
 });
 
-describe.skipIf(missing)(`a real nats-server${missing && ` [skipped: ${missing}]`}`, () => {
+describe.skipIf(missing)(titled("a real nats-server", missing), () => {
 	const ends: (() => Promise<unknown>)[] = [];
 	afterEach(async () => {
 		for (const end of ends.splice(0).reverse()) await end();

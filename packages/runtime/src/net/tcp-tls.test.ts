@@ -3,7 +3,7 @@ import { copyFileSync, writeFileSync } from "node:fs";
 import type { AddressInfo, Server, Socket } from "node:net";
 import { join } from "node:path";
 import type { TLSSocket } from "node:tls";
-import { CertificateAuthority, findOpenssl, until } from "@dynamo-ts/testing/internal";
+import { CertificateAuthority, findOpenssl, titled, until } from "@dynamo-ts/testing/internal";
 import { afterAll, afterEach, describe, expect, it, vi } from "vitest";
 import { runtimeConfigFromEnv } from "../config.js";
 import { createLogger } from "../observability/logging.js";
@@ -11,7 +11,7 @@ import { createStreamServer, dialStream } from "./streams.js";
 import { loadTcpTls, type TcpTls } from "./tcp-tls.js";
 
 const openssl = findOpenssl();
-const missing = "missing" in openssl ? openssl.missing : "";
+const missing = openssl.missing;
 const lines: string[] = [];
 const log = createLogger({ filter: "info", format: "readable", ansi: false, localTime: false }, "test", (line) => {
 	lines.push(line);
@@ -40,7 +40,7 @@ describe("settings", () => {
 	});
 });
 
-describe.skipIf(missing)(`connections${missing && ` [skipped: ${missing}]`}`, () => {
+describe.skipIf(missing)(titled("connections", missing), () => {
 	const authority = missing === "" ? new CertificateAuthority() : undefined;
 	const stranger = missing === "" ? new CertificateAuthority("stranger") : undefined;
 	const ours = authority?.sign() ?? { cert: "", key: "" };

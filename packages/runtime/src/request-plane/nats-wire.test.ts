@@ -20,7 +20,7 @@ import {
 	splitTwoPart,
 	TwoPartDecoder,
 } from "@dynamo-ts/protocols/internal";
-import { CollectingSink, findNatsServer, NatsServer, until } from "@dynamo-ts/testing/internal";
+import { CollectingSink, findNatsServer, NatsServer, titled, until } from "@dynamo-ts/testing/internal";
 import fc from "fast-check";
 import { connect, headers, type Msg, type NatsConnection as RawConnection } from "nats";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -33,7 +33,7 @@ import { NatsRequestPlaneServer } from "./nats-server.js";
 import type { RequestOptions } from "./request-plane.js";
 
 const program = findNatsServer();
-const missing = "missing" in program ? program.missing : "";
+const missing = program.missing;
 const fixture = (name: string) => readFileSync(fileURLToPath(new URL(`../../fixtures/wire/${name}`, import.meta.url)));
 
 interface RecordedMessage {
@@ -57,7 +57,7 @@ const log = createLogger({ filter: "info", format: "readable", ansi: false, loca
 	lines.push(line);
 });
 
-describe.skipIf(missing)(`requests over NATS${missing && ` [skipped: ${missing}]`}`, () => {
+describe.skipIf(missing)(titled("requests over NATS", missing), () => {
 	const closers: (() => Promise<unknown> | unknown)[] = [];
 	let nats: NatsServer;
 	beforeEach(async () => {

@@ -49,7 +49,7 @@ discoveryConformance(
 		};
 	},
 	{
-		missing: "missing" in etcd ? etcd.missing : undefined,
+		missing: etcd.missing,
 		finish: async () => server?.stop(),
 	},
 );

@@ -6,6 +6,7 @@ import { BUCKETS, recordKey } from "@dynamo-ts/protocols/internal";
 import type { Discovery, DiscoveryEvent } from "@dynamo-ts/runtime";
 import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
 import { Child } from "../child-process.js";
+import { titled } from "../found.js";
 import { PROJECT_ROOT } from "../own-processes.js";
 import { eventually } from "./eventually.js";
 
@@ -26,7 +27,7 @@ export interface DiscoveryWorld {
 
 export interface DiscoveryConformanceOptions {
 	/** Why this backend cannot be tested here. */
-	readonly missing?: string | undefined;
+	readonly missing?: string;
 	/** After the last test. */
 	readonly finish?: () => Promise<void>;
 }
@@ -110,10 +111,9 @@ function eventRecords(publisher: bigint): DiscoveryRecord[] {
 export function discoveryConformance(
 	name: string,
 	open: () => Promise<DiscoveryWorld>,
-	{ missing, finish }: DiscoveryConformanceOptions = {},
+	{ missing = "", finish }: DiscoveryConformanceOptions = {},
 ): void {
-	const title = `discovery conformance - ${name}`;
-	describe.skipIf(missing !== undefined)(missing === undefined ? title : `${title} [skipped: ${missing}]`, () => {
+	describe.skipIf(missing)(titled(`discovery conformance - ${name}`, missing), () => {
 		let world: DiscoveryWorld;
 		let writer: Discovery;
 		let reader: Discovery;

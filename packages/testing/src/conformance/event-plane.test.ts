@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createMemStore, DistributedRuntime, type RuntimeConfig } from "@dynamo-ts/runtime/internal";
 import { describe, it } from "vitest";
+import { titled } from "../found.js";
 import { findNatsServer, NatsServer } from "../nats-server.js";
 import { startZmqBroker } from "../zmq-broker.js";
 import { type EventWorld, eventPlaneConformance } from "./event-plane.js";
@@ -66,8 +67,8 @@ eventPlaneConformance(
 );
 
 const nats = findNatsServer();
-if ("missing" in nats) {
-	describe.skip(`event plane: nats (${nats.missing})`, () => {
+if (nats.missing) {
+	describe.skip(titled("event plane: nats", nats.missing), () => {
 		it("is not run", () => {});
 	});
 } else {

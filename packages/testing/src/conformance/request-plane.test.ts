@@ -17,6 +17,7 @@ import {
 } from "@dynamo-ts/runtime/internal";
 import { afterAll, beforeAll, describe, it } from "vitest";
 import { CertificateAuthority, findOpenssl } from "../certificates.js";
+import { titled } from "../found.js";
 import { findNatsServer, NatsServer } from "../nats-server.js";
 import { requestPlaneConformance } from "./request-plane.js";
 
@@ -89,8 +90,8 @@ for (const codec of ["msgpack", "json"] as const) {
 }
 
 const openssl = findOpenssl();
-if ("missing" in openssl) {
-	describe(`request plane conformance - TCP with mutual TLS [skipped: ${openssl.missing}]`, () => {
+if (openssl.missing) {
+	describe(titled("request plane conformance - TCP with mutual TLS", openssl.missing), () => {
 		it.skip("is not run", () => {});
 	});
 } else {
@@ -114,8 +115,8 @@ if ("missing" in openssl) {
 }
 
 const natsServer = findNatsServer();
-if ("missing" in natsServer) {
-	describe(`request plane conformance - NATS [skipped: ${natsServer.missing}]`, () => {
+if (natsServer.missing) {
+	describe(titled("request plane conformance - NATS", natsServer.missing), () => {
 		it.skip("is not run", () => {});
 	});
 } else {

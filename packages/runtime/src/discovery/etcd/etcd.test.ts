@@ -3,7 +3,7 @@
 import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { recordKey } from "@dynamo-ts/protocols/internal";
-import { CertificateAuthority, EtcdServer, findEtcd, findOpenssl, freePort } from "@dynamo-ts/testing/internal";
+import { CertificateAuthority, EtcdServer, findEtcd, findOpenssl, freePort, titled } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { EnvReader } from "../../config.js";
 import { createLogger } from "../../observability/logging.js";
@@ -14,8 +14,7 @@ import { readEtcdConfig } from "./etcd-config.js";
 
 const TTL_SECONDS = 2;
 const etcd = findEtcd();
-const missing = "missing" in etcd ? etcd.missing : "";
-const title = (text: string) => (missing ? `${text} [skipped: ${missing}]` : text);
+const missing = etcd.missing;
 const lines: string[] = [];
 const log = createLogger({ filter: "info", format: "readable", ansi: false, localTime: false }, "test", (line) => {
 	lines.push(line);
@@ -57,7 +56,7 @@ const keysIn = (server: EtcdServer): string[] =>
 	server.etcdctl("get", "--prefix", "v1/", "--keys-only").split("\n").filter(Boolean);
 const types = (events: readonly DiscoveryEvent[]) => events.map((event) => event.type);
 
-describe.skipIf(missing)(title("etcd discovery"), () => {
+describe.skipIf(missing)(titled("etcd discovery", missing), () => {
 	let server: EtcdServer;
 
 	beforeAll(async () => {
@@ -256,7 +255,7 @@ describe.skipIf(missing)(title("etcd discovery"), () => {
 	});
 });
 
-describe.skipIf(missing)(title("etcd discovery over several members"), () => {
+describe.skipIf(missing)(titled("etcd discovery over several members", missing), () => {
 	let members: EtcdServer[];
 
 	beforeAll(async () => {
@@ -289,77 +288,74 @@ describe.skipIf(missing)(title("etcd discovery over several members"), () => {
 });
 
 const openssl = findOpenssl();
-const secure = missing || ("missing" in openssl ? openssl.missing : "");
-describe.skipIf(secure)(
-	secure ? `etcd discovery with TLS and login [skipped: ${secure}]` : "etcd discovery with TLS and login",
-	() => {
-		let authority: CertificateAuthority;
-		let server: EtcdServer;
-		let env: Record<string, string>;
+const secure = missing || openssl.missing;
+describe.skipIf(secure)(titled("etcd discovery with TLS and login", secure), () => {
+	let authority: CertificateAuthority;
+	let server: EtcdServer;
+	let env: Record<string, string>;
 
-		beforeAll(async () => {
-			authority = new CertificateAuthority();
-			const [own, client] = [authority.sign(), authority.sign()];
-			const args = [
-				"--cert-file",
-				own.cert,
-				"--key-file",
-				own.key,
-				"--trusted-ca-file",
-				authority.ca,
-				"--client-cert-auth",
-			];
-			const ctl = ["--cacert", authority.ca, "--cert", client.cert, "--key", client.key];
-			server = await EtcdServer.start({ tls: true, args, ctl });
-			env = { ETCD_AUTH_CA: authority.ca, ETCD_AUTH_CLIENT_CERT: client.cert, ETCD_AUTH_CLIENT_KEY: client.key };
-			return async () => {
-				await server.stop();
-				authority.remove();
-			};
-		});
-		afterEach(async () => {
-			await Promise.all(opened.splice(0).map((discovery) => discovery.close()));
-			lines.length = 0;
-		});
+	beforeAll(async () => {
+		authority = new CertificateAuthority();
+		const [own, client] = [authority.sign(), authority.sign()];
+		const args = [
+			"--cert-file",
+			own.cert,
+			"--key-file",
+			own.key,
+			"--trusted-ca-file",
+			authority.ca,
+			"--client-cert-auth",
+		];
+		const ctl = ["--cacert", authority.ca, "--cert", client.cert, "--key", client.key];
+		server = await EtcdServer.start({ tls: true, args, ctl });
+		env = { ETCD_AUTH_CA: authority.ca, ETCD_AUTH_CLIENT_CERT: client.cert, ETCD_AUTH_CLIENT_KEY: client.key };
+		return async () => {
+			await server.stop();
+			authority.remove();
+		};
+	});
+	afterEach(async () => {
+		await Promise.all(opened.splice(0).map((discovery) => discovery.close()));
+		lines.length = 0;
+	});
 
-		const short = { ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS: "1" };
+	const short = { ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS: "1" };
 
-		it("with the certificates it works, without it does not", async () => {
-			const one = await open(server.url, env);
+	it("with the certificates it works, without it does not", async () => {
+		const one = await open(server.url, env);
+		await one.put(endpoint(one));
+		expect(keysIn(server)).toEqual([recordKey(endpoint(one))]);
+		await expect(open(server.url, { ...short, ETCD_AUTH_CA: env.ETCD_AUTH_CA as string })).rejects.toThrow(
+			/cannot be reached/,
+		);
+		await expect(open(server.url, short)).rejects.toThrow(/cannot be reached/);
+		await expect(open(server.url, { ...env, ETCD_AUTH_CA: "/nowhere" })).rejects.toThrow(
+			/ETCD_AUTH_CA=\/nowhere cannot be read/,
+		);
+	});
+
+	it("with the login it works, also after etcd forgot it; a wrong one is told at once", async () => {
+		// Certificates name a user as well; a login wins.
+		server.etcdctl("user", "add", "root:secret");
+		server.etcdctl("user", "grant-role", "root", "root");
+		server.etcdctl("auth", "enable");
+		const login = { ...env, ETCD_AUTH_USERNAME: "root", ETCD_AUTH_PASSWORD: "secret" };
+		try {
+			await expect(open(server.url, { ...login, ETCD_AUTH_PASSWORD: "wrong" })).rejects.toThrow(
+				/refuses this process \(see ETCD_AUTH_USERNAME/,
+			);
+			const [one, two] = [await open(server.url, login), await open(server.url, login)];
+			const events = await follow(two);
 			await one.put(endpoint(one));
-			expect(keysIn(server)).toEqual([recordKey(endpoint(one))]);
-			await expect(open(server.url, { ...short, ETCD_AUTH_CA: env.ETCD_AUTH_CA as string })).rejects.toThrow(
-				/cannot be reached/,
-			);
-			await expect(open(server.url, short)).rejects.toThrow(/cannot be reached/);
-			await expect(open(server.url, { ...env, ETCD_AUTH_CA: "/nowhere" })).rejects.toThrow(
-				/ETCD_AUTH_CA=\/nowhere cannot be read/,
-			);
-		});
-
-		it("with the login it works, also after etcd forgot it; a wrong one is told at once", async () => {
-			// Certificates name a user as well; a login wins.
-			server.etcdctl("user", "add", "root:secret");
-			server.etcdctl("user", "grant-role", "root", "root");
-			server.etcdctl("auth", "enable");
-			const login = { ...env, ETCD_AUTH_USERNAME: "root", ETCD_AUTH_PASSWORD: "secret" };
-			try {
-				await expect(open(server.url, { ...login, ETCD_AUTH_PASSWORD: "wrong" })).rejects.toThrow(
-					/refuses this process \(see ETCD_AUTH_USERNAME/,
-				);
-				const [one, two] = [await open(server.url, login), await open(server.url, login)];
-				const events = await follow(two);
-				await one.put(endpoint(one));
-				await vi.waitFor(() => expect(events).toHaveLength(1), PATIENCE);
-				await server.kill();
-				await server.restart();
-				await one.put(endpoint(one, "after"));
-				await vi.waitFor(() => expect(types(events)).toEqual(["put", "put"]), PATIENCE);
-				await new Promise((resolve) => setTimeout(resolve, TTL_SECONDS * 2000));
-				expect(types(events)).toEqual(["put", "put"]);
-			} finally {
-				server.etcdctl("--user", "root:secret", "auth", "disable");
-			}
-		});
-	},
-);
+			await vi.waitFor(() => expect(events).toHaveLength(1), PATIENCE);
+			await server.kill();
+			await server.restart();
+			await one.put(endpoint(one, "after"));
+			await vi.waitFor(() => expect(types(events)).toEqual(["put", "put"]), PATIENCE);
+			await new Promise((resolve) => setTimeout(resolve, TTL_SECONDS * 2000));
+			expect(types(events)).toEqual(["put", "put"]);
+		} finally {
+			server.etcdctl("--user", "root:secret", "auth", "disable");
+		}
+	});
+});

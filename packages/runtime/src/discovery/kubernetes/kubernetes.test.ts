@@ -4,7 +4,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
-import { CertificateAuthority, FakeKubeApi, type FakeKubeApiOptions, findOpenssl } from "@dynamo-ts/testing/internal";
+import {
+	CertificateAuthority,
+	FakeKubeApi,
+	type FakeKubeApiOptions,
+	findOpenssl,
+	titled,
+} from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { EnvReader } from "../../config.js";
 import { createLogger } from "../../observability/logging.js";
@@ -249,8 +255,8 @@ describe("kubernetes discovery", () => {
 });
 
 const openssl = findOpenssl();
-const missing = "missing" in openssl ? openssl.missing : "";
-describe.skipIf(missing)(missing ? `in the cluster [skipped: ${missing}]` : "in the cluster", () => {
+const missing = openssl.missing;
+describe.skipIf(missing)(titled("in the cluster", missing), () => {
 	it("uses the service account's token, also after it changed, and its certificate", async () => {
 		const authority = new CertificateAuthority();
 		try {
