@@ -5,6 +5,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Annotated, DynamoError, EndpointRecord } from "@dynamo-ts/protocols/internal";
+import { until } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { EndpointClient } from "./component.js";
 import type { RuntimeConfig } from "./config.js";
@@ -13,14 +14,6 @@ import type { EndpointHandler, RequestOptions } from "./request-plane/request-pl
 import { DistributedRuntime } from "./runtime.js";
 
 const QUIET = { filter: "off", format: "readable", ansi: false, localTime: false } as const;
-
-async function eventually(predicate: () => boolean | Promise<boolean>, what: string): Promise<void> {
-	const end = performance.now() + 10_000;
-	while (!(await predicate())) {
-		if (performance.now() > end) throw new Error(`still waiting for: ${what}`);
-		await new Promise((resolve) => setTimeout(resolve, 5));
-	}
-}
 
 function call(client: EndpointClient, instance: EndpointRecord, payload: unknown = {}, options?: RequestOptions) {
 	const items: Annotated<unknown>[] = [];
@@ -81,9 +74,9 @@ for (const backend of ["mem", "file"] as const) {
 			expect(await found).toEqual([served.record]);
 			expect(served.record).toMatchObject({ type: "Endpoint", instance_id: worker.instanceId, device_type: "cpu" });
 			expect(await call(client, served.record, { a: 1 })).toEqual({ items: [{ data: { a: 1 } }] });
-			await eventually(() => served.inflight === 0, "nothing under way");
+			await until("nothing under way", () => served.inflight === 0);
 			await served.stop();
-			await eventually(() => client.instances().length === 0, "the instance gone");
+			await until("the instance gone", () => client.instances().length === 0);
 		});
 
 		it("a deferred endpoint is found once it registers, and can be served again after a stop", async () => {
@@ -129,7 +122,7 @@ for (const backend of ["mem", "file"] as const) {
 			const busyUntil = performance.now() + 30;
 			client.reportFailure(worker.instanceId);
 			while (performance.now() < busyUntil);
-			await eventually(() => client.available().length === 1, "the instance available again");
+			await until("the instance available again", () => client.available().length === 1);
 			expect(changes).toBe(2);
 		});
 
@@ -142,9 +135,9 @@ for (const backend of ["mem", "file"] as const) {
 			client.reportFailure(123n);
 			expect(client.available()).toEqual([]);
 			await served.unregister();
-			await eventually(() => client.instances().length === 0, "the instance gone");
+			await until("the instance gone", () => client.instances().length === 0);
 			await served.register();
-			await eventually(() => client.available().length === 1, "the instance available");
+			await until("the instance available", () => client.available().length === 1);
 		});
 
 		it("a request error does not speak against the instance", async () => {
@@ -189,11 +182,11 @@ for (const backend of ["mem", "file"] as const) {
 			expect(worker.health.ready).toBe(false);
 			expect((await fetch(`${url}/health`)).status).toBe(503);
 			expect((await fetch(`${url}/live`)).status).toBe(200);
-			await eventually(() => client.instances().length === 0, "the record gone");
-			await eventually(async () => {
+			await until("the record gone", () => client.instances().length === 0);
+			await until("new requests refused", async () => {
 				const { error } = await call(client, instance, {}, { firstResponseTimeoutMs: 100 });
 				return error?.errorClass === "WorkerUnavailable";
-			}, "new requests refused");
+			});
 			expect(order).toEqual(["began", "left discovery"]);
 			finish();
 			expect(await stream).toEqual({ items: [{ data: 1 }, { data: 2 }] });
@@ -211,7 +204,7 @@ for (const backend of ["mem", "file"] as const) {
 			const served = await generate(worker).serve((_request, response) => response.send({ data: 1 }));
 			await client.waitForInstances(5000);
 			const stream = call(client, served.record);
-			await eventually(() => served.inflight === 1, "the request at the worker");
+			await until("the request at the worker", () => served.inflight === 1);
 			await worker.shutdown();
 			expect((await stream).error?.errorClass).toBe("Disconnected");
 		});
@@ -223,7 +216,7 @@ for (const backend of ["mem", "file"] as const) {
 			generate(worker).metrics.createGauge("custom", "Custom").set(7);
 			await client.waitForInstances(5000);
 			await call(client, served.record);
-			await eventually(() => served.inflight === 0, "nothing under way");
+			await until("nothing under way", () => served.inflight === 0);
 			const page = await worker.metrics.scrape();
 			const labels = `dynamo_component="backend",dynamo_endpoint="generate",dynamo_namespace="dynamo",worker_id="${worker.instanceId.toString(16)}"`;
 			expect(page).toContain(`dynamo_component_custom{${labels}} 7\n`);
@@ -274,10 +267,10 @@ describe("distributed runtime - health checks", () => {
 			);
 			expect(await health()).toEqual([503, "notready", { generate: "notready" }]);
 			well = true;
-			await eventually(async () => (await health())[0] === 200, "the endpoint is healthy");
+			await until("the endpoint is healthy", async () => (await health())[0] === 200);
 			expect(await health()).toEqual([200, "ready", { generate: "ready" }]);
 			well = false;
-			await eventually(async () => (await health())[0] === 503, "the endpoint is ill");
+			await until("the endpoint is ill", async () => (await health())[0] === 503);
 			expect(asked[0]).toEqual({ check: 1 });
 			expect(await runtime.metrics.scrape()).not.toMatch(/requests_total\{[^}]*\} [1-9]/);
 		} finally {

@@ -106,7 +106,7 @@ export class Child {
 }
 
 /**
- * Polls `probe` until it answers true.
+ * Polls `probe` until it answers true, every 20 ms at last; for states that no event tells.
  * @throws Error naming `what` when `child` ends or `timeoutMs` passes first.
  */
 export async function until(
@@ -115,11 +115,11 @@ export async function until(
 	options: { timeoutMs?: number; child?: Child } = {},
 ): Promise<void> {
 	const deadline = Date.now() + (options.timeoutMs ?? 30_000);
-	for (;;) {
+	for (let pauseMs = 2; ; pauseMs = Math.min(2 * pauseMs, 20)) {
 		if (await probe()) return;
 		const tail = options.child ? `; output:\n${options.child.output.slice(-4000)}` : "";
 		if (options.child?.ended) throw new Error(`process ended before: ${what}${tail}`);
 		if (Date.now() > deadline) throw new Error(`timed out waiting for: ${what}${tail}`);
-		await new Promise((resolve) => setTimeout(resolve, 20));
+		await new Promise((resolve) => setTimeout(resolve, pauseMs));
 	}
 }

@@ -11,6 +11,7 @@ import {
 	recordKey,
 	stringifyJson,
 } from "@dynamo-ts/protocols/internal";
+import { until } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { createLogger } from "../observability/logging.js";
 import type { DiscoveryEvent } from "./discovery.js";
@@ -27,14 +28,6 @@ vi.mock("node:fs", async (original) => {
 	};
 	return { ...fs, watch, default: { ...fs, watch } };
 });
-
-async function eventually(predicate: () => boolean | Promise<boolean>, what: string): Promise<void> {
-	const end = performance.now() + 10_000;
-	while (!(await predicate())) {
-		if (performance.now() > end) throw new Error(`still waiting for: ${what}`);
-		await new Promise((resolve) => setTimeout(resolve, 5));
-	}
-}
 
 function block(ms: number): void {
 	Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
@@ -107,12 +100,12 @@ describe("file discovery", () => {
 		const path = join(instances, "dynamo%2Fbackend%2Fgenerate%2F2");
 		const whole = stringifyJson(record(2n));
 		await writeFile(path, whole.slice(0, 40));
-		await eventually(() => lines.some((line) => line.includes("Failed to parse")), "the warning");
+		await until("the warning", () => lines.some((line) => line.includes("Failed to parse")));
 		await reader.list("v1/instances");
 		expect(lines.filter((line) => line.includes("Failed to parse"))).toHaveLength(1);
 		expect(await reader.list("v1/instances")).toEqual([good]);
 		await writeFile(path, whole);
-		await eventually(() => events.length === 2, "the record once whole");
+		await until("the record once whole", () => events.length === 2);
 		expect(events[1]).toEqual({ type: "put", key: recordKey(record(2n)), record: record(2n) });
 	});
 
@@ -124,10 +117,10 @@ describe("file discovery", () => {
 		const path = join(instances, "dynamo%2Fbackend%2Fgenerate%2F1");
 		await writeFile(join(root, "garbage"), "{");
 		await rename(join(root, "garbage"), path);
-		await eventually(() => lines.some((line) => line.includes("Failed to parse")), "the warning");
+		await until("the warning", () => lines.some((line) => line.includes("Failed to parse")));
 		expect(await reader.list("v1/instances")).toEqual([record(1n)]);
 		await unlink(path);
-		await eventually(() => events.length === 2, "the deletion");
+		await until("the deletion", () => events.length === 2);
 		expect(events[1]?.type).toBe("delete");
 	});
 
@@ -141,7 +134,7 @@ describe("file discovery", () => {
 		await mkdir(join(instances, "folder"));
 		await age(join(instances, "dynamo%2Fbackend%2Fgenerate%2F1"), 1);
 		await writer.put(record(2n));
-		await eventually(() => events.length >= 2, "the second record");
+		await until("the second record", () => events.length >= 2);
 		expect(events.map((event) => event.key)).toEqual([recordKey(record(1n)), recordKey(record(2n))]);
 	});
 
@@ -152,14 +145,14 @@ describe("file discovery", () => {
 		await owner.put(record(1n));
 		const orphan = join(instances, "dynamo%2Fbackend%2Fgenerate%2F2");
 		await writeFile(orphan, stringifyJson(record(2n)));
-		await eventually(() => events.length === 2, "both records");
-		await eventually(() => events.length === 3, "the removal of the orphan");
+		await until("both records", () => events.length === 2);
+		await until("the removal of the orphan", () => events.length === 3);
 		expect(events[2]).toEqual({ type: "delete", key: recordKey(record(2n)) });
 		await expect(stat(orphan)).rejects.toThrow("ENOENT");
 		const before = (await stat(join(instances, "dynamo%2Fbackend%2Fgenerate%2F1"))).mtimeMs;
-		await eventually(
-			async () => (await stat(join(instances, "dynamo%2Fbackend%2Fgenerate%2F1"))).mtimeMs > before,
+		await until(
 			"a touch",
+			async () => (await stat(join(instances, "dynamo%2Fbackend%2Fgenerate%2F1"))).mtimeMs > before,
 		);
 		expect(await reader.list("v1/instances")).toEqual([record(1n)]);
 	});
@@ -181,13 +174,11 @@ describe("file discovery", () => {
 		const path = join(instances, "dynamo%2Fbackend%2Fgenerate%2F1");
 		await unlink(path);
 		block(700);
-		await eventually(
-			() =>
-				stat(path).then(
-					() => true,
-					() => false,
-				),
-			"the file",
+		await until("the file", () =>
+			stat(path).then(
+				() => true,
+				() => false,
+			),
 		);
 		expect(parseDiscoveryRecord(parseJson(await readFile(path, "utf8")))).toEqual(record(1n));
 	});
@@ -197,7 +188,7 @@ describe("file discovery", () => {
 		await watch(reader);
 		const other = join(instances, "dynamo%2Fbackend%2Fgenerate%2F2");
 		await writeFile(other, stringifyJson(record(2n)));
-		await eventually(() => events.length === 1, "the record");
+		await until("the record", () => events.length === 1);
 		block(900);
 		// The machine was stalled as a whole: the owner touches its file as soon as it can.
 		await new Promise((resolve) => setImmediate(resolve));
@@ -212,10 +203,10 @@ describe("file discovery", () => {
 		await owner.put(record(1n));
 		await watch(reader);
 		await rm(join(root, "v1"), { recursive: true });
-		await eventually(() => events.some((event) => event.type === "delete"), "the deletion");
-		await eventually(() => events.at(-1)?.type === "put", "the record again");
+		await until("the deletion", () => events.some((event) => event.type === "delete"));
+		await until("the record again", () => events.at(-1)?.type === "put");
 		await owner.put(record(3n));
-		await eventually(() => events.at(-1)?.key === recordKey(record(3n)), "a new record by notification");
+		await until("a new record by notification", () => events.at(-1)?.key === recordKey(record(3n)));
 	});
 
 	it("polls with a warning when the folder cannot be watched", async () => {
@@ -225,7 +216,7 @@ describe("file discovery", () => {
 		await watch(reader);
 		expect(lines.some((line) => line.includes("cannot be watched"))).toBe(true);
 		await writer.put(record(1n));
-		await eventually(() => events.length === 1, "the record by polling");
+		await until("the record by polling", () => events.length === 1);
 	});
 
 	it("says which folder cannot be made", async () => {

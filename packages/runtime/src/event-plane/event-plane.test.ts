@@ -2,6 +2,7 @@
 // Parts of the event plane by themselves, and what peers that send nonsense do to it.
 import { connect } from "node:net";
 import { type EventChannelRecord, encodeEventFrames } from "@dynamo-ts/protocols/internal";
+import { until } from "@dynamo-ts/testing/internal";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { createMemStore, MemDiscovery } from "../discovery/mem.js";
@@ -18,13 +19,6 @@ const LOG = { filter: "warn", format: "readable", ansi: false, localTime: false 
 const log = createLogger(LOG, "test", (line) => {
 	lines.push(line);
 });
-const until = async (what: string, holds: () => boolean): Promise<void> => {
-	const end = performance.now() + 10_000;
-	while (!holds()) {
-		if (performance.now() > end) throw new Error(`still waiting for: ${what}`);
-		await new Promise((resolve) => setTimeout(resolve, 5));
-	}
-};
 
 describe("where sockets are bound", () => {
 	const v4 = (address: string, internal = false) => ({ address, internal, family: "IPv4" }) as never;

@@ -5,10 +5,9 @@ import type { Bucket, DiscoveryRecord, EndpointRecord } from "@dynamo-ts/protoco
 import { BUCKETS, recordKey } from "@dynamo-ts/protocols/internal";
 import type { Discovery, DiscoveryEvent } from "@dynamo-ts/runtime";
 import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
-import { Child } from "../child-process.js";
+import { Child, until } from "../child-process.js";
 import { titled } from "../found.js";
 import { PROJECT_ROOT } from "../own-processes.js";
-import { eventually } from "./eventually.js";
 
 /** A discovery store in which several peers can meet. */
 export interface DiscoveryWorld {
@@ -139,7 +138,7 @@ export function discoveryConformance(
 				list = await reader.list(bucket);
 				return isDeepStrictEqual(list, records);
 			};
-			await eventually(same, `${bucket} as it should be`, 5000).catch(() => expect(list).toEqual(records));
+			await until(`${bucket} as it should be`, same, { timeoutMs: 5000 }).catch(() => expect(list).toEqual(records));
 		};
 		const watchInstances = () => reader.watch("v1/instances", (event) => events.push(event));
 
@@ -152,11 +151,11 @@ export function discoveryConformance(
 			const record = endpointRecord(writer);
 			await watchInstances();
 			await writer.put(record);
-			await eventually(() => events.length === 1, "the put");
+			await until("the put", () => events.length === 1);
 			expect(events[0]).toEqual({ type: "put", key: recordKey(record), record });
 			await listed("v1/instances", [record]);
 			await writer.delete(record);
-			await eventually(() => events.length === 2, "the delete");
+			await until("the delete", () => events.length === 2);
 			expect(events[1]).toEqual({ type: "delete", key: recordKey(record) });
 			await listed("v1/instances", []);
 		});
@@ -172,10 +171,10 @@ export function discoveryConformance(
 		it("a put of a known key replaces the record", async () => {
 			await watchInstances();
 			await writer.put(endpointRecord(writer));
-			await eventually(() => events.length === 1, "the first put");
+			await until("the first put", () => events.length === 1);
 			const moved = endpointRecord(writer, { transport: { tcp: "127.0.0.1:4712/x" } });
 			await writer.put(moved);
-			await eventually(() => events.length === 2, "the second put");
+			await until("the second put", () => events.length === 2);
 			expect(events[1]).toEqual({ type: "put", key: recordKey(moved), record: moved });
 			await listed("v1/instances", [moved]);
 		});
@@ -196,7 +195,7 @@ export function discoveryConformance(
 			await listed("v1/instances", [record]);
 			await watchInstances();
 			await writer.delete(record);
-			await eventually(() => events.length === 2, "the delete");
+			await until("the delete", () => events.length === 2);
 			expect(events[1]).toEqual({ type: "delete", key: recordKey(record) });
 		});
 
@@ -204,11 +203,11 @@ export function discoveryConformance(
 			await watchInstances();
 			const records = Array.from({ length: 60 }, (_, i) => endpointRecord(writer, { endpoint: `generate${i}` }));
 			await Promise.all(records.map((record) => writer.put(record)));
-			await eventually(() => events.length === 60, "all puts");
+			await until("all puts", () => events.length === 60);
 			expect(new Set(events.map((event) => event.key))).toEqual(new Set(records.map(recordKey)));
 			await Promise.all(records.slice(0, 30).map((record) => writer.delete(record)));
-			await eventually(() => events.length === 90, "all deletes");
-			await eventually(async () => (await reader.list("v1/instances")).length === 30, "30 records");
+			await until("all deletes", () => events.length === 90);
+			await until("30 records", async () => (await reader.list("v1/instances")).length === 30);
 		});
 
 		it("close removes the records of this peer and no others", async () => {
@@ -224,11 +223,11 @@ export function discoveryConformance(
 		it("deleteOwn removes the records and leaves watches running", async () => {
 			await watchInstances();
 			await reader.put(endpointRecord(reader));
-			await eventually(() => events.length === 1, "the put");
+			await until("the put", () => events.length === 1);
 			await reader.deleteOwn();
-			await eventually(() => events.length === 2, "the delete");
+			await until("the delete", () => events.length === 2);
 			await writer.put(endpointRecord(writer));
-			await eventually(() => events.length === 3, "a put of another peer");
+			await until("a put of another peer", () => events.length === 3);
 		});
 
 		it("a closed watch tells nothing more", async () => {
@@ -237,7 +236,7 @@ export function discoveryConformance(
 			await reader.watch("v1/instances", (event) => later.push(event));
 			watch.close();
 			await writer.put(endpointRecord(writer));
-			await eventually(() => later.length === 1, "the put at the other watch");
+			await until("the put at the other watch", () => later.length === 1);
 			expect(events).toEqual([]);
 		});
 
@@ -249,7 +248,7 @@ export function discoveryConformance(
 			}
 			const last = endpointRecord(writer, { transport: { tcp: "127.0.0.1:99/x" } });
 			await writer.put(last);
-			await eventually(() => portOf(events.at(-1)) === 99, "the last put");
+			await until("the last put", () => portOf(events.at(-1)) === 99);
 			const ports = events.flatMap((event) => portOf(event) ?? []);
 			expect(ports).toEqual([...ports].sort((a, b) => a - b));
 			await listed("v1/instances", [last]);
@@ -259,11 +258,11 @@ export function discoveryConformance(
 			await watchInstances();
 			const record = endpointRecord(writer);
 			await writer.put(record);
-			await eventually(() => events.length === 1, "the first put");
+			await until("the first put", () => events.length === 1);
 			await writer.delete(record);
-			await eventually(() => events.length === 2, "the delete");
+			await until("the delete", () => events.length === 2);
 			await writer.put(record);
-			await eventually(() => events.length === 3, "the second put");
+			await until("the second put", () => events.length === 3);
 			expect(events.map((event) => event.type)).toEqual(["put", "delete", "put"]);
 		});
 
@@ -273,7 +272,7 @@ export function discoveryConformance(
 			await writer.put(record);
 			await writer.put(endpointRecord(writer));
 			await writer.put(endpointRecord(writer, { endpoint: "other" }));
-			await eventually(() => events.some((event) => event.key.includes("/other/")), "the other put");
+			await until("the other put", () => events.some((event) => event.key.includes("/other/")));
 			expect(events).toHaveLength(2);
 		});
 
@@ -285,7 +284,7 @@ export function discoveryConformance(
 			await writer.watch("v1/instances", (event) => seen[2]?.push(event));
 			await writer.put(endpointRecord(writer, { endpoint: "second" }));
 			await writer.delete(endpointRecord(writer, { endpoint: "first" }));
-			await eventually(() => seen.every((list) => list.at(-1)?.type === "delete"), "the delete everywhere");
+			await until("the delete everywhere", () => seen.every((list) => list.at(-1)?.type === "delete"));
 			for (const list of seen) expect(list).toEqual(seen[0]);
 			expect(seen[0]?.map((event) => event.type)).toEqual(["put", "put", "delete"]);
 		});
@@ -306,12 +305,12 @@ export function discoveryConformance(
 			});
 			try {
 				await child.waitForOutput(/ready/);
-				await eventually(() => events.length === 1, "its record");
+				await until("its record", () => events.length === 1);
 			} finally {
 				child.kill("SIGKILL");
 			}
 			world.notice?.();
-			await eventually(() => events.length === 2, "its end", 30_000);
+			await until("its end", () => events.length === 2, { timeoutMs: 30_000 });
 			expect(events[1]).toEqual({ type: "delete", key: events[0]?.key });
 		});
 
@@ -324,7 +323,7 @@ export function discoveryConformance(
 			await writer.put(stays);
 			await writer.put(goes);
 			await watchInstances();
-			await eventually(() => events.length === 2, "both records");
+			await until("both records", () => events.length === 2);
 			await world.outage.begin();
 			const deleted = writer.delete(goes);
 			const put = writer.put(comes);
@@ -334,7 +333,7 @@ export function discoveryConformance(
 			await world.outage.end();
 			await put;
 			await deleted;
-			await eventually(() => events.length === 4, "the put and the delete");
+			await until("the put and the delete", () => events.length === 4);
 			expect(
 				events
 					.slice(2)

@@ -3,7 +3,7 @@
 import type { EventEnvelope, EventScope } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime, EventListener, EventPublisher, EventSubscription } from "@dynamo-ts/runtime";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { eventually } from "./eventually.js";
+import { until } from "../child-process.js";
 
 /** A place in which several runtimes can hear each other. */
 export interface EventWorld {
@@ -76,12 +76,12 @@ export function eventPlaneConformance(
 
 		/** Sends until the first message arrives, which is the only sign that sockets have met. */
 		const meet = async (publisher: EventPublisher, recorder: Recorder): Promise<void> => {
-			await eventually(() => {
+			await until("the first message", () => {
 				publisher.publish(Buffer.from("hello"));
 				return recorder.texts(publisher).length > 0;
-			}, "the first message");
+			});
 			publisher.publish(Buffer.from("met"));
-			await eventually(() => recorder.texts(publisher).includes("met"), "the last of the first messages");
+			await until("the last of the first messages", () => recorder.texts(publisher).includes("met"));
 			recorder.events.length = 0;
 			recorder.gaps.length = 0;
 		};
@@ -103,7 +103,7 @@ export function eventPlaneConformance(
 			const first = BigInt(publisher.published);
 			const payloads = Array.from({ length: 500 }, (_, i) => Buffer.alloc(1 + ((i * 37) % 3000), i));
 			for (const payload of payloads) publisher.publish(payload);
-			await eventually(() => recorder.events.length === payloads.length, "all messages");
+			await until("all messages", () => recorder.events.length === payloads.length);
 			for (const [i, event] of recorder.events.entries()) {
 				expect(event.publisherId).toBe(publisher.publisherId);
 				expect(event.sequence).toBe(first + BigInt(i));
@@ -126,7 +126,7 @@ export function eventPlaneConformance(
 				buffer.fill(i);
 				publisher.publish(buffer);
 			}
-			await eventually(() => recorder.events.length === 20, "all messages");
+			await until("all messages", () => recorder.events.length === 20);
 			expect(recorder.events.map((event) => event.payload[0])).toEqual(Array.from({ length: 20 }, (_, i) => i));
 		});
 
@@ -144,7 +144,7 @@ export function eventPlaneConformance(
 			for (const other of others) other.publish(Buffer.from("not for you"));
 			await Promise.all(others.map((other) => other.flush(1000)));
 			wanted.publish(Buffer.from("for you"));
-			await eventually(() => recorder.texts().includes("for you"), "the message");
+			await until("the message", () => recorder.texts().includes("for you"));
 			expect(recorder.texts()).toEqual(["for you"]);
 			expect(subscription.malformed).toBe(0);
 			expect(subscription.publishers).toBe(traits.hasChannels ? 1 : 0);
@@ -160,10 +160,7 @@ export function eventPlaneConformance(
 			for (let i = 0; i < 50; i++) for (const publisher of publishers) publisher.publish(Buffer.from(`${i}`));
 			const expected = Array.from({ length: 50 }, (_, i) => `${i}`);
 			for (const { recorder } of listeners) {
-				await eventually(
-					() => recorder.events.filter((e) => e.payload.toString() === "49").length === 3,
-					"the last ones",
-				);
+				await until("the last ones", () => recorder.events.filter((e) => e.payload.toString() === "49").length === 3);
 				for (const publisher of publishers) expect(recorder.texts(publisher).slice(-50)).toEqual(expected);
 			}
 		});
@@ -181,10 +178,10 @@ export function eventPlaneConformance(
 			publisher.publish(Buffer.from("after the end"));
 			await publisher.close();
 			if (traits.hasChannels) {
-				await eventually(() => recorder.gone.length === 1, "the news");
+				await until("the news", () => recorder.gone.length === 1);
 				expect(recorder.gone).toEqual([publisher.publisherId]);
 			}
-			await eventually(() => subscription.publishers === 0, "nobody to listen to");
+			await until("nobody to listen to", () => subscription.publishers === 0);
 			expect(await b.discovery.list("v1/event_channels")).toEqual([]);
 			expect(recorder.texts()).toEqual([]);
 		});
@@ -199,7 +196,7 @@ export function eventPlaneConformance(
 			await closing.subscription.close();
 			closing.recorder.events.length = 0;
 			publisher.publish(Buffer.from("more"));
-			await eventually(() => staying.recorder.texts().includes("more"), "the message");
+			await until("the message", () => staying.recorder.texts().includes("more"));
 			await closing.subscription.close();
 			expect(closing.recorder.events).toEqual([]);
 		});
@@ -228,10 +225,10 @@ export function eventPlaneConformance(
 			// All in one turn: no transport can send while this runs.
 			for (let i = 0; i < 20_000; i++) publisher.publish(payload);
 			expect(publisher.dropped).toBeGreaterThan(0);
-			await eventually(() => {
+			await until("a message after the flood", () => {
 				publisher.publish(Buffer.from("end"));
 				return recorder.texts().includes("end");
-			}, "a message after the flood");
+			});
 			expect(subscription.received + subscription.lost).toBeGreaterThanOrEqual(before + 20_000);
 			expect(recorder.gaps.length).toBeGreaterThan(0);
 		});
@@ -251,13 +248,13 @@ export function eventPlaneConformance(
 			const { recorder } = await listen(b, "t");
 			await meet(publisher, recorder);
 			await world.interrupt?.();
-			await eventually(
+			await until(
+				"a message after the interruption",
 				() => {
 					publisher.publish(Buffer.from("again"));
 					return recorder.events.length > 0;
 				},
-				"a message after the interruption",
-				20_000,
+				{ timeoutMs: 20_000 },
 			);
 			const sequences = recorder.events.map((event) => event.sequence);
 			expect(sequences).toEqual([...sequences].sort((x, y) => (x < y ? -1 : 1)));

@@ -13,8 +13,8 @@ import type {
 	ResponseWriter,
 } from "@dynamo-ts/runtime/internal";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { until } from "../child-process.js";
 import { CollectingSink } from "../collecting-sink.js";
-import { eventually } from "./eventually.js";
 
 /** A worker's and a client's end of one request plane. */
 export interface RequestPlaneWorld {
@@ -49,7 +49,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			sinks = [];
 		});
 		afterEach(async () => {
-			await eventually(() => registration.inflight === 0, "nothing under way at the worker");
+			await until("nothing under way at the worker", () => registration.inflight === 0);
 			await world.client.close();
 			await world.server.close();
 			await world.dispose();
@@ -73,7 +73,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			const call = world.client.send(world.instance(PATH), { id: randomUUID(), payload, headers }, sink, options);
 			return { sink, call };
 		};
-		const accepted = (count = 1) => eventually(() => responses.length === count, "the request at the worker");
+		const accepted = (count = 1) => until("the request at the worker", () => responses.length === count);
 		const firstItem = (sink: CollectingSink) =>
 			new Promise<void>((resolve) => {
 				if (sink.items.length > 0) resolve();
@@ -191,7 +191,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			call.kill();
 			call.kill();
 			expect(sink.error?.errorClass).toBe("Cancelled");
-			await eventually(() => cancels.length === 1, "the cancellation");
+			await until("the cancellation", () => cancels.length === 1);
 			expect(cancels[0]).toBe("kill");
 			expect(signal.aborted).toBe(true);
 			expect(responses[0]?.closed).toBe(true);
@@ -206,8 +206,8 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			await sink.done;
 			expect(sink.error?.errorClass).toBe("Cancelled");
 			const other = send({});
-			await eventually(() => registration.inflight > 0, "the second request");
-			await eventually(() => registration.inflight === 1, "the first request gone");
+			await until("the second request", () => registration.inflight > 0);
+			await until("the first request gone", () => registration.inflight === 1);
 			other.call.kill();
 		});
 
@@ -218,7 +218,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			call.kill();
 			await sink.done;
 			expect(sink.error?.errorClass).toBe("Cancelled");
-			await eventually(() => cancels.length === 1, "the cancellation");
+			await until("the cancellation", () => cancels.length === 1);
 			expect(["kill", "disconnect"]).toContain(cancels[0]);
 		});
 
@@ -233,7 +233,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			call.stop();
 			call.pause();
 			call.resume();
-			await eventually(() => registration.inflight === 0, "the end");
+			await until("the end", () => registration.inflight === 0);
 			expect(sink.error).toBeUndefined();
 			expect(cancels).toEqual([]);
 		});
@@ -263,9 +263,9 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			const { sink, call } = send({});
 			await firstItem(sink);
 			call.stop();
-			await eventually(() => cancels.length === 1, "the stop");
+			await until("the stop", () => cancels.length === 1);
 			call.kill();
-			await eventually(() => cancels.length === 2, "the kill");
+			await until("the kill", () => cancels.length === 2);
 			expect(cancels).toEqual(["stop", "kill"]);
 		});
 
@@ -274,7 +274,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			const { sink, call } = send({});
 			await firstItem(sink);
 			call.kill();
-			await eventually(() => cancels.length === 1, "the kill");
+			await until("the kill", () => cancels.length === 1);
 			let late: CancelKind | undefined;
 			requests[0]?.onCancel((kind) => {
 				late = kind;
@@ -384,7 +384,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			const { sink } = send({}, { firstResponseTimeoutMs: 100 });
 			await sink.done;
 			expect(sink.error?.errorClass).toBe("ResponseTimeout");
-			await eventually(() => cancels.length === 1, "the cancellation");
+			await until("the cancellation", () => cancels.length === 1);
 		});
 
 		it("a worker that falls silent between items fails at the idle deadline", async () => {
@@ -393,7 +393,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			await sink.done;
 			expect(sink.items).toHaveLength(1);
 			expect(sink.error?.errorClass).toBe("ResponseTimeout");
-			await eventually(() => cancels.length === 1, "the cancellation");
+			await until("the cancellation", () => cancels.length === 1);
 		});
 
 		it("deadlines rest while the receiver has paused", async () => {
@@ -509,7 +509,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			await firstItem(sink);
 			await world.client.close();
 			expect(sink.error?.errorClass).toBe("Cancelled");
-			await eventually(() => cancels.length === 1, "the cancellation");
+			await until("the cancellation", () => cancels.length === 1);
 		});
 
 		it("a receiver that throws loses its own request only", async () => {
@@ -536,7 +536,7 @@ export function requestPlaneConformance(name: string, open: () => Promise<Reques
 			call.instanceGone();
 			await sink.done;
 			expect(sink.error?.errorClass).toBe("Disconnected");
-			await eventually(() => registration.inflight === 0, "nothing under way");
+			await until("nothing under way", () => registration.inflight === 0);
 		});
 
 		it("an instance that left discovery finishes the streams that it has", async () => {
