@@ -303,11 +303,7 @@ it("a process that published and listened over ZeroMQ ends by itself after shutd
 	`;
 	const child = new Child(process.execPath, ["--input-type=module", "-e", script]);
 	await child.waitForOutput(/shut down/);
-	let ended = false;
-	void child.exited.then(() => {
-		ended = true;
-	});
-	await until("the process ends", () => ended, { timeoutMs: 10_000 });
+	await until("the process ends", () => child.ended !== undefined, { timeoutMs: 10_000 });
 	expect((await child.exited).code).toBe(0);
 });
 
