@@ -52,6 +52,21 @@ describe("the card", () => {
 		expect(parseModelCard(JSON.parse(JSON.stringify(card)))).toBeDefined();
 	});
 
+	test.each([
+		["prefill", "card-prefill-nobootstrap"],
+		["decode", "card-decode"],
+	] as const)("of a %s worker says so as Dynamo's does", async (role, fixture) => {
+		const real = JSON.parse(await readFile(new URL(`../fixtures/${fixture}.json`, import.meta.url), "utf8")).card_json;
+		const kvEvents = role === "prefill";
+		const card = await buildCard(options({ role, kvEvents, urlOf: (file) => `http://host/${file}` }));
+		expect(Object.keys(card)).toEqual(Object.keys(real));
+		for (const member of ["model_type", "model_input", "worker_type", "needs"])
+			expect(card[member]).toEqual(real[member]);
+		for (const member of ["enable_local_indexer", "kv_event_publishing_enabled"]) {
+			expect(card.runtime_config?.[member]).toBe(real.runtime_config[member]);
+		}
+	});
+
 	test("says what the engine is and what it was told", async () => {
 		const card = await buildCard(options({ toolCallParser: "hermes" }));
 		expect(card).toMatchObject({

@@ -6,12 +6,12 @@ import {
 	type CheckedFile,
 	checkedFile,
 	type EndpointId,
-	formatModelType,
 	type ModelDeploymentCard,
 	slugify,
 } from "@dynamo-ts/protocols/internal";
 import type { SystemServer } from "@dynamo-ts/runtime";
 import type { ModelFiles } from "./model-files.js";
+import { roleMembers, type WorkerRole } from "./worker-role.js";
 
 export interface CardOptions {
 	/** The model's public name. */
@@ -22,6 +22,8 @@ export interface CardOptions {
 	readonly info: EngineInfo;
 	/** Tokens of prompt and output together; 0 tells routers that there is no limit. */
 	readonly contextLength: number;
+	/** Default aggregated. */
+	readonly role?: WorkerRole | undefined;
 	readonly toolCallParser?: string | undefined;
 	readonly reasoningParser?: string | undefined;
 	/** The worker tells routers what its cache holds, and they can ask for it. */
@@ -34,12 +36,13 @@ export interface CardOptions {
 }
 
 /**
- * Makes the card of an aggregated worker for chat and completions on tokens, member by member as Dynamo's own worker
- * writes it.
+ * Makes the card of a worker for chat and completions on tokens, member by member as Dynamo's own worker of the same
+ * role writes it.
  * @throws Error when a file cannot be read.
  */
 export async function buildCard(options: CardOptions): Promise<ModelDeploymentCard> {
 	const { files, info } = options;
+	const role = roleMembers(options.role ?? "aggregated");
 	const { extra_files, ...slots } = await checkedModelFiles(files, options.urlOf);
 	return {
 		display_name: options.displayName,
@@ -50,10 +53,10 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 		context_length: options.contextLength,
 		kv_cache_block_size: info.blockSize,
 		migration_limit: 0,
-		model_type: formatModelType(["Chat", "Completions"]),
+		model_type: role.model_type,
 		model_input: "Tokens",
-		worker_type: "aggregated",
-		needs: [],
+		worker_type: role.worker_type,
+		needs: role.needs,
 		runtime_config: {
 			context_length: options.contextLength,
 			total_kv_blocks: info.totalBlocks,

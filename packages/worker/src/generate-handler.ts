@@ -29,6 +29,11 @@ export interface TokenTexts {
 export interface GenerateHandlerOptions {
 	readonly engine: Engine;
 	readonly context: RequestContext;
+	/**
+	 * Of a prefill worker: what the decode worker needs to go on, sent with the token of a request that asks for one token
+	 * only. Absent: other workers.
+	 */
+	readonly disaggregatedParams?: (() => unknown) | undefined;
 	/** Loads what log-probabilities and best_of need; called when the first request asks for them. */
 	loadTokenTexts(): Promise<TokenTexts>;
 }
@@ -48,6 +53,7 @@ export function createGenerateHandler(options: GenerateHandlerOptions): Endpoint
 	) => {
 		const stream = new GenerateStream(engine, engineRequest.requestId, response, {
 			choices: bestOf?.n ?? engineRequest.sampling.n ?? 1,
+			disaggregatedParams: engineRequest.stop.maxTokens === 1 ? options.disaggregatedParams : undefined,
 			tokenTexts,
 		});
 		try {
@@ -85,6 +91,7 @@ interface StreamOptions {
 	readonly choices: number;
 	/** Loaded for the requests that need it. */
 	readonly tokenTexts: TokenTexts | undefined;
+	readonly disaggregatedParams: (() => unknown) | undefined;
 }
 
 /** One request between engine and client. */
@@ -146,6 +153,8 @@ class GenerateStream {
 		}
 		const data: LLMEngineOutput = { token_ids: output.tokenIds };
 		if (this.#severalChoices) data.index = output.index;
+		if (this.#options.disaggregatedParams !== undefined && output.tokenIds.length > 0)
+			data.disaggregated_params = this.#options.disaggregatedParams();
 		if (output.logProbs !== undefined) this.#addLogprobs(data, output);
 		if (output.promptLogprobs !== undefined) {
 			this.#promptLogprobs = wirePromptLogprobs(output.promptLogprobs, this.#options.tokenTexts);

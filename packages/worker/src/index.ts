@@ -20,3 +20,4 @@ export { preloadTokenizer } from "./preload-tokenizer.js";
 export type { OpenAIRequest, TextItem } from "./text-items.js";
 export type { TokensItem } from "./tokens-items.js";
 export { startWorker, type WorkerHandle, type WorkerOptions } from "./worker.js";
+export { DEFAULT_COMPONENT, type WorkerRole } from "./worker-role.js";

@@ -6,13 +6,16 @@ import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
 import type { ModelFiles } from "./model-files.js";
 import { startWorker, type WorkerHandle } from "./worker.js";
+import type { WorkerRole } from "./worker-role.js";
 
 export interface MockerOptions {
 	readonly files: ModelFiles;
 	readonly modelName: string;
 	readonly sourcePath: string;
+	/** Default aggregated. */
+	readonly role?: WorkerRole | undefined;
 	readonly endpoint?: EndpointId | undefined;
-	/** What is told of the simulated cache; default: to routers. */
+	/** What is told of the simulated cache; default: to routers, of a decode worker's nothing. */
 	readonly kvEvents?: KvEventsConfig | undefined;
 	/** The simulation; vocabulary and ids to generate come from the model's tokenizer. */
 	readonly engine: Omit<MockEngineOptions, "modelName" | "vocabSize" | "tokenIdRange">;
@@ -30,6 +33,7 @@ export async function startMocker(runtime: DistributedRuntime, options: MockerOp
 		files: options.files,
 		modelName: options.modelName,
 		sourcePath: options.sourcePath,
+		role: options.role,
 		endpoint: options.endpoint,
 		kvEvents: options.kvEvents,
 		requireMaxTokens: true,

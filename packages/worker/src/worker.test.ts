@@ -39,8 +39,8 @@ function start(engine: ScriptedEngine, overrides: Partial<WorkerOptions> = {}, o
 	return startWorker(on, { engine, files, modelName: "m", sourcePath: folder, ...overrides });
 }
 
-function clientOf(on = runtime): Promise<EndpointClient> {
-	return on.namespace("dynamo").component("backend").endpoint("generate").client();
+function clientOf(on = runtime, component = "backend"): Promise<EndpointClient> {
+	return on.namespace("dynamo").component(component).endpoint("generate").client();
 }
 
 interface Answer {
@@ -237,6 +237,36 @@ describe("the simulated worker", () => {
 		expect(refused?.errorClass).toMatch(/^Invalid/);
 		expect(refused?.publicMessage ?? refused?.message).toContain("is required by the mocker worker");
 		await worker.close();
+	});
+
+	test("of the prompt alone serves at the component prefill, and gives what Dynamo's mocker gives", async () => {
+		const engine = { speedupRatio: 0 };
+		const worker = await startMocker(runtime, { files, modelName: "m", sourcePath: folder, role: "prefill", engine });
+		expect(worker.card).toMatchObject({ model_type: "", worker_type: "prefill", needs: [["decode"]] });
+		const client = await clientOf(runtime, "prefill");
+		const answer = send(client, { token_ids: [1, 2], stop_conditions: { max_tokens: 1 } });
+		expect(await answer.done).toBeUndefined();
+		expect(answer.items[0]).toMatchObject({ token_ids: [expect.any(Number)], disaggregated_params: "dummy" });
+		const whole = send(client, { token_ids: [1, 2], stop_conditions: { max_tokens: 2 } });
+		expect(await whole.done).toBeUndefined();
+		expect(whole.items.some((item) => "disaggregated_params" in item)).toBe(false);
+		await worker.close();
+	});
+
+	test("of the answer tells routers nothing of its cache, unless asked to", async () => {
+		const sources = () => [...store.records.values()].filter(({ type }) => type === "EventSource").length;
+		const options = { files, modelName: "m", sourcePath: folder, role: "decode", engine: { speedupRatio: 0 } } as const;
+		const quiet = await startMocker(runtime, options);
+		expect(quiet.card).toMatchObject({ worker_type: "decode", needs: [["prefill"]] });
+		expect(quiet.card.runtime_config).toMatchObject({ enable_local_indexer: false });
+		expect(sources()).toBe(0);
+		await quiet.close();
+		const other = await createRuntime();
+		others.push(other);
+		const told = await startMocker(other, { ...options, kvEvents: { enabled: true } });
+		expect(told.card.runtime_config).toMatchObject({ enable_local_indexer: true });
+		expect(sources()).toBe(1);
+		await told.close();
 	});
 
 	test("with a limit the card shows it", async () => {

@@ -12,6 +12,7 @@ import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
 import { WorkerEvents } from "./kv-events/worker-events.js";
 import { type ModelFiles, readSamplingDefaults } from "./model-files.js";
 import { checkNeighbours, ModelRegistration, tokensHealthCheck } from "./registration.js";
+import { DEFAULT_COMPONENT, type WorkerRole } from "./worker-role.js";
 
 export interface WorkerOptions {
 	readonly engine: Engine;
@@ -22,7 +23,9 @@ export interface WorkerOptions {
 	readonly modelName: string;
 	/** Hub id or local path; part of what makes cards equal. */
 	readonly sourcePath: string;
-	/** Default dyn://dynamo.backend.generate. */
+	/** Default aggregated. */
+	readonly role?: WorkerRole | undefined;
+	/** Default dyn://dynamo.backend.generate, of a prefill worker dyn://dynamo.prefill.generate. */
 	readonly endpoint?: EndpointId | undefined;
 	/** Used before those of generation_config.json, for requests that leave them out. */
 	readonly samplingDefaults?: SamplingDefaults | undefined;
@@ -34,7 +37,7 @@ export interface WorkerOptions {
 	readonly eosTokenIds?: readonly number[] | undefined;
 	readonly toolCallParser?: string | undefined;
 	readonly reasoningParser?: string | undefined;
-	/** What is told of the engine's cache; default: to routers. */
+	/** What is told of the engine's cache; default: to routers, and of a decode worker's nothing, as Dynamo has it. */
 	readonly kvEvents?: KvEventsConfig | undefined;
 	/**
 	 * The ear at the engine's cache, put there before `engineStart`; where that is absent the worker does it itself.
@@ -60,7 +63,6 @@ export interface WorkerHandle {
 	close(): Promise<void>;
 }
 
-const DEFAULT_ENDPOINT: EndpointId = { namespace: "dynamo", component: "backend", name: "generate" };
 const TARGET = "dynamo_worker";
 /** Longest wait, at the end, for the last frames to go out. */
 const LAST_WORDS_MS = 1000;
@@ -92,10 +94,11 @@ async function serve(
 	files: ModelFiles,
 ): Promise<WorkerHandle> {
 	const { engine } = options;
-	const id = options.endpoint ?? DEFAULT_ENDPOINT;
+	const role = options.role ?? "aggregated";
+	const id = options.endpoint ?? { namespace: "dynamo", component: DEFAULT_COMPONENT[role], name: "generate" };
 	const log = runtime.log.child(TARGET);
 	const failure = watchForFailure(engine);
-	const kvEvents = options.kvEvents ?? { enabled: true };
+	const kvEvents = options.kvEvents ?? { enabled: role !== "decode" };
 	const hosted =
 		runtime.systemServer === undefined ? undefined : hostModelFiles(runtime.systemServer, id, options.modelName);
 	const [card, generationDefaults] = await Promise.all([
@@ -104,6 +107,7 @@ async function serve(
 			sourcePath: options.sourcePath,
 			files,
 			info,
+			role,
 			contextLength: options.cardContextLength ?? info.maxModelLen,
 			toolCallParser: options.toolCallParser,
 			reasoningParser: options.reasoningParser,
@@ -128,6 +132,7 @@ async function serve(
 	const events = await WorkerEvents.open(runtime, { engine, endpoint: id, blockSize: info.blockSize, tap, kvEvents });
 	const handler = createGenerateHandler({
 		engine: events.watched,
+		disaggregatedParams: role === "prefill" ? () => prefillParams(info) : undefined,
 		context: {
 			maxModelLen: info.maxModelLen,
 			vocabSize: info.vocabSize,
@@ -173,6 +178,14 @@ async function serve(
 	});
 	void failure.then((error) => worker.engineDied(error));
 	return worker;
+}
+
+/**
+ * What a prefill worker gives the decode worker. Dynamo's simulated engine says "dummy"; without blocks that were kept,
+ * a decode worker computes the prompt itself.
+ */
+function prefillParams(info: EngineInfo): unknown {
+	return info.device === "mock" ? "dummy" : { kv_transfer_params: null };
 }
 
 function watchForFailure(engine: Engine): Promise<Error> {

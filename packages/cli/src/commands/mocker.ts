@@ -4,6 +4,7 @@ import { usageError } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
 import { MOCKER_COMMAND } from "../flags/model-flags.js";
 import type { ParsedFlags } from "../flags/parse-flags.js";
+import { workerRole } from "../flags/role-flags.js";
 import { checkPlanes, setRuntimeVariables } from "../flags/runtime-flags.js";
 import { modelNames } from "../model-names.js";
 import { cacheDirs } from "../models/cache-dirs.js";
@@ -15,6 +16,7 @@ export const command: Command = { spec: MOCKER_COMMAND, run };
 
 async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
 	checkPlanes("mocker", flags);
+	const role = workerRole(flags);
 	const env: NodeJS.ProcessEnv = { ...flags.env };
 	setRuntimeVariables(flags, env);
 	const model = await lifecycle.breakable(
@@ -25,7 +27,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			signal: lifecycle.signal,
 		}),
 	);
-	const names = await modelNames(flags, model);
+	const names = await modelNames(flags, model, role);
 	const { findModelFiles, startMocker } = await import("@dynamo-ts/worker");
 	const files = await findModelFiles(model, cacheDirs(env).cards);
 	const numWorkers = flags.number("num-workers") ?? 1;
@@ -42,6 +44,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			files,
 			modelName: names.modelName,
 			sourcePath: model.sourcePath,
+			role,
 			endpoint: names.endpoint,
 			kvEvents:
 				eventPorts === undefined

@@ -4,6 +4,7 @@ import { EXIT } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
 import { createEngine, defaultNumThreads, startEngine } from "../engine-options.js";
 import { WORKER_COMMAND } from "../flags/model-flags.js";
+import { workerRole } from "../flags/role-flags.js";
 import { checkPlanes, setRuntimeVariables } from "../flags/runtime-flags.js";
 import { modelNames } from "../model-names.js";
 import { cacheDirs } from "../models/cache-dirs.js";
@@ -15,6 +16,7 @@ export const command: Command = { spec: WORKER_COMMAND, run };
 
 async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
 	checkPlanes("worker", flags);
+	const role = workerRole(flags);
 	if (flags.string("discovery-backend") === "mem") {
 		console.note("dynamo worker: mem discovery is within one process, so no frontend will ever find this worker");
 	}
@@ -27,7 +29,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			signal: lifecycle.signal,
 		}),
 	);
-	const names = await modelNames(flags, model);
+	const names = await modelNames(flags, model, role);
 	const caches = cacheDirs(env);
 	await mkdir(caches.graphs, { recursive: true });
 	const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads());
@@ -48,6 +50,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		files,
 		modelName: names.modelName,
 		sourcePath: model.sourcePath,
+		role,
 		endpoint: names.endpoint,
 		samplingDefaults: model.samplingDefaults,
 		toolCallParser: flags.string("tool-call-parser"),

@@ -4,6 +4,7 @@ import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
 import { AIS_FLAGS } from "./missing-flags.js";
 import { placeFlags } from "./place-flags.js";
+import { ROLE_FLAGS } from "./role-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 const MODEL_ARGUMENT = {
@@ -194,30 +195,6 @@ const VLLM_FLAGS: readonly FlagSpec[] = (
 	status: { kind: "ignored", why },
 }));
 
-/** Roles that this version does not have. */
-const DISAGG_FLAGS: readonly FlagSpec[] = [
-	{
-		flag: "disaggregation-mode",
-		type: "string",
-		choices: ["agg", "prefill", "decode"],
-		default: "agg",
-		help: "",
-		status: { kind: "missing", why: "a worker does prefill and decode; leave it out" },
-	},
-	{
-		flag: "is-prefill-worker",
-		type: "boolean",
-		help: "",
-		status: { kind: "missing", why: "a worker does prefill and decode; leave it out" },
-	},
-	{
-		flag: "is-decode-worker",
-		type: "boolean",
-		help: "",
-		status: { kind: "missing", why: "a worker does prefill and decode; leave it out" },
-	},
-];
-
 const PARALLEL_FLAGS: readonly FlagSpec[] = [
 	{
 		flag: "tensor-parallel-size",
@@ -277,11 +254,11 @@ export const WORKER_COMMAND: CommandSpec = {
 			flag: "kv-events-config",
 			type: "string",
 			metavar: "JSON",
-			help: 'What is told of the KV cache. Routers always hear of it unless {"enable_kv_cache_events":false}; {"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5558","topic":"","buffer_steps":10000,"hwm":100000,"max_queue_size":100000} publishes it in vLLM\'s format as well.',
+			help: 'What is told of the KV cache. Routers hear of it unless {"enable_kv_cache_events":false} (of a decode worker only with true); {"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5558","topic":"","buffer_steps":10000,"hwm":100000,"max_queue_size":100000} publishes it in vLLM\'s format as well.',
 		},
 		...RUNTIME_FLAGS,
+		...ROLE_FLAGS,
 		...VLLM_FLAGS,
-		...DISAGG_FLAGS,
 		...PARALLEL_FLAGS,
 	],
 	epilog: ["example:", "  dynamo worker Qwen/Qwen2.5-0.5B-Instruct --discovery-backend file"],
@@ -457,7 +434,7 @@ export const MOCKER_COMMAND: CommandSpec = {
 			}),
 		),
 		...RUNTIME_FLAGS,
-		...DISAGG_FLAGS,
+		...ROLE_FLAGS,
 		{
 			flag: "data-parallel-size",
 			type: "integer",

@@ -8,6 +8,7 @@ import { FRONTEND_COMMAND } from "./frontend-flags.js";
 import { helpText } from "./help-text.js";
 import { MOCKER_COMMAND, SERVE_COMMAND, WORKER_COMMAND } from "./model-flags.js";
 import { parseFlags } from "./parse-flags.js";
+import { workerRole } from "./role-flags.js";
 import { checkPlanes } from "./runtime-flags.js";
 
 function refusal(run: () => unknown): CliError {
@@ -74,8 +75,7 @@ describe("refusals name what is wrong and what is right", () => {
 		[FRONTEND_COMMAND, ["model"], {}, /does not take "model"/],
 		[MOCKER_COMMAND, ["--speedup-ratio", "-1"], {}, /at least 0/],
 		[MOCKER_COMMAND, ["--enable-prefix-caching=maybe"], {}, /true or false/],
-		[WORKER_COMMAND, ["--is-prefill-worker"], {}, /--is-prefill-worker is not in this version/],
-		[WORKER_COMMAND, ["--disaggregation-mode", "decode"], {}, /--disaggregation-mode is not in this version/],
+		[WORKER_COMMAND, ["--disaggregation-mode", "encode"], {}, /agg.*prefill.*decode/],
 		[FRONTEND_COMMAND, ["--router-replica-sync"], {}, /--router-replica-sync is not in this version/],
 		[FRONTEND_COMMAND, [], { DYN_TLS_CERT_PATH: "/x" }, /DYN_TLS_CERT_PATH is not in this version/],
 		[FRONTEND_COMMAND, ["--track-output-blocks"], {}, /--track-output-blocks is not in this version/],
@@ -98,6 +98,17 @@ describe("refusals name what is wrong and what is right", () => {
 		];
 		parseFlags(FRONTEND_COMMAND, argv, { DYN_ROUTER_QUEUE_THRESHOLD: "None", DYN_ROUTER_TTL_SECS: "120.0" });
 		parseFlags(WORKER_COMMAND, ["--disaggregation-mode", "agg", "--tensor-parallel-size", "1"], {});
+	});
+
+	test("a worker's role, by either name, and one only", () => {
+		const role = (...argv: string[]) => workerRole(parseFlags(WORKER_COMMAND, argv, {}));
+		expect(role()).toBe("aggregated");
+		expect(role("--is-prefill-worker")).toBe("prefill");
+		expect(role("--disaggregation-mode", "prefill", "--is-prefill-worker")).toBe("prefill");
+		expect(role("--is-decode-worker")).toBe("decode");
+		expect(role("--disaggregation-mode=decode")).toBe("decode");
+		expect(refusal(() => role("--is-decode-worker", "--is-prefill-worker")).message).toMatch(/one role/);
+		expect(refusal(() => role("--is-decode-worker", "--disaggregation-mode", "agg")).message).toMatch(/one role/);
 	});
 
 	test("etcd by default; planes that are not there, with what works instead", () => {
