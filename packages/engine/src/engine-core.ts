@@ -241,7 +241,7 @@ export class EngineCore {
 		if (sequence.outputLength === 0) {
 			counters.cacheQueryTokens += promptLength;
 			counters.cacheHitTokens += sequence.numCached;
-			outputs.addStarted(sequence.handle, sequence.numCached);
+			outputs.addStarted(sequence.handle, sequence.numCached, (performance.now() - sequence.admittedAt) / 1000);
 			if (sequence.promptLogprobs >= 0) outputs.addPromptLogprobs(sequence.handle, sequence.promptEntries);
 		}
 		this.emit(sequence, logits, first + wanted - 1);

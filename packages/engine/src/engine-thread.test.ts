@@ -60,8 +60,10 @@ describe("createEngineThread", () => {
 		const outputs = await collect(engine, request("a"));
 		expect(outputs.map((output) => output.finishReason)).toEqual([...Array(4).fill(undefined), "length"]);
 		expect(outputs[0]).toMatchObject({ promptTokens: 3, completionTokens: 1, cachedTokens: 0, index: 0 });
+		expect(outputs[0]!.prefillSeconds).toBeGreaterThanOrEqual(0);
 		expect(outputs[1]!.promptTokens).toBeUndefined();
 		expect(outputs[4]).toMatchObject({ promptTokens: 3, completionTokens: 5, cachedTokens: 0 });
+		expect(outputs[4]!.prefillSeconds).toBeUndefined();
 		expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, usedBlocks: 0, decodeTokens: 5, prefillTokens: 3 });
 		await engine.close();
 		await engine.close();

@@ -139,6 +139,11 @@ export interface EngineOutput {
 	readonly completionTokens: number | undefined;
 	/** Prompt tokens that were not computed anew; set on the first and on the last output of a choice. */
 	readonly cachedTokens: number | undefined;
+	/**
+	 * Seconds from the step that first held the choice to its first token; set on the first output of a choice. What
+	 * passed since `submit` beside it was waiting.
+	 */
+	readonly prefillSeconds?: number | undefined;
 }
 
 export interface EngineInfo {

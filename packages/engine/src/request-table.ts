@@ -24,6 +24,7 @@ interface PendingChoice {
 	readonly index: number;
 	completionTokens: number;
 	cachedTokens: number;
+	prefillSeconds: number | undefined;
 }
 
 /** The handles of one request's choices: first .. first + count - 1. */
@@ -74,6 +75,7 @@ export class RequestTable {
 				index: pending.firstIndex + i,
 				completionTokens: 0,
 				cachedTokens: 0,
+				prefillSeconds: undefined,
 			});
 		}
 		return { first, count };
@@ -93,7 +95,9 @@ export class RequestTable {
 		if (started !== undefined) {
 			for (let i = 0; i < started.length; i += 2) {
 				const choice = this.choices.get(started[i]!);
-				if (choice !== undefined) choice.cachedTokens = started[i + 1]!;
+				if (choice === undefined) continue;
+				choice.cachedTokens = started[i + 1]!;
+				choice.prefillSeconds = message.prefillSeconds?.[i >> 1];
 			}
 		}
 		let nextLogprobs = 0;
@@ -143,6 +147,7 @@ export class RequestTable {
 				promptTokens: withUsage ? choice.request.promptTokens : undefined,
 				completionTokens: withUsage ? choice.completionTokens : undefined,
 				cachedTokens: withUsage ? choice.cachedTokens : undefined,
+				...(isFirst && choice.prefillSeconds !== undefined && { prefillSeconds: choice.prefillSeconds }),
 			});
 		}
 	}

@@ -251,7 +251,10 @@ export class Scheduler {
 			sequence.status = "running";
 			sequence.numComputed = cached * blocks.blockSize;
 			sequence.prefillEnd = length;
-			if (sequence.numCached < 0) sequence.numCached = sequence.numComputed;
+			if (sequence.numCached < 0) {
+				sequence.numCached = sequence.numComputed;
+				sequence.admittedAt = performance.now();
+			}
 			running.push(sequence);
 			this.planChunk(sequence);
 			if (underWay !== undefined) this.addBlocksUnderWay(sequence, underWay);

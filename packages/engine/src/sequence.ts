@@ -51,6 +51,8 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 	prefillEnd = 0;
 	/** Prompt tokens that were in the cache at the first admission; -1 before it. */
 	numCached = -1;
+	/** `performance.now()` at the first admission. */
+	admittedAt = 0;
 	/** This step computes tokens `start` .. `end` - 1. */
 	start = 0;
 	end = 0;

@@ -20,6 +20,8 @@ export interface StepMessage {
 	readonly records: number[];
 	/** Pairs of handle and cached prompt tokens, for sequences whose first token is in `records`. */
 	readonly started?: number[];
+	/** Seconds from admission to the first token, one for each pair of `started`. */
+	readonly prefillSeconds?: number[];
 	/** By handle; the record says "error". */
 	readonly errors?: [number, EngineError][];
 	/** By handle, in the order of their records. */
@@ -36,6 +38,7 @@ export interface StepMessage {
 export class StepOutputs {
 	private records: number[] = [];
 	private started: number[] = [];
+	private prefillSeconds: number[] = [];
 	private errors: [number, EngineError][] = [];
 	private logprobs: [number, TokenLogprobs][] = [];
 	private promptLogprobs: [number, readonly (PromptLogprob | null)[]][] = [];
@@ -54,8 +57,9 @@ export class StepOutputs {
 		this.kvEvents.push(event);
 	}
 
-	addStarted(handle: number, cachedTokens: number): void {
+	addStarted(handle: number, cachedTokens: number, prefillSeconds: number): void {
 		this.started.push(handle, cachedTokens);
+		this.prefillSeconds.push(prefillSeconds);
 	}
 
 	addToken(handle: number, token: number, finish: FinishReason | undefined): void {
@@ -78,10 +82,13 @@ export class StepOutputs {
 
 	/** The message since the last call, or undefined when nothing happened. */
 	take(): StepMessage | undefined {
-		const { records, started, errors, logprobs, promptLogprobs, kvEvents, report } = this;
+		const { records, started, prefillSeconds, errors, logprobs, promptLogprobs, kvEvents, report } = this;
 		if (records.length === 0 && kvEvents.length === 0 && report === undefined) return undefined;
 		this.records = [];
-		if (started.length > 0) this.started = [];
+		if (started.length > 0) {
+			this.started = [];
+			this.prefillSeconds = [];
+		}
 		if (errors.length > 0) this.errors = [];
 		if (logprobs.length > 0) this.logprobs = [];
 		if (promptLogprobs.length > 0) this.promptLogprobs = [];
@@ -90,7 +97,7 @@ export class StepOutputs {
 		return {
 			type: "step",
 			records,
-			...(started.length > 0 && { started }),
+			...(started.length > 0 && { started, prefillSeconds }),
 			...(errors.length > 0 && { errors }),
 			...(logprobs.length > 0 && { logprobs }),
 			...(promptLogprobs.length > 0 && { promptLogprobs }),

@@ -215,7 +215,8 @@ export class MockCore {
 			this.nameFullBlocks(one);
 			if (sequence.numComputed < sequence.length) continue;
 			if (sequence.outputLength === 0) {
-				this.outputs.addStarted(sequence.handle, sequence.numCached);
+				const seconds = (performance.now() - sequence.admittedAt) / 1000;
+				this.outputs.addStarted(sequence.handle, sequence.numCached, seconds);
 			}
 			const token = this.drawToken(sequence);
 			const finish = sequence.append(token);
@@ -287,6 +288,8 @@ export class MockCore {
 			left = Math.max(0, left - one.planned);
 			sequence.numComputed = cached;
 			if (sequence.outputLength === 0) {
+				// One that had to give way before its first token has been admitted already.
+				if (sequence.numCached < 0) sequence.admittedAt = performance.now();
 				sequence.numCached = cached;
 				this.counters.cacheQueryTokens += sequence.promptLength;
 				this.counters.cacheHitTokens += cached;

@@ -62,6 +62,7 @@ describe("createMockEngine", () => {
 		expect(tokens.every((id) => id >= 100 && id < 200)).toBe(true);
 		expect(new Set(tokens).size).toBeGreaterThan(10);
 		expect(outputs[0]).toMatchObject({ promptTokens: 3, completionTokens: 1, cachedTokens: 0 });
+		expect(outputs[0]!.prefillSeconds).toBeGreaterThanOrEqual(0);
 		expect(outputs[1]!.completionTokens).toBeUndefined();
 		expect(outputs.at(-1)).toMatchObject({ finishReason: "length", completionTokens: 50 });
 		expect(engine.stats()).toMatchObject({ ...IDLE, decodeTokens: 50, prefillTokens: 3 });
