@@ -15,4 +15,11 @@ export { LeastLoadedPolicy } from "./least-loaded.js";
 export { PowerOfTwoPolicy } from "./power-of-two.js";
 export { RandomPolicy } from "./random.js";
 export { RoundRobinPolicy } from "./round-robin.js";
-export { ROUTER_MODES, type Router, type RouterMode, type RoutingRequest } from "./router.js";
+export {
+	ROUTER_MODES,
+	type Router,
+	type RouterMode,
+	type RoutingDecision,
+	type RoutingOverrides,
+	type RoutingRequest,
+} from "./router.js";

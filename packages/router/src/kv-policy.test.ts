@@ -64,6 +64,48 @@ describe("the policy kv", () => {
 		for (const other of others) expect(policy.scheduler.tree.find(hashesOf(other)).count).toBe(0);
 	});
 
+	it("counts a prompt that another worker computes as blocks alone, none of them shared", () => {
+		const policy = new KvPolicy(ONE_RANK, { useKvEvents: false });
+		const decode = { overlapScoreCredit: 0, assumeKvReuse: false, trackPrefillTokens: false };
+		const list = instances(1);
+		const request = { ...prompt(0, 117), overrides: decode };
+		for (const id of ["a", "b"]) {
+			policy.pick(list, request);
+			policy.onStart(1n, id, request);
+		}
+		const { active, slots } = policy.scheduler;
+		const slot = slots.find(1n, 0) as number;
+		expect([active.blocksOf(slot), active.prefillTokensOf(slot)]).toEqual([14, 0]);
+		const { overrides: _, ...plain } = request;
+		expect(policy.explain(1n, plain)).toEqual({
+			dpRank: 0,
+			promptBlocks: 8,
+			overlapBlocks: 7,
+			cachedTokens: 112,
+			activePrefillTokens: 0,
+			decodeBlocks: 22,
+		});
+		for (const id of ["a", "b"]) policy.onEnd(1n, id);
+		expect(active.size).toBe(0);
+	});
+
+	it.each([
+		["decode: full blocks", { trackActiveBlocks: true }, { overlapScoreCredit: 0, trackPrefillTokens: false }, 0, 7],
+		["prefill, cold", { trackActiveBlocks: false }, undefined, 0, 121 / 16],
+		["prefill, seven blocks cached", { trackActiveBlocks: false }, undefined, 7, 9 / 16],
+	])("costs what Dynamo's does: %s", (_title, options, overrides, cachedBlocks, cost) => {
+		const policy = new KvPolicy(ONE_RANK, options);
+		const { scheduler } = policy;
+		const request = { ...prompt(0, 121), overrides };
+		const hashed = { promptTokens: 121, ...blockHashes(request.tokenIds ?? [], 16), overrides };
+		const slot = scheduler.slots.obtain(1n, 0);
+		const blocks = hashed.tokensHashes
+			.slice(0, cachedBlocks)
+			.map((tokensHash, i) => ({ tokensHash, blockHash: hashed.sequenceHashes[i] as bigint }));
+		if (cachedBlocks > 0) scheduler.tree.apply(slot, "device", { type: "stored", parentHash: undefined, blocks });
+		expect(scheduler.choose(hashed, [slot])?.cost).toBe(cost);
+	});
+
 	it("chooses between the ranks of a worker, and keeps to the one that the client names", () => {
 		const policy = new KvPolicy({ ...ONE_RANK, firstRank: 2, rankCount: 2 }, { useKvEvents: false });
 		const list = instances(1);

@@ -14,7 +14,7 @@ import { ApproximateIndex } from "./kv/approximate-index.js";
 import { type CostWeights, DEFAULT_COST_WEIGHTS } from "./kv/cost.js";
 import { type KvChoice, type KvRequest, KvScheduler } from "./kv/kv-scheduler.js";
 import { type KvEventSink, KvEventSubscriber } from "./kv-events/kv-event-subscriber.js";
-import type { Router, RoutingRequest } from "./router.js";
+import type { Router, RoutingDecision, RoutingRequest } from "./router.js";
 
 /** Settings of the policy "kv"; `--router-*` flags. */
 export interface KvRouterOptions {
@@ -195,6 +195,19 @@ export class KvPolicy implements Router {
 		return this.scheduler.slots.workerOf(this.#planFor(instanceId, request).choice.slot)?.dpRank;
 	}
 
+	explain(instanceId: bigint, request: RoutingRequest): RoutingDecision {
+		const { hashed, choice } = this.#planFor(instanceId, request);
+		const { active, blockSize } = this.scheduler;
+		return {
+			dpRank: this.scheduler.slots.workerOf(choice.slot)?.dpRank ?? this.#workers.firstRank,
+			promptBlocks: Math.ceil(hashed.promptTokens / blockSize),
+			overlapBlocks: choice.overlapBlocks,
+			cachedTokens: hashed.promptTokens - choice.effectivePrefillTokens,
+			activePrefillTokens: active.prefillTokensOf(choice.slot),
+			decodeBlocks: this.scheduler.potentialBlocks(choice.slot, hashed),
+		};
+	}
+
 	/** The choice that was just made, or one among the ranks of a worker that was chosen by somebody else. */
 	#planFor(instanceId: bigint, request: RoutingRequest): Plan {
 		const last = this.#plan;
@@ -216,6 +229,7 @@ export class KvPolicy implements Router {
 		return {
 			promptTokens: tokenIds.length,
 			...blockHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt }),
+			overrides: request.overrides,
 		};
 	}
 

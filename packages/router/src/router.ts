@@ -11,6 +11,32 @@ export interface RoutingRequest {
 	readonly cacheSalt?: string | undefined;
 	/** The data-parallel rank that the client asked for. */
 	readonly dpRank?: number | undefined;
+	/** What holds for this request in place of the router's settings. */
+	readonly overrides?: RoutingOverrides | undefined;
+}
+
+/** Settings of the policy "kv" that a request can have of its own; `router_config_override` on the wire. */
+export interface RoutingOverrides {
+	/** Blocks of prefill that a cached block saves. */
+	readonly overlapScoreCredit?: number;
+	/** Its blocks may be those of other requests under way. */
+	readonly assumeKvReuse?: boolean;
+	/** Its prompt is to be computed by the worker. */
+	readonly trackPrefillTokens?: boolean;
+}
+
+/** What a policy that weighs cache and load knew of the instance that it chose for a request. */
+export interface RoutingDecision {
+	readonly dpRank: number;
+	/** Blocks of the prompt, the last partial one included, and how many of them the worker holds in device memory. */
+	readonly promptBlocks: number;
+	readonly overlapBlocks: number;
+	/** Prompt tokens that it need not compute, by what it holds in any tier. */
+	readonly cachedTokens: number;
+	/** Prompt tokens that it has still to compute for other requests. */
+	readonly activePrefillTokens: number;
+	/** Blocks that would be in use at the worker with this request. */
+	readonly decodeBlocks: number;
 }
 
 /**
@@ -30,6 +56,11 @@ export interface Router {
 	refusal?(): DynamoError;
 	/** The data-parallel rank for a request that goes to the instance; undefined: the worker decides. */
 	rankFor?(instanceId: bigint, request: RoutingRequest): number | undefined;
+	/**
+	 * What speaks for and against an instance, before {@link onStart} of that request; asking changes nothing. Absent in
+	 * policies that do not look at caches.
+	 */
+	explain?(instanceId: bigint, request: RoutingRequest): RoutingDecision;
 	/**
 	 * A request was sent to an instance. Followed by exactly one {@link onEnd} with the same arguments.
 	 * @param requestId names this attempt; no other one under way has the same.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses by cached prefix and load: what the index, the active sequences and the cost say together.
+
+import type { RoutingOverrides } from "../router.js";
 import { ActiveSequences } from "./active-sequences.js";
 import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, idleInputs, workerCost } from "./cost.js";
 import { RadixTree } from "./radix-tree.js";
@@ -28,6 +30,8 @@ export interface KvRequest {
 	/** Hashes of its full blocks: by their tokens alone, and in their place. */
 	readonly tokensHashes: readonly bigint[];
 	readonly sequenceHashes: readonly bigint[];
+	/** What holds for it in place of the scheduler's settings. */
+	readonly overrides?: RoutingOverrides | undefined;
 }
 
 /** A choice, and why. */
@@ -82,7 +86,9 @@ export class KvScheduler {
 		const found = this.tree.find(request.tokensHashes);
 		let least = Number.POSITIVE_INFINITY;
 		for (let i = 0; i < count; i++) least = Math.min(least, active.prefillTokensOf(eligible[i] as number));
-		inputs.promptTokens = this.#trackPrefill ? request.promptTokens : 0;
+		const { overlapScoreCredit, assumeKvReuse = this.#reuse } = request.overrides ?? {};
+		const weights = overlapScoreCredit === undefined ? this.#weights : { ...this.#weights, overlapScoreCredit };
+		inputs.promptTokens = this.#tracksPrefill(request) ? request.promptTokens : 0;
 		inputs.leastActivePrefillTokens = least;
 		for (let i = 0; i < count; i++) {
 			const slot = eligible[i] as number;
@@ -91,9 +97,9 @@ export class KvScheduler {
 			inputs.deviceBlocks = found.device[slot] ?? 0;
 			inputs.hostBlocks = found.hostPinned[slot] ?? 0;
 			inputs.diskBlocks = found.disk[slot] ?? 0;
-			inputs.decodeBlocks = this.#decodeBlocks(slot, request.sequenceHashes);
+			inputs.decodeBlocks = this.#decodeBlocks(slot, request.sequenceHashes, assumeKvReuse);
 			inputs.activeRequests = active.requestsOf(slot);
-			costs[i] = workerCost(this.#weights, inputs);
+			costs[i] = workerCost(weights, inputs);
 		}
 		const at = drawByCost(costs, count, this.#temperature, this.#random);
 		const slot = eligible[at] as number;
@@ -107,9 +113,21 @@ export class KvScheduler {
 		};
 	}
 
-	#decodeBlocks(slot: number, hashes: readonly bigint[]): number {
+	/** Blocks that would be in use at the slot with the request, its last partial one included. */
+	potentialBlocks(slot: number, request: KvRequest): number {
+		const { promptTokens, sequenceHashes } = request;
+		const partial = promptTokens > sequenceHashes.length * this.blockSize ? 1 : 0;
+		const reuse = request.overrides?.assumeKvReuse ?? this.#reuse;
+		return this.#decodeBlocks(slot, sequenceHashes, reuse) + partial;
+	}
+
+	#tracksPrefill(request: KvRequest): boolean {
+		return request.overrides?.trackPrefillTokens ?? this.#trackPrefill;
+	}
+
+	#decodeBlocks(slot: number, hashes: readonly bigint[], reuse: boolean): number {
 		if (!this.#trackBlocks) return 0;
-		return this.#reuse ? this.active.blocksWith(slot, hashes) : this.active.blocksOf(slot) + hashes.length;
+		return reuse ? this.active.blocksWith(slot, hashes) : this.active.blocksOf(slot) + hashes.length;
 	}
 
 	#effectiveTokens(
@@ -128,8 +146,9 @@ export class KvScheduler {
 	admit(id: string, slot: number, request: KvRequest, effectivePrefillTokens: number, now: number): void {
 		const { sequenceHashes } = request;
 		let hashes: readonly bigint[] = [];
-		if (this.#trackBlocks) hashes = this.#reuse ? sequenceHashes : sequenceHashes.map(() => this.#nextName++);
-		this.active.add(id, slot, hashes, this.#trackPrefill ? effectivePrefillTokens : 0, now);
+		const reuse = request.overrides?.assumeKvReuse ?? this.#reuse;
+		if (this.#trackBlocks) hashes = reuse ? sequenceHashes : sequenceHashes.map(() => this.#nextName++);
+		this.active.add(id, slot, hashes, this.#tracksPrefill(request) ? effectivePrefillTokens : 0, now);
 	}
 
 	/** Gives up the numbers of workers that are not in `kept`, hold no block and have no request. */
