@@ -163,9 +163,9 @@ describe.skipIf(!BUILT)("the command (needs npm run setup)", () => {
 		[["serve", "./nothing"], 1, /^dynamo: there is no model at .*nothing: give a folder/],
 		[["serve"], 1, /^dynamo: the model smollm2-135m is not on this machine, and HF_HUB_OFFLINE is set/],
 		[
-			["frontend", "--discovery-backend", "file", "--router-mode", "device-aware-weighted"],
+			["frontend", "--discovery-backend", "file", "--router-mode", "guess"],
 			2,
-			/^dynamo: --router-mode device-aware-weighted .* it has round-robin/,
+			/^dynamo: --router-mode: "guess" is not valid.*device-aware-weighted/,
 		],
 		[
 			["mocker", "--discovery-backend", "file", "--model-path", "."],

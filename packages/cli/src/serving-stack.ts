@@ -9,7 +9,6 @@ import { createEngine, defaultNumThreads, startEngine } from "./engine-options.j
 import { modelNames } from "./model-names.js";
 import { cacheDirs } from "./models/cache-dirs.js";
 import { resolveModel } from "./models/resolve-model.js";
-import { requireRouterMode } from "./router-mode.js";
 import { explainPort, startRuntime } from "./start-runtime.js";
 
 /** From a registered worker to a model that can be called: tokenizer and template are loaded in between. */
@@ -69,7 +68,6 @@ export async function startServingStack(context: CommandContext, options: Servin
 	const files = findModelFiles(model, caches.cards);
 	files.catch(() => {});
 	const { frontendConfigFromEnv, startFrontend } = await import("@dynamo-ts/frontend");
-	await requireRouterMode(flags);
 	const runtime = await startRuntime(lifecycle, env, { discoveryBackend: "mem" });
 	// Every model of this process, whatever its namespace.
 	const config = { ...frontendConfigFromEnv(env), namespace: undefined };

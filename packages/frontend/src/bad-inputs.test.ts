@@ -25,8 +25,7 @@ const recorded = JSON.parse(
 ) as Recorded[];
 
 /** Routes of other APIs, which this frontend does not have. */
-const OTHER_APIS =
-	/^\/(v1\/(responses|messages|embeddings)|busy_threshold|docs|openapi)|^\/v1\/(admin|manifest|license)$/;
+const OTHER_APIS = /^\/(v1\/(responses|messages|embeddings)|docs|openapi)|^\/v1\/(admin|manifest|license)$/;
 /** Where we answer otherwise on purpose. */
 const ON_PURPOSE = new Map([
 	["completions: suffix", "filling gaps is refused, where Dynamo ignores the field"],
@@ -79,6 +78,8 @@ describe("recorded requests get the recorded answers", () => {
 		}
 		// Dynamo's flat members as they are; OpenAI's object beside them.
 		expect(answer.json).toMatchObject(JSON.parse(recording.body));
+		// The routes for operators have a body of their own, the same as Dynamo's.
+		if (path === "/busy_threshold") return;
 		expect(answer.json.error).toMatchObject({ message: expect.any(String), type: expect.any(String) });
 		expect(Object.keys(answer.json.error)).toEqual(["message", "type", "param", "code"]);
 	});

@@ -2,7 +2,8 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { type BucketRange, ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
-import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions, ROUTER_MODES, type RouterMode } from "@dynamo-ts/router";
+import type { BusyThresholds, KvRouterOptions, RouterMode } from "@dynamo-ts/router";
+import { busyThresholdsFromEnv, kvRouterOptionsFromEnv, routerModeFromEnv } from "@dynamo-ts/router/internal";
 import { EnvReader } from "@dynamo-ts/runtime/internal";
 
 /** Ranges of the five histograms that can be set; units: seconds, or tokens for the two sequence lengths. */
@@ -60,8 +61,10 @@ export interface FrontendConfig {
 	readonly routerMode: RouterMode;
 	/** For the router mode kv. */
 	readonly kvRouter: KvRouterOptions;
-	/** Workers with a larger share of their blocks in use get no more, 0 to 1; undefined: no limit. */
-	readonly activeDecodeBlocksThreshold: number | undefined;
+	/** Workers above them get no more; they can be changed while running. */
+	readonly busyThresholds: BusyThresholds;
+	/** No routes that change settings. */
+	readonly disableAdminApi: boolean;
 	/** Replaces `dynamo_frontend` in the names of request metrics. */
 	readonly metricsPrefix: string;
 	/** Drop `nvext` from requests. */
@@ -73,8 +76,6 @@ export interface FrontendConfig {
 	readonly buckets: BucketRanges;
 }
 
-/** The largest weight that makes sense to anybody. */
-const MOST = 1_000_000;
 const MB = 1024 * 1024;
 
 /**
@@ -112,13 +113,10 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		modelPath: optional(ENV.DYN_MODEL_PATH),
 		modelCacheDir: read.text(ENV.DYN_MODEL_CACHE_DIR, join(homedir(), ".cache", "dynamo-ts", "mdc")),
 		fileTimeoutMs: 60_000,
-		routerMode: read.choice(ENV.DYN_ROUTER_MODE, ROUTER_MODES, "round-robin"),
-		kvRouter: kvRouterOptions(read),
-		// "None" is how Dynamo spells that there is no limit.
-		activeDecodeBlocksThreshold:
-			(optional(ENV.DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD)?.toLowerCase() ?? "none") === "none"
-				? undefined
-				: read.number(ENV.DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD, 1, 0, 1),
+		routerMode: routerModeFromEnv(read),
+		kvRouter: kvRouterOptionsFromEnv(read),
+		busyThresholds: busyThresholdsFromEnv(read),
+		disableAdminApi: read.flag(ENV.DYN_DISABLE_FRONTEND_ADMIN_API, false),
 		metricsPrefix: read.text(ENV.DYN_METRICS_PREFIX, METRIC_PREFIXES.frontend),
 		disableNvext: read.flag(ENV.DYN_DISABLE_FRONTEND_NVEXT, false),
 		ignoreUnsupportedFields: read.flag(ENV.DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS, false),
@@ -130,40 +128,6 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 			outputSequence: bucketRange(env, "OUTPUT_SEQUENCE", { min: 50, max: 32_000, count: 10 }),
 			requestDuration: bucketRange(env, "REQUEST_DURATION", { min: 1, max: 512, count: 10 }),
 		},
-	};
-}
-
-function kvRouterOptions(read: EnvReader): KvRouterOptions {
-	const defaults = DEFAULT_KV_ROUTER_OPTIONS;
-	const { weights } = defaults;
-	return {
-		weights: {
-			overlapScoreCredit: read.number(ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT, weights.overlapScoreCredit, 0, MOST),
-			overlapScoreCreditDecay: read.number(
-				ENV.DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT_DECAY,
-				weights.overlapScoreCreditDecay,
-				0,
-				MOST,
-			),
-			prefillLoadScale: read.number(ENV.DYN_ROUTER_PREFILL_LOAD_SCALE, weights.prefillLoadScale, 0, MOST),
-			decodeActiveRequestWeight: read.number(
-				ENV.DYN_ROUTER_DECODE_ACTIVE_REQUEST_WEIGHT,
-				weights.decodeActiveRequestWeight,
-				0,
-				MOST,
-			),
-			hostCacheHitWeight: read.number(ENV.DYN_ROUTER_HOST_CACHE_HIT_WEIGHT, weights.hostCacheHitWeight, 0, 1),
-			diskCacheHitWeight: read.number(ENV.DYN_ROUTER_DISK_CACHE_HIT_WEIGHT, weights.diskCacheHitWeight, 0, 1),
-			sharedCacheMultiplier: weights.sharedCacheMultiplier,
-		},
-		temperature: read.number(ENV.DYN_ROUTER_TEMPERATURE, defaults.temperature, 0, MOST),
-		useKvEvents: read.flag(ENV.DYN_ROUTER_USE_KV_EVENTS, defaults.useKvEvents),
-		ttlMs: read.seconds(ENV.DYN_ROUTER_TTL_SECS, defaults.ttlMs / 1000),
-		trackActiveBlocks: read.flag(ENV.DYN_ROUTER_TRACK_ACTIVE_BLOCKS, defaults.trackActiveBlocks),
-		trackPrefillTokens: read.flag(ENV.DYN_ROUTER_TRACK_PREFILL_TOKENS, defaults.trackPrefillTokens),
-		assumeKvReuse: read.flag(ENV.DYN_ROUTER_ASSUME_KV_REUSE, defaults.assumeKvReuse),
-		expiryMs: read.seconds(ENV.DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS, defaults.expiryMs / 1000),
-		eventsDeadlineMs: defaults.eventsDeadlineMs,
 	};
 }
 

@@ -34,7 +34,7 @@ export function notReadyError(model: string): DynamoError {
 function overloadedError(model: string): DynamoError {
 	return new DynamoError(
 		"WorkerOverloaded",
-		`every worker of model ${model} that may take the request has more blocks in use than --active-decode-blocks-threshold allows`,
+		`every worker of model ${model} that may take the request is above one of the limits that /busy_threshold shows`,
 	);
 }
 

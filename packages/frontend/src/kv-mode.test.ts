@@ -78,7 +78,7 @@ test("direct: a request that names no worker is a bad one", async () => {
 });
 
 test("a worker above the limit gets nothing, at the limit it does; when all are above, 529", async () => {
-	stack = await startStack({ activeDecodeBlocksThreshold: 0.5 });
+	stack = await startStack({ busyThresholds: { activeDecodeBlocks: 0.5 } });
 	const card = { runtime_config: { total_kv_blocks: 100 } };
 	const script = (call: ScriptedCall): void => void call.tokens([5]).finish("stop").end();
 	const workers = [await stack.worker({ script, card }), await stack.worker({ script, card })] as const;

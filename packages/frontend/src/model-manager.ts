@@ -30,13 +30,18 @@ export class ModelManager {
 
 	/** Models that can be called now, in the order of their names. */
 	ready(): Model[] {
-		return [...this.models.values()].filter((model) => model.ready).sort((a, b) => (a.name < b.name ? -1 : 1));
+		return this.all().filter((model) => model.ready);
 	}
 
 	/** Any model of that kind is registered, whether its workers answer or not. */
 	hasType(type: ModelType): boolean {
 		for (const model of this.models.values()) if (model.serving(type).length > 0) return true;
 		return false;
+	}
+
+	/** All models, in the order of their names. */
+	all(): Model[] {
+		return [...this.models.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 	}
 
 	/** Number of names. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
 	type DiscoveryRecord,
+	type EndpointId,
 	type EndpointRecord,
 	type ModelDeploymentCard,
 	type ModelRecord,
@@ -14,8 +15,8 @@ import {
 	type KvRouterOptions,
 	type KvWorkers,
 	LoadMonitor,
-	type Router,
 	type RouterMode,
+	RoutingGroup,
 } from "@dynamo-ts/router";
 import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
 import type { ModelFiles } from "./model-files.js";
@@ -152,7 +153,7 @@ export class ModelWatcher {
 			return;
 		}
 		if (set === undefined) {
-			set = new WorkerSet(record, this.createRouter(record.card_json), this.createMonitor(record.card_json));
+			set = new WorkerSet(record, this.createGroup(record.card_json));
 			this.sets.set(setKey, set);
 			this.manager.addSet(set);
 			this.materialise(set).catch((error: unknown) => this.log.error("Model watcher failed", { error: String(error) }));
@@ -162,15 +163,26 @@ export class ModelWatcher {
 		this.manager.refresh(set);
 	}
 
-	private createMonitor(card: ModelDeploymentCard): LoadMonitor | undefined {
-		const { busy } = this.options;
-		if (busy?.activeDecodeBlocks === undefined) return undefined;
-		const totalKvBlocks = card.runtime_config?.total_kv_blocks ?? undefined;
-		return new LoadMonitor({ thresholds: busy, totalKvBlocks, rankCount: kvWorkers(card).rankCount });
+	private createGroup(card: ModelDeploymentCard): RoutingGroup {
+		const workers = kvWorkers(card);
+		const { firstRank, rankCount } = workers;
+		const load = new LoadMonitor({
+			// Limits that were set while running hold for the workers that follow.
+			thresholds: this.manager.find(card.display_name)?.busyThresholds() ?? this.options.busy ?? {},
+			totalKvBlocks: card.runtime_config?.total_kv_blocks ?? undefined,
+			maxNumBatchedTokens: card.runtime_config?.max_num_batched_tokens ?? undefined,
+			firstRank,
+			rankCount,
+		});
+		const policy = createRouter(this.options.routerMode, { workers, options: this.options.kvRouter });
+		return new RoutingGroup({ policy, load, firstRank, rankCount });
 	}
 
-	private createRouter(card: ModelDeploymentCard): Router {
-		return createRouter(this.options.routerMode, { workers: kvWorkers(card), options: this.options.kvRouter });
+	/** Workers' load is needed when there is a limit; without one it is only listened to, in case that one is set. */
+	private async watchLoad(load: LoadMonitor, endpoint: EndpointId): Promise<void> {
+		const opened = load.open(this.runtime, endpoint);
+		if (load.limited) return opened;
+		opened.catch((error: Error) => this.log.warn("Workers' load cannot be listened to", { error: error.message }));
 	}
 
 	private forget(key: string): void {
@@ -205,7 +217,7 @@ export class ModelWatcher {
 				const { namespace, component } = set;
 				const id = { namespace, component, name: set.endpoint };
 				await set.router.open?.(this.runtime, id);
-				await set.load?.open(this.runtime, id);
+				if (set.load !== undefined) await this.watchLoad(set.load, id);
 				const client = await endpoint.client();
 				if (signal.aborted) {
 					client.close();

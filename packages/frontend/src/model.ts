@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { ModelType, WorkerType } from "@dynamo-ts/protocols/internal";
+import type { BusyThresholds } from "@dynamo-ts/router";
 import type { WorkerSet } from "./worker-set.js";
 
 /** Readiness of one namespace of a model, as `/v1/models/{id}/ready` tells it. */
@@ -50,6 +51,19 @@ export class Model {
 			at -= set.candidates().length;
 			return at < 0;
 		});
+	}
+
+	/** The limits above which its workers get no more; undefined while no set of it watches their load. */
+	busyThresholds(): BusyThresholds | undefined {
+		for (const set of this.sets) if (set.load !== undefined) return set.load.thresholds;
+		return undefined;
+	}
+
+	/** Changes those limits that are given, for all its sets. */
+	limit(thresholds: BusyThresholds): void {
+		const given = Object.entries(thresholds).filter(([, limit]) => limit !== undefined);
+		const all: BusyThresholds = { ...this.busyThresholds(), ...Object.fromEntries(given) };
+		for (const set of this.sets) if (set.load !== undefined) set.load.thresholds = all;
 	}
 
 	/** Tokens of the largest context among the sets; 0: unknown. */

@@ -12,6 +12,7 @@ import { ModelFiles } from "./model-files.js";
 import { ModelManager } from "./model-manager.js";
 import { ModelWatcher } from "./model-watcher.js";
 import { unsupportedMediaType } from "./request-body.js";
+import { addBusyThresholdRoutes } from "./routes/busy-threshold.js";
 import { addHealthRoutes } from "./routes/health.js";
 import { addInferenceRoutes } from "./routes/inference.js";
 import { addModelRoutes, modelNotFound } from "./routes/models.js";
@@ -76,7 +77,7 @@ export async function startFrontend(
 		namespacePrefix: full.namespacePrefix,
 		routerMode: full.routerMode,
 		kvRouter: full.kvRouter,
-		busy: { activeDecodeBlocks: full.activeDecodeBlocksThreshold },
+		busy: full.busyThresholds,
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});
 	const state = new FrontendState(runtime, full, metrics, manager, watcher, log);
@@ -135,6 +136,7 @@ function buildApp(state: FrontendState): FastifyInstance {
 	addHealthRoutes(app, state);
 	addModelRoutes(app, state);
 	addInferenceRoutes(app, state);
+	addBusyThresholdRoutes(app, state);
 	for (const [method, url] of DISABLED_ROUTES) {
 		app.route({
 			method,

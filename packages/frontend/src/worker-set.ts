@@ -8,7 +8,7 @@ import {
 	parseModelType,
 	type WorkerType,
 } from "@dynamo-ts/protocols/internal";
-import type { LoadMonitor, Router } from "@dynamo-ts/router";
+import type { LoadMonitor, RoutingGroup } from "@dynamo-ts/router";
 import type { EndpointClient } from "@dynamo-ts/runtime";
 import type { ModelMaterials } from "./model-materials.js";
 
@@ -41,7 +41,7 @@ export class WorkerSet {
 	readonly modelTypes: ReadonlySet<string>;
 	/** A card without one is served as an aggregated worker. */
 	readonly workerType: WorkerType;
-	readonly router: Router;
+	readonly router: RoutingGroup;
 	/** Knows which members are too full; absent: nobody asks. */
 	readonly load: LoadMonitor | undefined;
 	/** Aborted when the set goes; ends the fetching of files. */
@@ -57,7 +57,7 @@ export class WorkerSet {
 	private roomyOf: readonly EndpointRecord[] | undefined;
 	private roomyAt = -1;
 
-	constructor(record: ModelRecord, router: Router, load?: LoadMonitor) {
+	constructor(record: ModelRecord, router: RoutingGroup) {
 		this.key = workerSetKey(record);
 		this.name = record.card_json.display_name;
 		this.namespace = record.namespace;
@@ -68,7 +68,7 @@ export class WorkerSet {
 		this.modelTypes = parseModelType(record.card_json.model_type) ?? new Set();
 		this.workerType = record.card_json.worker_type ?? "aggregated";
 		this.router = router;
-		this.load = load;
+		this.load = router.load;
 	}
 
 	/** Tokens that prompt and answer may have together, for display; 0: unknown. */

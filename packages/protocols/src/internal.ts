@@ -38,6 +38,7 @@ export * from "./metrics/metric-catalogue.js";
 export * from "./metrics/metric-family.js";
 export * from "./metrics/more-labels.js";
 export * from "./model-card.js";
+export * from "./openai/busy-threshold.js";
 export { CHAT_FIELDS, COMPLETION_FIELDS } from "./openai/field-tables.js";
 export * from "./openai/http-error.js";
 export * from "./openai/json-scanner.js";

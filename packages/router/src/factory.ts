@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError } from "@dynamo-ts/protocols/internal";
+import { DeviceAwareWeightedPolicy } from "./device-aware-weighted.js";
 import { DirectPolicy } from "./direct.js";
 import { KvPolicy, type KvRouterOptions, type KvWorkers } from "./kv-policy.js";
 import { LeastLoadedPolicy } from "./least-loaded.js";
@@ -21,6 +22,7 @@ const POLICIES: Record<RouterMode, (kv: KvSettings) => Router> = {
 	"least-loaded": () => new LeastLoadedPolicy(),
 	kv: ({ workers, options }) => new KvPolicy(workers, options),
 	direct: () => new DirectPolicy(),
+	"device-aware-weighted": () => new DeviceAwareWeightedPolicy(),
 };
 
 /** True for a name in {@link ROUTER_MODES}. */

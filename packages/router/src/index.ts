@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+export { DeviceAwareWeightedPolicy } from "./device-aware-weighted.js";
 export { DirectPolicy } from "./direct.js";
 export { createRouter, isRouterMode, type KvSettings } from "./factory.js";
 export type { CostWeights } from "./kv/cost.js";
 export type { BusyThresholds } from "./kv/eligibility.js";
-export { LoadMonitor, type LoadMonitorOptions } from "./kv/load-monitor.js";
+export { LoadMonitor, type LoadMonitorOptions, type ObservedLoad } from "./kv/load-monitor.js";
 export {
 	type KvEventCounts,
 	type KvEventSink,
@@ -16,6 +17,7 @@ export { PowerOfTwoPolicy } from "./power-of-two.js";
 export { RandomPolicy } from "./random.js";
 export { RoundRobinPolicy } from "./round-robin.js";
 export {
+	type RankLoad,
 	ROUTER_MODES,
 	type Router,
 	type RouterMode,
@@ -23,3 +25,4 @@ export {
 	type RoutingOverrides,
 	type RoutingRequest,
 } from "./router.js";
+export { RoutingGroup, type RoutingGroupParts } from "./routing-group.js";

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./active-requests.js";
+export * from "./device-aware-weighted.js";
 export * from "./direct.js";
 export * from "./factory.js";
 export * from "./kv/active-sequences.js";
@@ -14,7 +15,10 @@ export * from "./kv-events/kv-event-subscriber.js";
 export * from "./kv-events/source-state.js";
 export * from "./kv-policy.js";
 export * from "./least-loaded.js";
+export * from "./options-from-env.js";
 export * from "./power-of-two.js";
+export * from "./prefill-counts.js";
 export * from "./random.js";
 export * from "./round-robin.js";
 export * from "./router.js";
+export * from "./routing-group.js";

@@ -14,7 +14,7 @@ import { ApproximateIndex } from "./kv/approximate-index.js";
 import { type CostWeights, DEFAULT_COST_WEIGHTS } from "./kv/cost.js";
 import { type KvChoice, type KvRequest, KvScheduler } from "./kv/kv-scheduler.js";
 import { type KvEventSink, KvEventSubscriber } from "./kv-events/kv-event-subscriber.js";
-import type { Router, RoutingDecision, RoutingRequest } from "./router.js";
+import type { RankLoad, Router, RoutingDecision, RoutingRequest } from "./router.js";
 
 /** Settings of the policy "kv"; `--router-*` flags. */
 export interface KvRouterOptions {
@@ -222,6 +222,15 @@ export class KvPolicy implements Router {
 		const plan = { request, hashed, instanceId, choice };
 		this.#plan = plan;
 		return plan;
+	}
+
+	watchLoad(listener: (load: RankLoad) => void): void {
+		const { active, slots } = this.scheduler;
+		active.onChange = (slot) => {
+			const worker = slots.workerOf(slot);
+			if (worker === undefined) return;
+			listener({ ...worker, activeBlocks: active.blocksOf(slot), prefillTokens: active.prefillTokensOf(slot) });
+		};
 	}
 
 	#hash(request: RoutingRequest): KvRequest {

@@ -3,6 +3,30 @@ import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { ActiveRequests } from "./active-requests.js";
 import type { Router } from "./router.js";
 
+/** The candidate with the fewest requests under way; among equals, any. Undefined when there is none. */
+export function leastLoaded(
+	candidates: readonly EndpointRecord[],
+	active: ActiveRequests,
+	random: () => number,
+): EndpointRecord | undefined {
+	let best: EndpointRecord | undefined;
+	let least = Number.POSITIVE_INFINITY;
+	let equals = 0;
+	for (const candidate of candidates) {
+		const load = active.count(candidate.instance_id);
+		if (load < least) {
+			best = candidate;
+			least = load;
+			equals = 1;
+		} else if (load === least) {
+			// Keeps each of k equals with probability 1/k without collecting them.
+			equals++;
+			if (random() * equals < 1) best = candidate;
+		}
+	}
+	return best;
+}
+
 /** The candidate with the fewest requests of this frontend under way; among equals, any. */
 export class LeastLoadedPolicy implements Router {
 	readonly name = "least-loaded";
@@ -14,22 +38,7 @@ export class LeastLoadedPolicy implements Router {
 	}
 
 	pick(candidates: readonly EndpointRecord[]): EndpointRecord | undefined {
-		let best: EndpointRecord | undefined;
-		let least = Number.POSITIVE_INFINITY;
-		let equals = 0;
-		for (const candidate of candidates) {
-			const load = this.active.count(candidate.instance_id);
-			if (load < least) {
-				best = candidate;
-				least = load;
-				equals = 1;
-			} else if (load === least) {
-				// Keeps each of k equals with probability 1/k without collecting them.
-				equals++;
-				if (this.random() * equals < 1) best = candidate;
-			}
-		}
-		return best;
+		return leastLoaded(candidates, this.active, this.random);
 	}
 
 	onStart(instanceId: bigint, requestId: string): void {

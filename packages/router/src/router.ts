@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { DynamoError, EndpointId, EndpointRecord } from "@dynamo-ts/protocols/internal";
+import type { DynamoError, EndpointId, EndpointRecord, WorkerRank } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 
 /** What a policy may look at. */
@@ -53,7 +53,7 @@ export interface Router {
 	 */
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined;
 	/** Why {@link pick} picked nobody, where that is not for want of candidates. */
-	refusal?(): DynamoError;
+	refusal?(): DynamoError | undefined;
 	/** The data-parallel rank for a request that goes to the instance; undefined: the worker decides. */
 	rankFor?(instanceId: bigint, request: RoutingRequest): number | undefined;
 	/**
@@ -75,10 +75,28 @@ export interface Router {
 	 * @throws DynamoError `Unavailable` when that is not possible now; it is tried again then.
 	 */
 	open?(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void>;
+	/** Names the one listener that is told what the router counts of a worker's rank, whenever that changes. */
+	watchLoad?(listener: (load: RankLoad) => void): void;
 	/** Ends what {@link open} began. */
 	close?(): Promise<void>;
 }
 
+/** What a router's own requests occupy at a worker's rank. */
+export interface RankLoad extends WorkerRank {
+	/** Blocks in use, each once however many requests share it. */
+	readonly activeBlocks: number;
+	/** Prompt tokens that are still to be computed. */
+	readonly prefillTokens: number;
+}
+
 /** Names of the policies that this package has. */
-export const ROUTER_MODES = ["round-robin", "random", "power-of-two", "least-loaded", "kv", "direct"] as const;
+export const ROUTER_MODES = [
+	"round-robin",
+	"random",
+	"power-of-two",
+	"least-loaded",
+	"kv",
+	"direct",
+	"device-aware-weighted",
+] as const;
 export type RouterMode = (typeof ROUTER_MODES)[number];

@@ -5,7 +5,6 @@ import type { Command, CommandContext } from "../command.js";
 import { FRONTEND_COMMAND } from "../flags/frontend-flags.js";
 import { checkPlanes, setRuntimeVariables } from "../flags/runtime-flags.js";
 import { cacheDirs } from "../models/cache-dirs.js";
-import { requireRouterMode } from "../router-mode.js";
 import { explainPort, startRuntime } from "../start-runtime.js";
 
 /** `dynamo frontend`: the HTTP server alone; workers come through discovery. */
@@ -13,7 +12,6 @@ export const command: Command = { spec: FRONTEND_COMMAND, run };
 
 async function run({ flags, console, lifecycle }: CommandContext): Promise<number> {
 	checkPlanes("frontend", flags);
-	await requireRouterMode(flags);
 	const dump = flags.string("dump-config-to");
 	if (dump !== undefined) await writeFile(dump, `${JSON.stringify(flags.values, null, 2)}\n`);
 	if (flags.string("discovery-backend") === "mem") {

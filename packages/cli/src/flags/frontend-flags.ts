@@ -29,7 +29,7 @@ export function httpFlags(host: string): readonly FlagSpec[] {
 	];
 }
 
-/** Router modes of Dynamo; those outside `ROUTER_MODES` of the router package are refused at start. */
+/** How workers are chosen; the choices are `ROUTER_MODES` of the router package. */
 export const ROUTER_MODE_FLAG: FlagSpec = {
 	flag: "router-mode",
 	env: ENV.DYN_ROUTER_MODE,

@@ -33,9 +33,6 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 			choices: ["hard", "soft"],
 			default: "hard",
 		},
-		{ flag: "active-prefill-tokens-threshold", env: ENV.DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD, type: "string" },
-		{ flag: "active-prefill-tokens-threshold-frac", env: ENV.DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC, type: "string" },
-		{ flag: "load-aware", env: ENV.DYN_ROUTER_LOAD_AWARE, type: "boolean" },
 		{ flag: "router-replica-sync", env: ENV.DYN_ROUTER_REPLICA_SYNC, type: "boolean" },
 		{
 			flag: "router-track-output-blocks",

@@ -28,7 +28,10 @@ export class ActiveSequences {
 	readonly #requests = new Map<string, ActiveSequence>();
 	readonly #loads: (SlotLoad | undefined)[] = [];
 	readonly #expiryMs: number;
+	/** Told the slot whose load changed. */
+	onChange: ((slot: number) => void) | undefined;
 
+	/** @param expiryMs after which a request that never ended is forgotten, milliseconds. */
 	constructor(expiryMs: number = ACTIVE_REQUEST_EXPIRY_MS) {
 		this.#expiryMs = expiryMs;
 	}
@@ -56,6 +59,7 @@ export class ActiveSequences {
 		load.requests++;
 		load.prefillTokens += prefillTokens;
 		for (const hash of hashes) load.users.set(hash, (load.users.get(hash) ?? 0) + 1);
+		this.onChange?.(slot);
 	}
 
 	/** The first token is there: the prompt is no load any more. */
@@ -65,16 +69,17 @@ export class ActiveSequences {
 		const load = this.#loads[request.slot];
 		if (load !== undefined) load.prefillTokens -= request.prefillTokens;
 		request.prefillTokens = 0;
+		this.onChange?.(request.slot);
 	}
 
 	/** The request ended, whatever its outcome; more than once does nothing. */
 	free(id: string): void {
 		const request = this.#requests.get(id);
 		if (request === undefined) return;
-		this.prefillDone(id);
 		this.#requests.delete(id);
 		const load = this.#loads[request.slot];
 		if (load === undefined) return;
+		load.prefillTokens -= request.prefillTokens;
 		for (const hash of request.hashes) {
 			const users = load.users.get(hash) ?? 0;
 			if (users > 1) load.users.set(hash, users - 1);
@@ -82,6 +87,7 @@ export class ActiveSequences {
 		}
 		load.requests--;
 		if (load.requests === 0) this.#loads[request.slot] = undefined;
+		this.onChange?.(request.slot);
 	}
 
 	/** Forgets requests that began too long ago. @returns how many. */
