@@ -12,6 +12,8 @@ export * from "./leak-check.js";
 export * from "./nats-server.js";
 export * from "./own-processes.js";
 export * from "./prom-parse.js";
+export * from "./prometheus.js";
+export * from "./promql.js";
 export * from "./real-dynamo.js";
 export * from "./sse-client.js";
 export * from "./stream-load.js";
