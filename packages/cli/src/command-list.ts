@@ -12,6 +12,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 	frontend: { summary: "the HTTP server alone", load: () => import("./commands/frontend.js") },
 	worker: { summary: "a worker with a model", load: () => import("./commands/worker.js") },
 	mocker: { summary: "a worker with a simulated engine", load: () => import("./commands/mocker.js") },
+	router: { summary: "routing by cache and load for other processes", load: () => import("./commands/router.js") },
 	"kv-events-relay": {
 		summary: "tell routers what another engine's KV cache holds",
 		load: () => import("./commands/kv-events-relay.js"),

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type Annotated, DynamoError, type EndpointRecord, type RoutingHints } from "@dynamo-ts/protocols/internal";
+import {
+	type Annotated,
+	DynamoError,
+	type EndpointRecord,
+	mayTryAnother,
+	type RoutingHints,
+} from "@dynamo-ts/protocols/internal";
 import type { RoutingRequest } from "@dynamo-ts/router";
 import type { ActiveRequest, OutgoingRequest, RequestOptions, ResponseSink } from "@dynamo-ts/runtime";
-import { mayTryAnother } from "./http-errors.js";
 import { type Continuation, isLoss, type MigrationObserver, type MigrationType } from "./migration.js";
 import type { WorkerSet } from "./worker-set.js";
 

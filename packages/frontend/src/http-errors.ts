@@ -8,7 +8,6 @@ import {
 	failureClass,
 	HttpError,
 	isDynamoError,
-	isMigratable,
 	publicMessage,
 } from "@dynamo-ts/protocols/internal";
 import { WorkerFinishError } from "./choice-state.js";
@@ -79,11 +78,6 @@ const UNEXPLAINED: ReadonlySet<FailureClass> = new Set(["BackendProtocol", "Inte
 
 /** Errors that say nothing of what they are; Dynamo marks them as the engine's when there is no output before them. */
 const UNCLASSIFIED: ReadonlySet<DynamoError["errorClass"]> = new Set(["Unknown", "BackendProtocol"]);
-
-/** True when a request that has shown nothing yet should be tried on another instance. A full one is not left. */
-export function mayTryAnother(error: DynamoError): boolean {
-	return isMigratable(error) && errorReason(error) !== "capacity.worker_overloaded";
-}
 
 /** A worker that ended with an error, or anything else that was thrown, as one of our errors. */
 export function asDynamoError(error: unknown): DynamoError {

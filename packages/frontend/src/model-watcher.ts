@@ -13,7 +13,7 @@ import {
 	type BusyThresholds,
 	createRouter,
 	type KvRouterOptions,
-	type KvWorkers,
+	kvWorkersOf,
 	LoadMonitor,
 	type RouterMode,
 	RoutingGroup,
@@ -164,7 +164,7 @@ export class ModelWatcher {
 	}
 
 	private createGroup(card: ModelDeploymentCard): RoutingGroup {
-		const workers = kvWorkers(card);
+		const workers = kvWorkersOf(card);
 		const { firstRank, rankCount } = workers;
 		const load = new LoadMonitor({
 			// Limits that were set while running hold for the workers that follow.
@@ -249,15 +249,6 @@ export class ModelWatcher {
 			}
 		}
 	}
-}
-
-function kvWorkers({ kv_cache_block_size, runtime_config }: ModelDeploymentCard): KvWorkers {
-	return {
-		blockSize: kv_cache_block_size,
-		firstRank: runtime_config?.data_parallel_start_rank ?? 0,
-		rankCount: Math.max(1, runtime_config?.data_parallel_size ?? 1),
-		publishEvents: runtime_config?.kv_event_publishing_enabled !== false,
-	};
 }
 
 function isModel(record: DiscoveryRecord): record is ModelRecord {

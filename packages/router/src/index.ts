@@ -12,6 +12,7 @@ export {
 	type KvEventSubscriberOptions,
 } from "./kv-events/kv-event-subscriber.js";
 export { DEFAULT_KV_ROUTER_OPTIONS, KvPolicy, type KvRouterOptions, type KvWorkers } from "./kv-policy.js";
+export { kvWorkersOf } from "./kv-workers.js";
 export { LeastLoadedPolicy } from "./least-loaded.js";
 export { PowerOfTwoPolicy } from "./power-of-two.js";
 export { RandomPolicy } from "./random.js";
@@ -26,3 +27,4 @@ export {
 	type RoutingRequest,
 } from "./router.js";
 export { RoutingGroup, type RoutingGroupParts } from "./routing-group.js";
+export { StandaloneRouter, type StandaloneRouterOptions } from "./service/standalone-router.js";

@@ -208,6 +208,13 @@ export class KvPolicy implements Router {
 		};
 	}
 
+	/** Another router gave a prompt to a worker; does nothing where the index is fed by events. */
+	assume({ workerId, dpRank }: WorkerRank, tokensHashes: readonly bigint[], sequenceHashes: readonly bigint[]): void {
+		const promptTokens = tokensHashes.length * this.scheduler.blockSize;
+		const slot = this.scheduler.slots.obtain(workerId, dpRank);
+		this.#approximate?.assume(slot, { promptTokens, tokensHashes, sequenceHashes }, performance.now());
+	}
+
 	/** The choice that was just made, or one among the ranks of a worker that was chosen by somebody else. */
 	#planFor(instanceId: bigint, request: RoutingRequest): Plan {
 		const last = this.#plan;

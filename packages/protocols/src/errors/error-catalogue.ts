@@ -166,6 +166,11 @@ export function instanceVerdict(error: DynamoError): InstanceVerdict {
 	}
 }
 
+/** True when a request that has shown nothing yet should be tried on another instance. A full one is not left. */
+export function mayTryAnother(error: DynamoError): boolean {
+	return isMigratable(error) && errorReason(error) !== "capacity.worker_overloaded";
+}
+
 /** What clients read when an error brings no public message of its own: nothing of the inside. */
 export const PUBLIC_SENTENCES: Readonly<Record<FailureClass, string>> = {
 	InvalidRequest: "Invalid request",

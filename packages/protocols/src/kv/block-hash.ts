@@ -14,6 +14,8 @@ export interface BlockHashOptions {
 	readonly loraName?: string | undefined;
 	/** Keeps tenants apart; absent or empty: none. */
 	readonly cacheSalt?: string | undefined;
+	/** Hashes of images and the like, by block; undefined for a block without, absent: no block has any. */
+	readonly mmHashes?: readonly (readonly bigint[] | undefined)[] | undefined;
 }
 
 /** The seed of a block's own hash under the given adapter and salt. */
@@ -68,7 +70,7 @@ export function blockHashes(tokens: ArrayLike<number>, blockSize: number, option
 	const tokensHashes: bigint[] = [];
 	const sequenceHashes: bigint[] = [];
 	for (let end = blockSize; end <= tokens.length; end += blockSize) {
-		const own = tokensHash(tokens, end - blockSize, end, seed);
+		const own = tokensHash(tokens, end - blockSize, end, seed, options.mmHashes?.[tokensHashes.length]);
 		tokensHashes.push(own);
 		sequenceHashes.push(sequenceHash(sequenceHashes.at(-1), own));
 	}

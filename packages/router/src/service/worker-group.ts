@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// The workers that a standalone router chooses among: the instances of one endpoint whose model card fits.
+import {
+	DynamoError,
+	type EndpointId,
+	type EndpointRecord,
+	type ModelRecord,
+	parseKey,
+} from "@dynamo-ts/protocols/internal";
+import type { DiscoveryEvent, DistributedRuntime, EndpointClient, Logger, Watch } from "@dynamo-ts/runtime";
+import type { KvWorkers } from "../kv-policy.js";
+import { kvWorkersOf } from "../kv-workers.js";
+
+export interface WorkerGroupOptions {
+	/** Tokens of a block; undefined: what the first card says. */
+	readonly blockSize: number | undefined;
+	/** The first worker that fits is there; called once. */
+	readonly onFirst: (workers: KvWorkers) => void;
+}
+
+export class WorkerGroup {
+	readonly client: EndpointClient;
+	readonly #endpoint: EndpointId;
+	readonly #options: WorkerGroupOptions;
+	readonly #log: Logger;
+	/** Cards that fit, by the key of their record. */
+	readonly #cards = new Map<string, ModelRecord>();
+	readonly #members = new Set<bigint>();
+	#refused: DynamoError | undefined;
+	#kv: KvWorkers | undefined;
+	#seen: readonly EndpointRecord[] | undefined;
+	#candidates: readonly EndpointRecord[] = [];
+	#watch: Watch | undefined;
+
+	private constructor(
+		client: EndpointClient,
+		endpoint: EndpointId,
+		options: WorkerGroupOptions,
+		runtime: DistributedRuntime,
+	) {
+		this.client = client;
+		this.#endpoint = endpoint;
+		this.#options = options;
+		this.#log = runtime.log.child("dynamo_llm::kv_router");
+	}
+
+	/**
+	 * Follows the workers of `endpoint`; knows those that are there when the promise resolves.
+	 * @throws DynamoError `Unavailable` when discovery cannot be used, `InvalidArgument` when there are workers and all
+	 * have blocks of another size.
+	 */
+	static async open(
+		runtime: DistributedRuntime,
+		endpoint: EndpointId,
+		options: WorkerGroupOptions,
+	): Promise<WorkerGroup> {
+		const client = await runtime
+			.namespace(endpoint.namespace)
+			.component(endpoint.component)
+			.endpoint(endpoint.name)
+			.client();
+		const group = new WorkerGroup(client, endpoint, options, runtime);
+		try {
+			group.#watch = await runtime.discovery.watch("v1/mdc", (event) => group.#onCard(event));
+			if (group.#refused !== undefined && group.#cards.size === 0) throw group.#refused;
+		} catch (error) {
+			group.close();
+			throw error;
+		}
+		return group;
+	}
+
+	/** What the cards say; undefined before the first worker. */
+	get kv(): KvWorkers | undefined {
+		return this.#kv;
+	}
+
+	/** Names under which the workers' model is known. */
+	modelNames(): ReadonlySet<string> {
+		return new Set([...this.#cards.values()].map(({ card_json }) => card_json.display_name));
+	}
+
+	/** Workers that are live and have not failed lately; the same array until something changes. */
+	candidates(): readonly EndpointRecord[] {
+		const available = this.client.available();
+		if (available !== this.#seen) {
+			this.#seen = available;
+			this.#candidates = available.filter(({ instance_id }) => this.#members.has(instance_id));
+		}
+		return this.#candidates;
+	}
+
+	/** A live worker by its id. */
+	member(instanceId: bigint): EndpointRecord | undefined {
+		if (!this.#members.has(instanceId)) return undefined;
+		return this.client.instances().find(({ instance_id }) => instance_id === instanceId);
+	}
+
+	/** For requests that nobody can take. */
+	noWorkerError(): DynamoError {
+		const { namespace, component, name } = this.#endpoint;
+		return new DynamoError(
+			"Unavailable",
+			`no worker of ${namespace}.${component}.${name} can be reached: start one, or name the workers' endpoint with --endpoint`,
+			{ reason: "backend.unavailable" },
+		);
+	}
+
+	close(): void {
+		this.#watch?.close();
+		this.client.close();
+	}
+
+	#onCard(event: DiscoveryEvent): void {
+		if (event.type === "delete") {
+			this.#forget(event.key);
+			return;
+		}
+		const key = parseKey(event.key);
+		if (key?.bucket !== "v1/mdc" || event.record.type !== "Model") return;
+		const { record } = event;
+		if (record.namespace !== this.#endpoint.namespace || record.component !== this.#endpoint.component) return;
+		if (record.endpoint !== this.#endpoint.name || this.#cards.has(event.key)) return;
+		const workers = kvWorkersOf(record.card_json);
+		const problem = this.#problem(workers);
+		if (problem !== undefined) {
+			this.#refused = new DynamoError(
+				"InvalidArgument",
+				`worker ${record.instance_id} of model ${record.card_json.display_name} gets no requests: ${problem}`,
+			);
+			this.#log.error(this.#refused.message, { instance_id: record.instance_id });
+			return;
+		}
+		this.#cards.set(event.key, record);
+		this.#members.add(record.instance_id);
+		this.#seen = undefined;
+		if (this.#kv !== undefined) return;
+		this.#kv = workers;
+		this.#options.onFirst(workers);
+	}
+
+	/** Why a worker cannot be routed to. */
+	#problem(workers: KvWorkers): string | undefined {
+		const blockSize = this.#options.blockSize ?? this.#kv?.blockSize ?? workers.blockSize;
+		if (workers.blockSize !== blockSize) {
+			return `its model card says blocks of ${workers.blockSize} tokens, the router counts in blocks of ${blockSize}; start it with --router-block-size ${workers.blockSize}, or one router for each size`;
+		}
+		const { firstRank = workers.firstRank, rankCount = workers.rankCount } = this.#kv ?? {};
+		if (workers.firstRank === firstRank && workers.rankCount === rankCount) return undefined;
+		return `it has ${workers.rankCount} data-parallel ranks from ${workers.firstRank}, the others ${rankCount} from ${firstRank}`;
+	}
+
+	#forget(key: string): void {
+		const record = this.#cards.get(key);
+		if (record === undefined) return;
+		this.#cards.delete(key);
+		for (const { instance_id } of this.#cards.values()) if (instance_id === record.instance_id) return;
+		this.#members.delete(record.instance_id);
+		this.#seen = undefined;
+	}
+}
