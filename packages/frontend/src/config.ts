@@ -41,6 +41,8 @@ export interface FrontendConfig {
 	readonly sseKeepAliveIntervalMs: number;
 	/** How long after a worker took a streamed request its errors can still be plain answers; 0: not at all. */
 	readonly preCommitErrorPeekMs: number;
+	/** Spans carry prompts and answers, too. */
+	readonly traceContent: boolean;
 	/** Longest silence of a worker, before the first token too; undefined: the runtime's deadlines. */
 	readonly backendStreamTimeoutMs: number | undefined;
 	/** Most times that a stream whose worker was lost goes on at another one; 0: it ends with an error. */
@@ -92,6 +94,7 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		bodyLimitBytes: read.integer(ENV.DYN_HTTP_BODY_LIMIT_MB, 45, 1, 2000) * MB,
 		gracefulShutdownTimeoutMs: read.seconds(ENV.DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 5),
 		overloadStatusCode: read.integer(ENV.DYN_HTTP_OVERLOAD_STATUS_CODE, 529, 400, 599),
+		traceContent: read.flag(ENV.DYN_TRACE_CONTENT, false),
 		sseKeepAliveIntervalMs: read.integer(ENV.DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS, 0, 0, 0x7fff_ffff),
 		preCommitErrorPeekMs: read.integer(ENV.DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS, 0, 0, 0x7fff_ffff),
 		backendStreamTimeoutMs: read.seconds(ENV.DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS, 0) || undefined,

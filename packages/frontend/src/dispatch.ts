@@ -9,6 +9,7 @@ import {
 import type { RoutingRequest } from "@dynamo-ts/router";
 import type { ActiveRequest, OutgoingRequest, RequestOptions, ResponseSink } from "@dynamo-ts/runtime";
 import { type Continuation, isLoss, type MigrationObserver, type MigrationType } from "./migration.js";
+import { beginSelection, RouteSpan, type RouteTrace } from "./route-span.js";
 import type { WorkerSet } from "./worker-set.js";
 
 /** Most instances that a request is offered to in a row without an item from any of them. */
@@ -19,6 +20,8 @@ export interface DispatchOptions extends RequestOptions {
 	readonly pinned?: EndpointRecord;
 	/** Told about each instance that is tried, before it is. */
 	readonly onAttempt?: (instance: EndpointRecord) => void;
+	/** Where the spans of attempts belong; absent: there are none. */
+	readonly trace?: RouteTrace;
 	/** Told about workers that were lost with the request. */
 	readonly migrations?: MigrationObserver;
 	/** What the request says about its way. */
@@ -72,6 +75,10 @@ export class Dispatch implements ResponseSink {
 	private delivered = false;
 	/** A worker was lost, and no item has come from another one yet. */
 	private lost: { readonly type: MigrationType; readonly since: number } | undefined;
+	/** Of the attempt under way. */
+	private route: RouteSpan | undefined;
+	/** Attempts from the beginning on. */
+	private attemptsMade = 0;
 	private paused = false;
 	private over = false;
 
@@ -98,9 +105,14 @@ export class Dispatch implements ResponseSink {
 		queueMicrotask(() => this.finish(() => this.sink.onError(error)));
 	}
 
-	/** Abandons the request: the worker is told, the sink hears nothing more. */
-	kill(): void {
+	/**
+	 * Abandons the request: the worker is told, the sink hears nothing more.
+	 * @param complete the answer is, so that there is nothing left for the worker to do.
+	 */
+	kill(complete = false): void {
 		const { call } = this;
+		if (complete) this.route?.succeeded();
+		else this.route?.cancelled();
 		this.settle("cancelled");
 		this.finish(() => {});
 		call?.kill();
@@ -135,17 +147,20 @@ export class Dispatch implements ResponseSink {
 	}
 
 	onEnd(): void {
+		this.route?.succeeded();
 		this.settle("success");
 		this.finish(() => this.sink.onEnd());
 	}
 
 	onError(error: DynamoError): void {
 		if (this.over) return;
+		this.route?.failed(error);
 		this.leaveInstance();
 		this.settle("failure");
 		// A full worker is not lost: it counts only when its refusal moved the request.
 		if (mayTryAnother(error) || error.errorClass === "ResponseTimeout") this.noteLoss();
 		if (this.options.pinned === undefined && this.mayGoOn(error) && this.attempt()) return;
+		if (this.options.continuation !== undefined && isLoss(error)) this.route?.noMore(error);
 		this.settle("failure");
 		this.finish(() => this.sink.onError(error));
 	}
@@ -174,6 +189,7 @@ export class Dispatch implements ResponseSink {
 			this.tried.size === 0 ? candidates : candidates.filter(({ instance_id }) => !this.tried.has(instance_id));
 		const routing = this.routingRequest();
 		const instance = pinned === undefined ? this.set.router.pick(fresh, routing) : this.roomAt(pinned);
+		routing.span?.end();
 		if (instance === undefined) return false;
 		this.attempts++;
 		this.tried.add(instance.instance_id);
@@ -181,12 +197,27 @@ export class Dispatch implements ResponseSink {
 		this.opened = false;
 		this.silent = true;
 		this.attemptId = String(attemptsEver++);
-		const request = withRank(this.request, this.set.router.rankFor?.(instance.instance_id, routing));
+		const rank = this.set.router.rankFor?.(instance.instance_id, routing);
+		this.beginRoute(instance, routing);
+		const request = { ...this.request, span: this.route?.span };
 		this.set.router.onStart?.(instance.instance_id, this.attemptId, routing);
 		onAttempt?.(instance);
-		this.call = this.set.client.send(instance, request, this, this.options);
+		this.call = this.set.client.send(instance, withRank(request, rank), this, this.options);
 		if (this.paused) this.call.pause();
 		return true;
+	}
+
+	private beginRoute(instance: EndpointRecord, routing: RoutingRequest): void {
+		const { trace, continuation } = this.options;
+		if (trace === undefined) return;
+		const { router } = this.set;
+		this.route = new RouteSpan(trace, router, {
+			instance,
+			number: this.attemptsMade++,
+			tokensCompleted: continuation?.tokens ?? 0,
+			decision: router.explain?.(instance.instance_id, routing),
+			previous: this.route,
+		});
 	}
 
 	private roomAt(instance: EndpointRecord): EndpointRecord | undefined {
@@ -209,6 +240,7 @@ export class Dispatch implements ResponseSink {
 			loraName: routing?.lora_name,
 			cacheSalt: routing?.cache_salt,
 			dpRank: routing?.dp_rank,
+			span: beginSelection(this.options.trace, this.set.router),
 		};
 	}
 

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { ServerResponse } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import type { DistributedRuntime, Logger } from "@dynamo-ts/runtime";
 import { sendFailure, sendJson } from "./answers.js";
 import type { FrontendConfig } from "./config.js";
 import type { FrontendMetrics } from "./frontend-metrics.js";
 import type { GenerationHost } from "./generation.js";
 import { type Failure, type FailureContext, failureOf } from "./http-errors.js";
+import { type ExchangeLogs, exchangeLogs, HttpExchange } from "./http-exchange.js";
 import type { ModelManager } from "./model-manager.js";
 import type { ModelWatcher } from "./model-watcher.js";
+import { type RouteLogs, routeLogs } from "./route-span.js";
 
 /** Ready: takes requests. Draining: finishes what it has. Stopping: the listener is closed. */
 export type Stage = "ready" | "draining" | "stopping";
@@ -21,6 +23,11 @@ export class FrontendState implements GenerationHost {
 	readonly watcher: ModelWatcher;
 	/** For the lines about requests. */
 	readonly log: Logger;
+	/** For the lines that say how requests began and ended. */
+	readonly requestLog: Logger;
+	readonly routeLogs: RouteLogs;
+	private readonly exchangeLogs: ExchangeLogs;
+	private readonly exchanges = new WeakMap<ServerResponse, HttpExchange>();
 	stage: Stage = "ready";
 	private readonly inflight = new Set<ServerResponse>();
 	private readonly idleWaiters: (() => void)[] = [];
@@ -39,6 +46,21 @@ export class FrontendState implements GenerationHost {
 		this.manager = manager;
 		this.watcher = watcher;
 		this.log = log;
+		this.requestLog = runtime.log.child("dynamo_llm::http::service::metrics");
+		this.routeLogs = routeLogs(runtime);
+		this.exchangeLogs = exchangeLogs(runtime);
+	}
+
+	/** Begins a request whose head was read. */
+	begin(request: IncomingMessage, response: ServerResponse, system: boolean): HttpExchange {
+		const exchange = new HttpExchange(this.runtime, this.exchangeLogs, request, response, system);
+		this.exchanges.set(response, exchange);
+		return exchange;
+	}
+
+	/** What {@link begin} made for this response. */
+	exchangeOf(request: IncomingMessage, response: ServerResponse): HttpExchange {
+		return this.exchanges.get(response) ?? this.begin(request, response, false);
 	}
 
 	/** Inference requests whose answer is not complete. */

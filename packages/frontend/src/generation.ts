@@ -4,6 +4,7 @@ import type { CompletionTokensDetails, DynamoError, PromptTokensDetails } from "
 import type { ChoiceRules, ChoiceState } from "./choice-state.js";
 import { annotationEvent, type ChunkFormat, commentEvent, type UsageCounts } from "./chunk-format.js";
 import type { DispatchOptions } from "./dispatch.js";
+import type { ContentAttribute } from "./gen-ai-attributes.js";
 import type { Failure, FailureContext } from "./http-errors.js";
 import { Leg, type PromptRequest } from "./leg.js";
 import type { MigrationLimits } from "./migration.js";
@@ -40,6 +41,8 @@ export interface GenerationPlan {
 	readonly dispatch: DispatchOptions;
 	readonly migration: MigrationLimits;
 	readonly keepAliveMs: number;
+	/** Takes the text for the request's span; undefined: it is not wanted there. */
+	readonly content?: ContentAttribute | undefined;
 	/** How long after a worker has taken the request an error can still become a plain answer, milliseconds. */
 	readonly errorPeekMs: number;
 }
@@ -132,6 +135,7 @@ export class Generation {
 	 */
 	onDelta(leg: Leg, choice: ChoiceState, text: string): void {
 		const { writer, plan } = this;
+		if (choice.index === 0) plan.content?.add(text);
 		if (writer === undefined) {
 			choice.text += text;
 			return;
@@ -164,11 +168,13 @@ export class Generation {
 		this.over = true;
 		const { plan, writer } = this;
 		const usage = this.usage();
+		this.tracker.finishReason = this.legs[0]?.choices[0]?.finishReason;
 		this.tracker.cachedTokens = usage.details?.cached_tokens ?? undefined;
 		if (writer !== undefined) {
 			if (plan.usage.final) writer.queue(plan.format.usage(usage));
 			writer.end();
 		} else this.sendAnswer(usage);
+		plan.content?.end();
 		this.tracker.finish({ kind: "success" });
 	}
 

@@ -265,7 +265,7 @@ export class Leg implements ResponseSink {
 	private complete(): void {
 		this.over = true;
 		// Where the end was found here the worker is still at work. Where it said so itself its stream ends by itself.
-		if (this.choices.some(({ stoppedHere }) => stoppedHere)) this.dispatch.kill();
+		if (this.choices.some(({ stoppedHere }) => stoppedHere)) this.dispatch.kill(true);
 		this.generation.onLegFinished();
 	}
 

@@ -65,6 +65,11 @@ export class Continuation {
 		this.log?.push(ids);
 	}
 
+	/** Tokens that were generated so far. */
+	get tokens(): number {
+		return this.log?.length ?? 0;
+	}
+
 	/** Why the stream cannot go on elsewhere; undefined when it can. */
 	get obstacle(): string | undefined {
 		if (this.refusal !== undefined) return this.refusal;

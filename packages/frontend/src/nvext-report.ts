@@ -16,7 +16,7 @@ export interface ReportSource {
 	readonly sentAt: number;
 	readonly firstAt: number | undefined;
 	readonly promptLogprobs: { json(): string | undefined } | undefined;
-	readonly tracker: { readonly request: { readonly receivedAt: number } };
+	readonly tracker: { readonly request: { readonly exchange: { readonly receivedAt: number } } };
 }
 
 /** Reads `nvext.extra_fields`; names that we do not have are ignored, as Dynamo does. */
@@ -39,7 +39,7 @@ export function nvextJson(report: NvextReport, source: ReportSource, last: boole
 	}
 	if (report.timing && last) {
 		const now = performance.now();
-		const { receivedAt } = source.tracker.request;
+		const { receivedAt } = source.tracker.request.exchange;
 		const firstAt = source.firstAt ?? now;
 		const timing = {
 			request_received_ms: Math.round(performance.timeOrigin + receivedAt),

@@ -1,38 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError } from "@dynamo-ts/protocols/internal";
-import type { LogFields, Logger, LogLevel } from "@dynamo-ts/runtime";
+import { createLogger, type LogFields, type LogLevel, type Span } from "@dynamo-ts/runtime";
+import { Tracer } from "@dynamo-ts/runtime/internal";
 import { parsePrometheus } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { frontendConfigFromEnv } from "./config.js";
 import { FrontendMetrics } from "./frontend-metrics.js";
 import { failureOf } from "./http-errors.js";
-import { type Outcome, RequestTracker } from "./request-tracker.js";
+import { type ApiEndpoint, type Outcome, RequestTracker } from "./request-tracker.js";
 
 const lines: { level: LogLevel; message: string; fields: LogFields }[] = [];
-const log = {
-	target: "test",
-	isEnabled: () => true,
-	error: (message: string, fields: LogFields = {}) => void lines.push({ level: "error", message, fields }),
-	info: (message: string, fields: LogFields = {}) => void lines.push({ level: "info", message, fields }),
-} as unknown as Logger;
+const log = createLogger({ filter: "info", format: "jsonl", ansi: false, localTime: false }, "test", (line, level) => {
+	const { message, ...fields } = JSON.parse(line);
+	lines.push({ level, message, fields });
+});
+const ended: Span[] = [];
+const tracer = new Tracer({ sink: { end: (span) => ended.push(span) }, lifecycle: undefined }, () => true);
 
 let metrics: FrontendMetrics;
 beforeEach(() => {
 	lines.length = 0;
+	ended.length = 0;
 	metrics = new FrontendMetrics("dynamo_frontend", frontendConfigFromEnv({}).buckets);
 });
 afterEach(() => metrics.close());
 
-function track(): RequestTracker {
+function track(endpoint: ApiEndpoint = "chat_completions"): RequestTracker {
+	const span = tracer.enter("http-request", { xRequestId: "x-1" });
 	return new RequestTracker(
 		{
-			endpoint: "chat_completions",
+			endpoint,
 			model: "m",
 			stream: true,
-			requestId: "id-1",
-			xRequestId: "x-1",
-			uri: "/v1/chat/completions",
-			receivedAt: performance.now(),
+			exchange: {
+				span,
+				requestId: "id-1",
+				receivedAt: performance.now(),
+				hold: () => {},
+				release: () => span.end(),
+			},
 		},
 		metrics,
 		log,
@@ -47,14 +53,14 @@ const OUTCOMES: [string, Outcome, string, string, LogLevel][] = [
 		{ kind: "failure", failure: failureOf(new DynamoError("InvalidArgument", "x")) },
 		"error",
 		"validation",
-		"info",
+		"error",
 	],
 	[
 		"an outage",
 		{ kind: "failure", failure: failureOf(new DynamoError("Disconnected", "x")) },
 		"error",
 		"unavailable",
-		"info",
+		"error",
 	],
 	["a bug", { kind: "failure", failure: failureOf(new Error("x")) }, "error", "internal", "error"],
 ];
@@ -64,6 +70,7 @@ describe.each(OUTCOMES)("%s", (_name, outcome, status, errorType, level) => {
 		const tracker = track();
 		tracker.enterStage("preprocess");
 		tracker.inputTokens = 7;
+		tracker.workerId = 18446744073709551615n;
 		tracker.enterStage("dispatch");
 		for (let i = 0; i < tokens; i++) tracker.onTokens(1, performance.now(), 0.001);
 		tracker.finish(outcome);
@@ -80,13 +87,32 @@ describe.each(OUTCOMES)("%s", (_name, outcome, status, errorType, level) => {
 
 		expect(lines.map(({ message }) => message)).toEqual(["request received", "request completed"]);
 		for (const { fields } of lines) {
-			expect(fields).toMatchObject({ request_id: "id-1", x_request_id: "x-1", model: "m", request_type: "stream" });
+			expect(fields).toMatchObject({
+				request_id: "id-1",
+				x_request_id: "x-1",
+				model: "m",
+				request_type: "stream",
+				span_name: "http-request",
+				trace_id: expect.stringMatching(/^[0-9a-f]{32}$/),
+			});
 		}
+		const shown = errorType === "cancelled" ? "cancelled" : status;
 		expect(lines[1]).toMatchObject({
 			level,
-			fields: { status, input_tokens: 7, output_tokens: tokens, elapsed_ms: expect.any(Number) },
+			fields: {
+				status: shown,
+				"request.outcome": shown,
+				input_tokens: "7",
+				output_tokens: String(tokens),
+				elapsed_ms: expect.stringMatching(/^\d+$/),
+				decode_worker_id: "18446744073709551615",
+			},
 		});
+		expect(lines[1]?.fields.error_type).toBe(errorType === "" ? undefined : errorType);
 		expect(typeof lines[1]?.fields.ttft_ms).toBe(tokens === 0 ? "undefined" : "string");
+		expect(ended.map(({ name, failure }) => [name, failure])).toEqual([
+			["http-request", shown === "error" ? "" : undefined],
+		]);
 	});
 });
 
@@ -98,4 +124,16 @@ it("tokens that come together share the time since the one before", async () => 
 	const page = parsePrometheus(await metrics.registry.scrape());
 	expect(page.value("dynamo_frontend_inter_token_latency_seconds_count")).toBe(5);
 	expect(page.value("dynamo_frontend_inter_token_latency_seconds_sum")).toBeCloseTo(0.4);
+});
+
+it("a completion's lines stand in spans of its own, with the figures of the outer one", () => {
+	const tracker = track("completions");
+	tracker.workerId = 5n;
+	tracker.onTokens(2, 1000, 0);
+	tracker.finish({ kind: "success" });
+	expect(lines.map(({ fields }) => fields.span_name)).toEqual(["completions_single", "completions_single"]);
+	expect(lines[1]?.fields).toMatchObject({ output_tokens: "2", "request.outcome": "success", x_request_id: "x-1" });
+	expect(ended.map(({ name }) => name)).toEqual(["completions_single", "completions", "http-request"]);
+	expect(ended[0]?.parentId).toBe(ended[1]?.spanId);
+	expect(ended[1]?.parentId).toBe(ended[2]?.spanId);
 });

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Logger } from "@dynamo-ts/runtime";
+import type { Logger, Span } from "@dynamo-ts/runtime";
 import type { FrontendMetrics, ModelSeries } from "./frontend-metrics.js";
 import type { Failure } from "./http-errors.js";
+import { RequestRecord } from "./request-record.js";
 
 /** Values of the metric label `endpoint`. */
 export type ApiEndpoint = "chat_completions" | "completions";
@@ -12,12 +13,18 @@ export interface TrackedRequest {
 	/** The model's label: its name, or `unknown_model`. */
 	readonly model: string;
 	readonly stream: boolean;
+	readonly exchange: Exchange;
+}
+
+/** What the tracker needs of the HTTP request. */
+export interface Exchange {
+	readonly span: Span | undefined;
 	readonly requestId: string;
-	readonly xRequestId: string | undefined;
-	/** Path as requested. */
-	readonly uri: string;
 	/** `performance.now()` when the request's head was read. */
 	readonly receivedAt: number;
+	/** Keeps the span open until {@link release}. */
+	hold(): void;
+	release(): void;
 }
 
 /** Label of requests for models that are not there; keeps the number of series bounded. */
@@ -41,9 +48,17 @@ export class RequestTracker {
 	inputTokens = 0;
 	cachedTokens: number | undefined;
 	workerId: bigint | undefined;
-	/** Milliseconds from {@link TrackedRequest.receivedAt}; undefined before the first token. */
+	/** Milliseconds from {@link Exchange.receivedAt}; undefined before the first token. */
 	timeToFirstTokenMs: number | undefined;
-	private readonly log: Logger;
+	/** The worker that computed the prompt, when that was another one. */
+	prefillWorkerId: bigint | undefined;
+	/** Why the first choice ended. */
+	finishReason: string | undefined;
+	/** What is done for the request is part of it. */
+	readonly span: Span | undefined;
+	/** Around {@link span}, where that is not the exchange's own. */
+	private readonly outer: Span | undefined;
+	private readonly record: RequestRecord;
 	private series: ModelSeries | undefined;
 	private stage: { name: string; phase: string; startedAt: number } | undefined;
 	private lastTokenAt = 0;
@@ -56,25 +71,31 @@ export class RequestTracker {
 	constructor(request: TrackedRequest, metrics: FrontendMetrics, log: Logger) {
 		this.request = request;
 		this.metrics = metrics;
-		this.log = log;
-		const { endpoint, model, stream } = request;
+		const { endpoint, model, stream, exchange } = request;
 		const type = stream ? "stream" : "unary";
 		metrics.requestsStarted.withLabelValues(endpoint, model, type).inc();
 		metrics.inflight.withLabelValues(model).inc();
 		metrics.active.withLabelValues(model).inc();
 		metrics.queued.withLabelValues(model).inc();
-		if (log.isEnabled("info")) {
-			const { requestId, xRequestId, uri } = request;
-			log.info("request received", {
-				method: "POST",
-				uri,
-				endpoint,
-				model,
-				request_type: type,
-				request_id: requestId,
-				x_request_id: xRequestId,
-			});
-		}
+		exchange.hold();
+		const { span: http, requestId } = exchange;
+		if (endpoint === "completions") {
+			const module = "dynamo_llm::http::service::openai";
+			this.outer = http?.child("completions", { target: module, module });
+			this.span = this.outer?.child("completions_single", { target: module, module });
+		} else this.span = http;
+		this.record = new RequestRecord(
+			{ request_id: requestId, model, endpoint, request_type: type },
+			log,
+			http,
+			this.span,
+		);
+	}
+
+	private endSpans(): void {
+		if (this.outer !== undefined) this.span?.end();
+		this.outer?.end();
+		this.request.exchange.release();
 	}
 
 	/** Moves the request to a stage of the pipeline; undefined: to none. */
@@ -116,10 +137,10 @@ export class RequestTracker {
 	}
 
 	private onFirstToken(now: number): ModelSeries {
-		const { model, receivedAt } = this.request;
+		const { model, exchange } = this.request;
 		const series = this.metrics.seriesOf(model);
 		this.series = series;
-		this.timeToFirstTokenMs = now - receivedAt;
+		this.timeToFirstTokenMs = now - exchange.receivedAt;
 		series.timeToFirstToken.observe(this.timeToFirstTokenMs / 1000);
 		this.metrics.inputTokens.withLabelValues(model).observe(this.inputTokens);
 		this.leaveQueue();
@@ -148,7 +169,7 @@ export class RequestTracker {
 		if (this.finished) return;
 		this.finished = true;
 		const { metrics } = this;
-		const { endpoint, model, stream, receivedAt } = this.request;
+		const { endpoint, model, stream, exchange } = this.request;
 		const type = stream ? "stream" : "unary";
 		this.enterStage(undefined);
 		this.leaveQueue();
@@ -158,7 +179,7 @@ export class RequestTracker {
 			outcome.kind === "success" ? "" : outcome.kind === "disconnected" ? "cancelled" : outcome.failure.errorType;
 		const status = errorType === "" ? "success" : "error";
 		metrics.requests.withLabelValues(endpoint, model, type, status, errorType).inc();
-		const durationMs = performance.now() - receivedAt;
+		const durationMs = performance.now() - exchange.receivedAt;
 		metrics.requestDuration.withLabelValues(model).observe(durationMs / 1000);
 		if (errorType === "cancelled") metrics.cancellations.withLabelValues(endpoint, model, type).inc();
 		if (errorType === "overload") metrics.rejections.withLabelValues(endpoint, model).inc();
@@ -167,7 +188,8 @@ export class RequestTracker {
 			metrics.failures.withLabelValues(outcome.failure.errorClass, outcome.failure.reason).inc();
 		}
 		this.finishTokens();
-		this.logCompleted(outcome, status, durationMs);
+		this.tell(outcome, durationMs);
+		this.endSpans();
 	}
 
 	private finishTokens(): void {
@@ -185,34 +207,18 @@ export class RequestTracker {
 		}
 	}
 
-	private logCompleted(outcome: Outcome, status: string, durationMs: number): void {
-		const failure = outcome.kind === "failure" ? outcome.failure : undefined;
-		// Refusals and outages are told by their counters; an internal error needs somebody to look.
-		const serious = failure?.http.status === 500;
-		if (!this.log.isEnabled(serious ? "error" : "info")) return;
-		const { endpoint, model, stream, requestId, xRequestId, uri } = this.request;
-		// One plain literal: a spread in it would make each further member slow to add.
-		const fields = {
-			method: "POST",
-			uri,
-			endpoint,
-			model,
-			request_type: stream ? "stream" : "unary",
-			request_id: requestId,
-			x_request_id: xRequestId,
-			status,
-			"request.outcome": outcome.kind === "failure" ? outcome.failure.errorType : outcome.kind,
-			http_status: failure?.http.status,
-			reason: failure?.reason,
-			error: failure?.diagnostic,
-			input_tokens: this.inputTokens,
-			output_tokens: this.outputTokens,
-			ttft_ms: this.timeToFirstTokenMs?.toFixed(2),
-			avg_itl_ms: this.latencyCount === 0 ? undefined : (this.latencySumMs / this.latencyCount).toFixed(2),
-			elapsed_ms: Math.round(durationMs),
-			worker_id: this.workerId,
-		};
-		if (serious) this.log.error("request completed", fields);
-		else this.log.info("request completed", fields);
+	private tell(outcome: Outcome, durationMs: number): void {
+		this.record.completed({
+			failure: outcome.kind === "failure" ? outcome.failure : undefined,
+			cancelled: outcome.kind === "disconnected",
+			durationMs,
+			inputTokens: this.inputTokens,
+			outputTokens: this.outputTokens,
+			ttftMs: this.timeToFirstTokenMs,
+			avgItlMs: this.latencyCount === 0 ? undefined : this.latencySumMs / this.latencyCount,
+			prefillWorkerId: this.prefillWorkerId,
+			decodeWorkerId: this.workerId,
+			finishReason: this.finishReason,
+		});
 	}
 }

@@ -110,8 +110,8 @@ function buildApp(state: FrontendState): FastifyInstance {
 	app.removeAllContentTypeParsers();
 	app.addContentTypeParser("*", (_request, _payload, done) => done(null));
 	app.addHook("onRequest", (request, reply, done) => {
-		const id = requestIdHeader(request.raw);
-		if (id !== undefined) reply.raw.setHeader("x-request-id", id);
+		const { xRequestId } = state.begin(request.raw, reply.raw, isSystemRoute(state, request));
+		if (xRequestId !== undefined) reply.raw.setHeader("x-request-id", xRequestId);
 		if (state.stage === "ready" || isProbe(state, request)) {
 			done();
 			return;
@@ -128,7 +128,7 @@ function buildApp(state: FrontendState): FastifyInstance {
 		request.raw.resume();
 		// A content type that is none is told before the route has its say.
 		const unread = (error as { statusCode?: number }).statusCode === 415;
-		if (!unread) state.log.error("route failed", { error });
+		if (!unread) state.log.error("route failed", { error }, state.exchangeOf(request.raw, reply.raw).span);
 		const failure = state.failureOf(unread ? unsupportedMediaType() : error);
 		if (unread) state.countFailure(failure);
 		sendFailure(reply.raw, failure);
@@ -149,13 +149,6 @@ function buildApp(state: FrontendState): FastifyInstance {
 		});
 	}
 	return app;
-}
-
-/** The first one, where node joins several. */
-function requestIdHeader(request: IncomingMessage): string | undefined {
-	const id = request.headers["x-request-id"];
-	if (typeof id !== "string" || !id.includes(", ")) return typeof id === "string" ? id : undefined;
-	return request.headersDistinct["x-request-id"]?.[0];
 }
 
 /** What is no HTTP gets a status without a body, unless an answer is on its way on the same connection. */
@@ -185,6 +178,15 @@ function expectContinue(server: Server): void {
 
 function pathOf(request: FastifyRequest): string {
 	return (request.raw.url ?? "/").split("?", 1)[0] as string;
+}
+
+/** Asked by machines at every interval: such requests have no span of their own. */
+function isSystemRoute(state: FrontendState, request: FastifyRequest): boolean {
+	const { paths } = state.config;
+	const path = pathOf(request);
+	return (
+		isProbe(state, request) || path === paths.metrics || path === paths.models || path.startsWith(`${paths.models}/`)
+	);
 }
 
 function isProbe(state: FrontendState, request: FastifyRequest): boolean {

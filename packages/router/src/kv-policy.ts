@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The policy "kv": the worker that has most of the prompt in its cache and the least to do.
 import {
-	blockHashes,
+	blockTokensHashes,
 	ENV,
 	type EndpointId,
 	type EndpointRecord,
 	type RouterEvent,
+	sequenceHashes,
 	type WorkerRank,
 } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime, Logger } from "@dynamo-ts/runtime";
@@ -71,6 +72,19 @@ interface Plan {
 	readonly hashed: KvRequest;
 	readonly instanceId: bigint;
 	readonly choice: KvChoice;
+}
+
+/** Where Dynamo makes the spans of the same names. */
+const HASHES = "dynamo_kv_router::services::selection::input";
+const SCHEDULE = "dynamo_kv_router::services::selection::core::run";
+
+/** Does one part of a choice, in a span of its own where choices are recorded. */
+function within<T>(request: RoutingRequest, name: string, module: string, part: () => T): T {
+	const span = request.span?.endedAt === undefined ? request.span : undefined;
+	const child = span?.child(`kv_router.${name}`, { target: module, module });
+	const result = part();
+	child?.end();
+	return result;
 }
 
 export class KvPolicy implements Router {
@@ -165,7 +179,7 @@ export class KvPolicy implements Router {
 			records = records.filter((_, i) => own[i]);
 		}
 		const hashed = this.#hash(request);
-		const choice = this.scheduler.choose(hashed, slots);
+		const choice = within(request, "schedule", SCHEDULE, () => this.scheduler.choose(hashed, slots));
 		if (choice === undefined) return undefined;
 		const record = records[choice.index] as EndpointRecord;
 		this.#plan = { request, hashed, instanceId: record.instance_id, choice };
@@ -242,9 +256,13 @@ export class KvPolicy implements Router {
 
 	#hash(request: RoutingRequest): KvRequest {
 		const { tokenIds = [], loraName, cacheSalt } = request;
+		const tokensHashes = within(request, "compute_block_hashes", HASHES, () =>
+			blockTokensHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt }),
+		);
 		return {
 			promptTokens: tokenIds.length,
-			...blockHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt }),
+			tokensHashes,
+			sequenceHashes: within(request, "compute_seq_hashes", HASHES, () => sequenceHashes(tokensHashes)),
 			overrides: request.overrides,
 		};
 	}

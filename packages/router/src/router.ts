@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { DynamoError, EndpointId, EndpointRecord, WorkerRank } from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import type { DistributedRuntime, Span } from "@dynamo-ts/runtime";
 
 /** What a policy may look at. */
 export interface RoutingRequest {
@@ -13,6 +13,8 @@ export interface RoutingRequest {
 	readonly dpRank?: number | undefined;
 	/** What holds for this request in place of the router's settings. */
 	readonly overrides?: RoutingOverrides | undefined;
+	/** What the choice is recorded in; absent: nobody records it. */
+	readonly span?: Span | undefined;
 }
 
 /** Settings of the policy "kv" that a request can have of its own; `router_config_override` on the wire. */

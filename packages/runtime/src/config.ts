@@ -11,17 +11,9 @@ import { type EventSettings, eventSettingsFromEnv } from "./event-plane/event-se
 import { DEFAULT_LISTEN_BACKLOG } from "./net/listen.js";
 import { type NatsSettings, natsSettingsFromEnv } from "./net/nats-settings.js";
 import { type TcpTlsSettings, tcpTlsSettingsFromEnv } from "./net/tcp-tls.js";
-
-/** How a process logs. */
-export interface LogConfig {
-	/** `info`, or `default_level[,target[=level]]...`. */
-	readonly filter: string;
-	readonly format: "readable" | "jsonl";
-	/** Colours in the readable format. */
-	readonly ansi: boolean;
-	/** Local time with offset instead of UTC. */
-	readonly localTime: boolean;
-}
+import { type LogConfig, logConfigFromEnv } from "./observability/log-settings.js";
+import type { SpanSink } from "./observability/tracing/span.js";
+import { type TelemetryConfig, telemetryConfigFromEnv } from "./observability/tracing/telemetry-settings.js";
 
 /** Everything that the runtime of one process can be told. All times are milliseconds, all sizes bytes. */
 export interface RuntimeConfig {
@@ -96,6 +88,10 @@ export interface RuntimeConfig {
 	/** Longest wait for requests under way at shutdown. */
 	readonly shutdownTimeoutMs: number;
 	readonly log: LogConfig;
+	/** What is exported of traces, logs and metrics, and where to. */
+	readonly telemetry: TelemetryConfig;
+	/** Takes recorded spans in place of an exporter. */
+	readonly spanSink?: SpanSink;
 }
 
 const MiB = 1024 * 1024;
@@ -147,12 +143,10 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 			ENV.DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT,
 			read.seconds(ENV.DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, 30) / 1000,
 		),
-	log: (read) => ({
-		filter: read.text(ENV.DYN_LOG, "info"),
-		format: logFormat(read),
-		ansi: process.stderr.isTTY === true && !read.flag(ENV.DYN_SDK_DISABLE_ANSI_LOGGING, false),
-		localTime: read.flag(ENV.DYN_LOG_USE_LOCAL_TZ, false),
-	}),
+	log: logConfigFromEnv,
+	telemetry: telemetryConfigFromEnv,
+	// Not a matter of the environment.
+	spanSink: () => undefined,
 };
 
 /**
@@ -171,11 +165,6 @@ export function runtimeConfigFromEnv(
 		if (value !== undefined) config[name] = value;
 	}
 	return config as unknown as RuntimeConfig;
-}
-
-function logFormat(read: EnvReader): "readable" | "jsonl" {
-	const byFlag = read.flag(ENV.DYN_LOGGING_JSONL, false) ? "jsonl" : "readable";
-	return read.choice(ENV.DYN_LOGGING_CONSOLE_FORMAT, ["readable", "jsonl"], byFlag);
 }
 
 function limit(read: EnvReader, name: string, least: number): number {
@@ -269,7 +258,8 @@ export class EnvReader {
 	}
 }
 
-function bad(name: string, value: string, valid: string): DynamoError {
+/** The error for a variable whose value cannot be used. */
+export function bad(name: string, value: string, valid: string): DynamoError {
 	const text = `${name}=${value} is not valid: it must be ${valid}`;
 	return new DynamoError("InvalidArgument", text, { publicMessage: text, param: name });
 }

@@ -112,11 +112,8 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			if (verdict === "healthy") {
 				if (this.#strikes.size > 0) this.#strikes.delete(id);
 			} else if (verdict === "fault" || (verdict === "failure" && this.#strike(id))) {
-				this.#options.log.warn("instance put aside after a failure", {
-					instance_id: id,
-					request_id: request.id,
-					error: error?.message,
-				});
+				const fields = { instance_id: id, request_id: request.id, error: error?.message };
+				this.#options.log.warn("instance put aside after a failure", fields, request.span);
 				this.reportFailure(id);
 			}
 		});

@@ -34,12 +34,14 @@ function watched(observer: EndpointObserver, canary: Canary): EndpointObserver {
 		onRequest: (bytes, headers, refused) => {
 			const inner = observer.onRequest(bytes, headers, refused);
 			return {
+				span: inner.span,
 				onPrologue: () => inner.onPrologue(),
 				onResponseBytes: (count) => {
 					canary.activity();
 					inner.onResponseBytes(count);
 				},
 				onError: (kind) => inner.onError(kind),
+				onFail: (error) => inner.onFail(error),
 				onCancel: (kind) => inner.onCancel(kind),
 				onClose: () => inner.onClose(),
 			};

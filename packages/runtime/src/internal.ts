@@ -24,6 +24,8 @@ export * from "./observability/log-filter.js";
 export * from "./observability/metrics.js";
 export * from "./observability/rate-limited-log.js";
 export * from "./observability/system-server.js";
+export { Span, Tracer } from "./observability/tracing/span.js";
+export * from "./observability/wall-clock.js";
 export * from "./request-plane/call-home-client.js";
 export * from "./request-plane/in-process.js";
 export * from "./request-plane/nats-carrier.js";

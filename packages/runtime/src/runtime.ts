@@ -21,15 +21,16 @@ import type { EventPlane } from "./event-plane/event-plane.js";
 import { NatsConnection } from "./net/nats-connection.js";
 import { loadTcpTls, type TcpTls } from "./net/tcp-tls.js";
 import { createHealth, type Health } from "./observability/health.js";
-import { createLogger, type Logger } from "./observability/logging.js";
+import { createLogger, type Logger, type LogRelay } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
 import { type SystemServer, startSystemServer } from "./observability/system-server.js";
+import type { Tracer } from "./observability/tracing/span.js";
+import { Telemetry } from "./observability/tracing/telemetry.js";
 import { Admission } from "./request-plane/admission.js";
 import type { CallHomeOptions } from "./request-plane/call-home-client.js";
 import { InProcessClient, InProcessServer, inProcessRegistryOf } from "./request-plane/in-process.js";
 import { openNatsClient } from "./request-plane/nats-carrier.js";
 import { NatsRequestPlaneServer } from "./request-plane/nats-server.js";
-import { logRequests } from "./request-plane/request-log.js";
 import type {
 	ActiveRequest,
 	EndpointHandler,
@@ -40,6 +41,7 @@ import type {
 	RequestPlaneServer,
 	ResponseSink,
 } from "./request-plane/request-plane.js";
+import { traceRequests } from "./request-plane/request-spans.js";
 import { openTcpClient } from "./request-plane/tcp-client.js";
 import { TcpRequestPlaneServer } from "./request-plane/tcp-server.js";
 import {
@@ -61,6 +63,8 @@ const CALL_HOME_CONNECT_TIMEOUTS = 3;
 export class DistributedRuntime {
 	readonly config: RuntimeConfig;
 	readonly log: Logger;
+	/** Begins the spans of requests that come into the process. */
+	readonly tracer: Tracer;
 	readonly discovery: Discovery;
 	/** The process' u64 id; every record of it carries that. */
 	readonly instanceId: bigint;
@@ -69,6 +73,7 @@ export class DistributedRuntime {
 	readonly health: Health;
 	/** Publishes and receives events; opens sockets when first used. */
 	readonly events: EventPlane;
+	readonly #telemetry: Telemetry;
 	readonly #memStore: MemStore | undefined;
 	readonly #abort = new AbortController();
 	readonly #namespaces: NamespaceTree;
@@ -84,9 +89,17 @@ export class DistributedRuntime {
 	#systemServer: SystemServer | undefined;
 	#shutdown: Promise<void> | undefined;
 
-	private constructor(config: RuntimeConfig, log: Logger, discovery: Discovery, memStore: MemStore | undefined) {
+	private constructor(
+		config: RuntimeConfig,
+		log: Logger,
+		telemetry: Telemetry,
+		discovery: Discovery,
+		memStore: MemStore | undefined,
+	) {
 		this.config = config;
 		this.log = log;
+		this.#telemetry = telemetry;
+		this.tracer = telemetry.tracer;
 		this.discovery = discovery;
 		this.instanceId = discovery.instanceId;
 		this.#memStore = memStore;
@@ -124,13 +137,31 @@ export class DistributedRuntime {
 	 */
 	static async create(config: Partial<RuntimeConfig> = {}, signal?: AbortSignal): Promise<DistributedRuntime> {
 		const full: RuntimeConfig = Object.freeze(runtimeConfigFromEnv(process.env, config));
-		const log = createLogger(full.log, "dynamo_runtime");
+		const relay: LogRelay = {};
+		const log = createLogger(full.log, "dynamo_runtime", undefined, relay);
+		const telemetryLog = log.child("dynamo_runtime::logging");
+		const telemetry = await Telemetry.start(full.telemetry, full.log, telemetryLog, relay, full.spanSink);
+		try {
+			return await DistributedRuntime.#open(full, log, telemetry, signal);
+		} catch (error) {
+			await telemetry.shutdown();
+			throw error;
+		}
+	}
+
+	static async #open(
+		full: RuntimeConfig,
+		log: Logger,
+		telemetry: Telemetry,
+		signal: AbortSignal | undefined,
+	): Promise<DistributedRuntime> {
 		const memStore = full.discoveryBackend === "mem" ? (full.memStore ?? sharedMemStore()) : undefined;
 		const discoveryLog = log.child("dynamo_runtime::discovery");
 		const discovery = await openDiscovery(full, discoveryLog, memStore ?? sharedMemStore(), signal);
 		let runtime: DistributedRuntime;
 		try {
-			runtime = new DistributedRuntime(full, log, discovery, memStore);
+			runtime = new DistributedRuntime(full, log, telemetry, discovery, memStore);
+			await telemetry.exportMetrics(full.telemetry, runtime.metrics, log.child("dynamo_runtime::metrics"));
 			await runtime.#startSystemServer();
 		} catch (error) {
 			await discovery.close();
@@ -232,6 +263,7 @@ export class DistributedRuntime {
 		await (await this.#nats?.catch(() => undefined))?.close();
 		await this.discovery.close();
 		await this.#systemServer?.close();
+		await this.#telemetry.shutdown();
 	}
 
 	async #startSystemServer(): Promise<void> {
@@ -261,12 +293,12 @@ export class DistributedRuntime {
 				discovery: this.discovery,
 				server,
 				health: this.health,
-				observer: logRequests(
-					this.#observer(endpoint),
-					endpoint.id,
-					this.instanceId,
-					this.log.child("dynamo_runtime::pipeline::network::ingress::push_handler"),
-				),
+				observer: traceRequests(this.#observer(endpoint), {
+					endpoint: endpoint.id,
+					instanceId: this.instanceId,
+					tracer: this.tracer,
+					log: this.log,
+				}),
 				admission: this.#admissionOfEngine(),
 				log: this.log.child("dynamo_runtime::component::endpoint", { path }),
 				onStop: (stopped) => this.#served.delete(stopped),

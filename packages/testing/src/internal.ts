@@ -10,6 +10,8 @@ export * from "./free-port.js";
 export * from "./hf-model.js";
 export * from "./leak-check.js";
 export * from "./nats-server.js";
+export * from "./otlp-decode.js";
+export * from "./otlp-receiver.js";
 export * from "./own-processes.js";
 export * from "./prom-parse.js";
 export * from "./prometheus.js";

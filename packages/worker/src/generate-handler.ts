@@ -13,6 +13,7 @@ import {
 import type { CancelKind, EndpointHandler, IngressRequest, ResponseWriter } from "@dynamo-ts/runtime";
 import { BestOf, type BestOfOptions, candidateRequest, type StopScanner } from "./best-of.js";
 import { engineShutdownError } from "./engine-errors.js";
+import { EngineSpans } from "./engine-spans.js";
 import { type RequestContext, readBestOf, toEngineRequest } from "./generate-request.js";
 import { wirePromptLogprobs } from "./prompt-logprobs.js";
 
@@ -55,6 +56,7 @@ export function createGenerateHandler(options: GenerateHandlerOptions): Endpoint
 			choices: bestOf?.n ?? engineRequest.sampling.n ?? 1,
 			disaggregatedParams: engineRequest.stop.maxTokens === 1 ? options.disaggregatedParams : undefined,
 			tokenTexts,
+			spans: EngineSpans.of(request.span),
 		});
 		try {
 			if (bestOf === undefined) engine.submit(engineRequest, (output) => stream.onOutput(output));
@@ -92,6 +94,8 @@ interface StreamOptions {
 	/** Loaded for the requests that need it. */
 	readonly tokenTexts: TokenTexts | undefined;
 	readonly disaggregatedParams: (() => unknown) | undefined;
+	/** Of a request that is recorded. */
+	readonly spans: EngineSpans | undefined;
 }
 
 /** One request between engine and client. */
@@ -119,13 +123,17 @@ class GenerateStream {
 	onCancel(kind: CancelKind): void {
 		if (this.#ended) return;
 		if (kind === "stop") this.#stopped = true;
-		else this.#ended = true;
+		else {
+			this.#ended = true;
+			this.#options.spans?.end();
+		}
 		this.#engine.abort(this.#requestId);
 	}
 
 	/** Takes an output of a request of which only the best choices are sent. */
 	onCandidate(output: EngineOutput, best: BestOf): void {
 		if (this.#ended) return;
+		if (output.prefillSeconds !== undefined) this.#options.spans?.onFirst(output);
 		const finish = output.finishReason;
 		if (finish === "error" || (finish === "cancelled" && !this.#stopped)) {
 			this.onOutput(output);
@@ -141,6 +149,7 @@ class GenerateStream {
 
 	onOutput(output: EngineOutput): void {
 		if (this.#ended) return;
+		if (output.prefillSeconds !== undefined) this.#options.spans?.onFirst(output);
 		const finish = output.finishReason;
 		if (finish === "error") {
 			this.#fail(toDynamoError(output.error));
@@ -181,12 +190,14 @@ class GenerateStream {
 		this.#unfinished--;
 		if (this.#unfinished === 0) {
 			this.#ended = true;
+			this.#options.spans?.end(output.completionTokens);
 			this.#response.end();
 		}
 	}
 
 	#fail(error: DynamoError): void {
 		this.#ended = true;
+		this.#options.spans?.end();
 		// The other choices of this request have nobody left to read them.
 		if (this.#unfinished > 1) this.#engine.abort(this.#requestId);
 		this.#response.fail(error);

@@ -61,7 +61,7 @@ async function run(
 			response.end();
 			return;
 		}
-		if (!isDynamoError(error)) log.error("a generator failed", { request_id: request.id, error });
+		if (!isDynamoError(error)) log.error("a generator failed", { request_id: request.id, error }, request.span);
 		response.fail(isDynamoError(error) ? error : new DynamoError("Internal", messageOf(error), { cause: error }));
 	}
 }

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-import { randomUUID } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import {
 	type ChatCompletionRequest,
@@ -13,17 +12,20 @@ import {
 	parseCompletionRequest,
 	parseLenientJson,
 } from "@dynamo-ts/protocols/internal";
+import type { Span } from "@dynamo-ts/runtime";
 import type { FastifyInstance } from "fastify";
 import { sendEmpty, sendFailure } from "../answers.js";
 import { ChatChunkFormat, type ChunkFormat, CompletionChunkFormat } from "../chunk-format.js";
 import type { DispatchOptions } from "../dispatch.js";
 import type { FrontendState } from "../frontend-state.js";
+import { ContentAttribute, setRequestAttributes } from "../gen-ai-attributes.js";
 import { Generation } from "../generation.js";
 import type { Failure } from "../http-errors.js";
 import { nvextReport } from "../nvext-report.js";
 import { Preprocessor } from "../preprocessor.js";
 import { ClientGoneError, readBody } from "../request-body.js";
 import { type ApiEndpoint, RequestTracker, UNKNOWN_MODEL } from "../request-tracker.js";
+import type { RouteTrace } from "../route-span.js";
 import { type RoutingHeaders, routingHeaders } from "../routing-hints.js";
 import { TextPassthrough } from "../text-passthrough.js";
 import type { WorkerSet } from "../worker-set.js";
@@ -37,12 +39,6 @@ interface Api {
 	readonly type: ModelType;
 	readonly path: string;
 }
-
-/** With or without hyphens, in braces, as a URN: what Rust's parser takes. */
-const UUID =
-	/^(urn:uuid:)?[0-9a-f]{8}(-?)[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12}$|^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$/i;
-/** Request headers that travel on to workers. */
-const PASSED_HEADERS = ["x-request-id", "traceparent", "tracestate"] as const;
 
 /** `/v1/chat/completions` and `/v1/completions`. */
 export function addInferenceRoutes(app: FastifyInstance, state: FrontendState): void {
@@ -63,7 +59,7 @@ export function addInferenceRoutes(app: FastifyInstance, state: FrontendState): 
 			}
 			state.enter(response);
 			handle(state, api, request.raw, response).catch((error: unknown) => {
-				state.log.error("request handler failed", { error });
+				state.log.error("request handler failed", { error }, state.exchangeOf(request.raw, response).span);
 				sendFailure(response, state.failureOf(error));
 			});
 		});
@@ -77,7 +73,7 @@ async function handle(
 	incoming: IncomingMessage,
 	response: ServerResponse,
 ): Promise<void> {
-	const receivedAt = performance.now();
+	const exchange = state.exchangeOf(incoming, response);
 	let body: Buffer;
 	let request: Request | undefined;
 	let refusal: HttpError | undefined;
@@ -97,20 +93,16 @@ async function handle(
 	}
 	const name = request?.model ?? modelNameOf(body);
 	const model = state.manager.find(name);
-	const requestId = requestIdOf(state, incoming);
 	const startTracking = (): RequestTracker =>
 		new RequestTracker(
 			{
 				endpoint: api.endpoint,
 				model: model === undefined ? UNKNOWN_MODEL : name,
 				stream: (request ?? (refusal === undefined ? {} : lenientBody(body))).stream === true,
-				requestId,
-				xRequestId: header(incoming, "x-request-id"),
-				uri: incoming.url ?? api.path,
-				receivedAt,
+				exchange,
 			},
 			state.metrics,
-			state.log,
+			state.requestLog,
 		);
 	const fail = (tracker: RequestTracker, failure: Failure): void => {
 		sendFailure(response, failure);
@@ -138,7 +130,7 @@ async function handle(
 		const routing = state.config.disableNvext ? {} : routingHeaders(incoming.headers);
 		const pinned = pinnedWorker(routing, request, model.serving(api.type));
 		if (pinned !== undefined) set = pinned.set;
-		await answer(state, api, incoming, response, request, body, set, routing, pinned?.instance, requestId, tracker);
+		await answer(state, api, incoming, response, request, body, set, routing, pinned?.instance, tracker);
 	} catch (error) {
 		if (response.destroyed) tracker.finish({ kind: "disconnected" });
 		else fail(tracker, state.failureOf(error));
@@ -155,16 +147,21 @@ async function answer(
 	set: WorkerSet,
 	routing: RoutingHeaders,
 	pinned: EndpointRecord | undefined,
-	requestId: string,
 	tracker: RequestTracker,
 ): Promise<void> {
 	const { config, metrics } = state;
 	const silence = config.backendStreamTimeoutMs;
+	const { requestId } = tracker.request.exchange;
 	const dispatch: DispatchOptions = {
 		...(silence === undefined ? {} : { firstResponseTimeoutMs: silence, idleTimeoutMs: silence }),
 		...(pinned === undefined ? {} : { pinned }),
 		migrations: metrics.migrationObserver(request.model),
+		...(tracker.span === undefined
+			? {}
+			: { trace: routeTrace(state, tracker.span, requestId, request.stream === true) }),
 	};
+	const { span: http } = tracker.request.exchange;
+	setRequestAttributes(http, request, incoming.headers.host, config.traceContent);
 	const stream = request.stream === true;
 	const headers = workerHeaders(incoming);
 	if (set.materials === undefined) {
@@ -212,6 +209,7 @@ async function answer(
 			dispatch,
 			migration: { limit: config.migrationLimit, maxSeqLen: config.migrationMaxSeqLen },
 			keepAliveMs: config.sseKeepAliveIntervalMs,
+			content: config.traceContent && http?.recording === true ? new ContentAttribute(http) : undefined,
 			errorPeekMs: config.preCommitErrorPeekMs,
 		},
 		response,
@@ -219,6 +217,11 @@ async function answer(
 		state,
 	);
 	generation.start();
+}
+
+function routeTrace(state: FrontendState, parent: Span, requestId: string, stream: boolean): RouteTrace {
+	const cancelSignal = stream ? "stream_drop" : "kill";
+	return { parent, phase: "Aggregated", logs: state.routeLogs, requestId, cancelSignal };
 }
 
 /** False for a body that could not be read or does not have the types: such requests are not counted as requests. */
@@ -246,26 +249,10 @@ function modelNameOf(body: Buffer): string {
 	return typeof model === "string" ? model : "";
 }
 
-function header(incoming: IncomingMessage, name: string): string | undefined {
-	const value = incoming.headers[name];
-	return Array.isArray(value) ? value[0] : value;
-}
-
-/** A fresh UUID, unless the client gave one in the deprecated header. */
-function requestIdOf(state: FrontendState, incoming: IncomingMessage): string {
-	const given = header(incoming, "x-dynamo-request-id");
-	if (given === undefined) return randomUUID();
-	state.log.warn("the header x-dynamo-request-id is deprecated: use x-request-id");
-	return UUID.test(given) ? given : randomUUID();
-}
-
+/** What travels on to workers, beside what each attempt adds. */
 function workerHeaders(incoming: IncomingMessage): Record<string, string> {
-	const headers: Record<string, string> = {};
-	for (const name of PASSED_HEADERS) {
-		const value = header(incoming, name);
-		if (value !== undefined) headers[name] = value;
-	}
-	return headers;
+	const { tracestate } = incoming.headers;
+	return typeof tracestate === "string" ? { tracestate } : {};
 }
 
 /**

@@ -64,15 +64,33 @@ export interface BlockHashes {
 	readonly sequenceHashes: bigint[];
 }
 
+/** The own hash of each full block of `blockSize` tokens. */
+export function blockTokensHashes(
+	tokens: ArrayLike<number>,
+	blockSize: number,
+	options: BlockHashOptions = {},
+): bigint[] {
+	const seed = blockSeed(options);
+	const hashes: bigint[] = [];
+	for (let end = blockSize; end <= tokens.length; end += blockSize) {
+		hashes.push(tokensHash(tokens, end - blockSize, end, seed, options.mmHashes?.[hashes.length]));
+	}
+	return hashes;
+}
+
+/** The hash of each block in its place, from the blocks' own hashes. */
+export function sequenceHashes(tokensHashes: readonly bigint[]): bigint[] {
+	const hashes: bigint[] = [];
+	let parent: bigint | undefined;
+	for (const own of tokensHashes) {
+		parent = sequenceHash(parent, own);
+		hashes.push(parent);
+	}
+	return hashes;
+}
+
 /** Both hashes of each full block of `blockSize` tokens. */
 export function blockHashes(tokens: ArrayLike<number>, blockSize: number, options: BlockHashOptions = {}): BlockHashes {
-	const seed = blockSeed(options);
-	const tokensHashes: bigint[] = [];
-	const sequenceHashes: bigint[] = [];
-	for (let end = blockSize; end <= tokens.length; end += blockSize) {
-		const own = tokensHash(tokens, end - blockSize, end, seed, options.mmHashes?.[tokensHashes.length]);
-		tokensHashes.push(own);
-		sequenceHashes.push(sequenceHash(sequenceHashes.at(-1), own));
-	}
-	return { tokensHashes, sequenceHashes };
+	const tokensHashes = blockTokensHashes(tokens, blockSize, options);
+	return { tokensHashes, sequenceHashes: sequenceHashes(tokensHashes) };
 }

@@ -38,6 +38,8 @@ export function parseLogFilter(text: string): LogFilter {
 		}
 		rules.push({ prefix, level });
 	}
+	// Of two rules for a target the later one counts.
+	rules.reverse();
 	rules.sort((a, b) => b.prefix.length - a.prefix.length);
 	return {
 		levelFor(target) {

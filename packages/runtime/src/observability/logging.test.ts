@@ -3,8 +3,8 @@ import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
-import type { LogConfig } from "../config.js";
 import { parseLogFilter } from "./log-filter.js";
+import type { LogConfig } from "./log-settings.js";
 import { createLogger, type LogLevel } from "./logging.js";
 
 const fixture = (name: string) =>

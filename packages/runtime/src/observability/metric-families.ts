@@ -26,6 +26,15 @@ export interface FamilyRequest {
 	readonly buckets: readonly number[] | undefined;
 }
 
+/** The values of a family at one moment. */
+export interface FamilySnapshot {
+	readonly name: string;
+	readonly help: string;
+	readonly type: MetricType;
+	/** With the lines that they have on the page. */
+	readonly series: readonly { readonly labels: SeriesLabels; readonly lines: readonly SeriesValue[] }[];
+}
+
 /** A family as prom-client's registry collects it. */
 class Family {
 	readonly name: string;
@@ -85,6 +94,19 @@ export class FamilyTable {
 		}
 		family.opened.add(openKey);
 		return new Vec(family, request) as unknown as MetricVec<M>;
+	}
+
+	/** The values of all families by name; one without series is left out. */
+	snapshot(): FamilySnapshot[] {
+		return [...this.#families.values()]
+			.filter(({ series }) => series.size > 0)
+			.sort((a, b) => (a.name < b.name ? -1 : 1))
+			.map(({ name, help, type, series }) => ({
+				name,
+				help,
+				type,
+				series: [...series.values()].map(({ series: one, labels }) => ({ labels, lines: one.collect(name, labels) })),
+			}));
 	}
 
 	/** All families by name; one without series is left out. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError, LABELS, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
-import { FamilyTable, type MetricType } from "./metric-families.js";
+import { type FamilySnapshot, FamilyTable, type MetricType } from "./metric-families.js";
 
 export interface Counter {
 	inc(by?: number): void;
@@ -68,6 +68,8 @@ export interface MetricsRegistry {
 	level(options: MetricsLevelOptions): MetricsRegistry;
 	/** The page of the whole hierarchy in Prometheus' text format. */
 	scrape(): Promise<string>;
+	/** The values of all families of that page, without what exposition callbacks add to it as text. */
+	collect(): FamilySnapshot[];
 }
 
 export interface MetricsLevelOptions {
@@ -174,7 +176,12 @@ class Level implements MetricsRegistry {
 		return new Level(this.#page, options.prefix ?? this.#prefix, labels);
 	}
 
-	async scrape(): Promise<string> {
+	collect(): FamilySnapshot[] {
+		this.#update();
+		return this.#page.families.snapshot();
+	}
+
+	#update(): void {
 		for (const callback of this.#page.update) {
 			try {
 				callback();
@@ -182,6 +189,10 @@ class Level implements MetricsRegistry {
 				this.#page.onCallbackError(error);
 			}
 		}
+	}
+
+	async scrape(): Promise<string> {
+		this.#update();
 		let page = await this.#page.families.render();
 		for (const callback of this.#page.exposition) {
 			try {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keeps peers that send nonsense from filling the log.
-import type { LogFields, Logger } from "./logging.js";
+import type { LogFunction, Logger } from "./logging.js";
 
 /** Lines with the same text per window; the next window's first one says how many were left out. */
 const LINES_PER_WINDOW = 5;
@@ -18,31 +18,33 @@ interface Window {
  */
 export function rateLimited(log: Logger): Logger {
 	const windows = new Map<string, Window>();
-	const limited = (write: (message: string, fields?: LogFields) => void) => (message: string, fields?: LogFields) => {
-		const now = performance.now();
-		let window = windows.get(message);
-		if (window === undefined || now - window.startedAt > WINDOW_MS) {
-			const leftOut = window?.leftOut ?? 0;
-			window = { startedAt: now, lines: 0, leftOut: 0 };
-			windows.set(message, window);
-			if (leftOut > 0) {
-				window.lines++;
-				write(message, { ...fields, left_out: leftOut });
-				return;
+	const limited =
+		(write: LogFunction): LogFunction =>
+		(message, fields, span) => {
+			const now = performance.now();
+			let window = windows.get(message);
+			if (window === undefined || now - window.startedAt > WINDOW_MS) {
+				const leftOut = window?.leftOut ?? 0;
+				window = { startedAt: now, lines: 0, leftOut: 0 };
+				windows.set(message, window);
+				if (leftOut > 0) {
+					window.lines++;
+					write(message, { ...fields, left_out: leftOut }, span);
+					return;
+				}
 			}
-		}
-		if (window.lines < LINES_PER_WINDOW) {
-			window.lines++;
-			write(message, fields);
-		} else {
-			window.leftOut++;
-		}
-	};
+			if (window.lines < LINES_PER_WINDOW) {
+				window.lines++;
+				write(message, fields, span);
+			} else {
+				window.leftOut++;
+			}
+		};
 	return {
 		...log,
-		error: limited(log.error.bind(log)),
-		warn: limited(log.warn.bind(log)),
-		info: limited(log.info.bind(log)),
-		debug: limited(log.debug.bind(log)),
+		error: limited(log.error),
+		warn: limited(log.warn),
+		info: limited(log.info),
+		debug: limited(log.debug),
 	};
 }

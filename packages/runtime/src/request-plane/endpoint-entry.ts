@@ -21,6 +21,7 @@ const IGNORE: RequestObserver = {
 	onPrologue() {},
 	onResponseBytes() {},
 	onError() {},
+	onFail() {},
 	onCancel() {},
 	onClose() {},
 };

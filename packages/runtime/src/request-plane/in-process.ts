@@ -191,10 +191,11 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 		const headers = { ...headersToSend(this.#outgoing), [REQUEST_HEADERS.endpointPath]: entry.path };
 		this.#request = new CancellableRequest(
 			{ id: this.id, headers, payload: this.#outgoing.payload, codec: "msgpack", receivedAt: performance.now() },
-			(error) => log.error("a cancellation callback failed", { request_id: this.id, error }),
+			(error) => log.error("a cancellation callback failed", { request_id: this.id, error }, this.#observer?.span),
 		);
 		this.#entry = entry;
 		this.#observer = entry.observer.onRequest(0, headers);
+		this.#request.span = this.#observer.span;
 		this.#observer.onPrologue();
 		entry.run(this.#request, this, this.#observer);
 		// An error in the turn of the request itself takes the place of the opening, as on other planes.
@@ -225,6 +226,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 
 	fail(error: DynamoError): void {
 		if (this.closed) return;
+		this.#observer?.onFail(error);
 		// Over the wire, as with every other plane, a cause and a stack are lost and nothing else.
 		this.#error = fromWireError(toWireError(error));
 		this.end();

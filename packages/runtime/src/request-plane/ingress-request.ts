@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
+import type { Span } from "../observability/tracing/span.js";
 import type { CancelKind, IngressRequest } from "./request-plane.js";
 
 /** A request with its cancellation state; the same for every transport. */
@@ -9,6 +10,8 @@ export class CancellableRequest implements IngressRequest {
 	readonly payload: unknown;
 	readonly codec: RequestPlaneCodec;
 	readonly receivedAt: number;
+	/** Set when the request is accepted. */
+	span: Span | undefined;
 	#callbacks: ((kind: CancelKind) => void)[] = [];
 	#cancelled: CancelKind | undefined;
 	#finished = false;

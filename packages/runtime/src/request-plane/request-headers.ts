@@ -21,6 +21,7 @@ export function headersToSend(request: OutgoingRequest): Record<string, string> 
 	return {
 		[REQUEST_HEADERS.sentAtNs]: BigInt(Math.round(wallClockMs() * 1e6)).toString(),
 		...request.headers,
+		...request.span?.headers(),
 		[REQUEST_HEADERS.requestId]: request.id,
 	};
 }

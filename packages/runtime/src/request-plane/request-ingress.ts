@@ -16,8 +16,10 @@ import { parseHostPort } from "../net/listen.js";
 import type { ClientTls } from "../net/tcp-tls.js";
 import type { Logger } from "../observability/logging.js";
 import { rateLimited } from "../observability/rate-limited-log.js";
+import { parseTraceparent } from "../observability/tracing/trace-context.js";
 import type { EndpointEntry } from "./endpoint-entry.js";
 import { CancellableRequest } from "./ingress-request.js";
+import { REQUEST_HEADERS } from "./request-headers.js";
 import { type CallHome, TcpResponseWriter } from "./tcp-response-writer.js";
 
 export interface RequestIngressOptions {
@@ -92,12 +94,18 @@ export class RequestIngress {
 				);
 			}
 		}
-		if (problem !== undefined) log.warn("request refused", { request_id: control.id, error: problem });
+		if (problem !== undefined) {
+			const { traceparent, [REQUEST_HEADERS.clientRequestId]: clientId } = frame.headers;
+			const trace = parseTraceparent(traceparent);
+			const ids = { request_id: control.id, x_request_id: clientId, trace_id: trace?.traceId };
+			log.warn("request refused", { ...ids, error: problem });
+		}
 		const request = new CancellableRequest(
 			{ id: control.id, headers: frame.headers, payload, codec: control.codec, receivedAt },
-			(error) => log.error("a cancellation callback failed", { request_id: control.id, error }),
+			(error) => log.error("a cancellation callback failed", { request_id: control.id, error }, request.span),
 		);
 		const observer = entry.observer.onRequest(body.length, frame.headers, problem !== undefined);
+		request.span = observer.span;
 		const response = new TcpResponseWriter(
 			callHome,
 			{

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Annotated, DynamoError, EndpointRecord, RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
+import type { Span } from "../observability/tracing/span.js";
 import type { Admission } from "./admission.js";
 
 /**
@@ -20,6 +21,8 @@ export interface IngressRequest {
 	readonly codec: RequestPlaneCodec;
 	/** `performance.now()` when the last byte of the request arrived, milliseconds. */
 	readonly receivedAt: number;
+	/** What is done for the request is part of it; goes with log lines and, by its headers, with further requests. */
+	readonly span?: Span | undefined;
 	/** Aborted on kill and disconnect, not on stop. Made when first asked for. */
 	readonly signal: AbortSignal;
 	/**
@@ -64,6 +67,8 @@ export interface OutgoingRequest {
 	readonly payload: unknown;
 	/** Text headers; `request-id` and `x-endpoint-path` are added. */
 	readonly headers?: Readonly<Record<string, string>>;
+	/** What the request is sent for: its trace context goes with the headers, and it is on the lines about it. */
+	readonly span?: Span | undefined;
 }
 
 /** Receives a response stream. After any of onEnd and onError nothing more is called. */
@@ -149,11 +154,15 @@ export interface EndpointObserver {
 
 /** Told about one request. Exactly one {@link onClose} follows each {@link EndpointObserver.onRequest}. */
 export interface RequestObserver {
+	/** The span that the request is handled in. */
+	readonly span?: Span | undefined;
 	/** The prologue went out. */
 	onPrologue(): void;
 	/** Encoded bytes of one response frame. */
 	onResponseBytes(bytes: number): void;
 	onError(kind: "generate" | "response_stream" | "serialization" | "publish_response" | "publish_final"): void;
+	/** The answer is this error, or ends with it. */
+	onFail(error: DynamoError): void;
 	/** The client stopped, killed or left; only the first of these is told. */
 	onCancel(kind: CancelKind): void;
 	onClose(): void;

@@ -114,7 +114,8 @@ export class TcpResponseWriter implements ActiveResponse {
 			frame = encodeResponseFrame(item, this.#callHome.codec);
 		} catch (error) {
 			this.#observer.onError("serialization");
-			this.#options.log.error("response item cannot be encoded", { request_id: this.#request.id, error });
+			const { id, span } = this.#request;
+			this.#options.log.error("response item cannot be encoded", { request_id: id, error }, span);
 			this.#push(
 				encodeResponseFrame({ event: "error", error: toWireError(encodingError(error)) }, this.#callHome.codec),
 			);
@@ -130,6 +131,7 @@ export class TcpResponseWriter implements ActiveResponse {
 
 	fail(error: DynamoError): void {
 		if (this.closed) return;
+		this.#observer.onFail(error);
 		if (this.#connected || this.#pending.length > 0) {
 			this.#push(encodeResponseFrame({ event: "error", error: toWireError(error) }, this.#callHome.codec));
 			this.end();
@@ -207,11 +209,9 @@ export class TcpResponseWriter implements ActiveResponse {
 			return;
 		}
 		this.#observer.onError(this.#connected ? "publish_response" : "response_stream");
-		this.#options.log.debug("response stream lost", {
-			request_id: this.#request.id,
-			client: `${this.#callHome.host}:${this.#callHome.port}`,
-			reason: why,
-		});
+		const { id, span } = this.#request;
+		const client = `${this.#callHome.host}:${this.#callHome.port}`;
+		this.#options.log.debug("response stream lost", { request_id: id, client, reason: why }, span);
 		this.#cutOff("disconnect");
 	}
 

@@ -155,6 +155,7 @@ describe("request listener, against recorded clients", () => {
 					onPrologue: ignore,
 					onResponseBytes: ignore,
 					onError: ignore,
+					onFail: ignore,
 					onCancel: ignore,
 					onClose: () => open--,
 				};
@@ -205,7 +206,14 @@ describe("request listener, against recorded clients", () => {
 			onInvalid: (kind) => invalid.push(kind),
 			onRequest: () => {
 				const ignore = () => {};
-				return { onPrologue: ignore, onResponseBytes: ignore, onError: ignore, onCancel: ignore, onClose: ignore };
+				return {
+					onPrologue: ignore,
+					onResponseBytes: ignore,
+					onError: ignore,
+					onFail: ignore,
+					onCancel: ignore,
+					onClose: ignore,
+				};
 			},
 		});
 		const socket = await dial(port);

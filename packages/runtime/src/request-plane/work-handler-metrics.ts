@@ -95,6 +95,7 @@ export function createEndpointObserver(metrics: MetricsRegistry, process: Proces
 		onError(kind: Parameters<RequestObserver["onError"]>[0]): void {
 			errors.withLabelValues(kind).inc();
 		}
+		onFail(): void {}
 		onCancel(): void {
 			cancellations.inc();
 		}

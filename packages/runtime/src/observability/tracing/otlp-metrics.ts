@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pushes the metrics of the process over OTLP at an interval, under the names that they have when they are scraped.
+import { type HrTime, ValueType } from "@opentelemetry/api";
+import { OTLPMetricExporter } from "@opentelemetry/exporter-metrics-otlp-grpc";
+import { type Resource, resourceFromAttributes } from "@opentelemetry/resources";
+import {
+	AggregationTemporality,
+	type DataPoint,
+	DataPointType,
+	type Histogram,
+	type MetricData,
+	type ResourceMetrics,
+} from "@opentelemetry/sdk-metrics";
+import type { Logger } from "../logging.js";
+import type { FamilySnapshot } from "../metric-families.js";
+import type { SeriesLabels, SeriesValue } from "../metric-series.js";
+import type { MetricsRegistry } from "../metrics.js";
+import { wallClockMs } from "../wall-clock.js";
+import { hrTime, ReportedExporter } from "./otlp-export.js";
+import type { MetricsExportConfig } from "./telemetry-settings.js";
+
+/** As Dynamo names it. */
+const SCOPE = { name: "dynamo.runtime.metrics" };
+
+/** Exports a registry until it is shut down. */
+export class MetricsExport {
+	private readonly exporter: ReportedExporter<ResourceMetrics>;
+	private readonly metrics: MetricsRegistry;
+	private readonly resource: Resource;
+	private readonly startedAt = hrTime(wallClockMs());
+	private readonly timer: NodeJS.Timeout;
+	/** The last batch is still on its way. */
+	private busy = false;
+
+	constructor(config: MetricsExportConfig, serviceName: string, metrics: MetricsRegistry, log: Logger) {
+		const { url } = config;
+		const exporter = new OTLPMetricExporter({ url });
+		this.exporter = new ReportedExporter(
+			{
+				export: ([batch], done) => exporter.export(batch as ResourceMetrics, done),
+				shutdown: () => exporter.shutdown(),
+			},
+			"metrics",
+			url,
+			log,
+		);
+		this.metrics = metrics;
+		this.resource = resourceFromAttributes({ ...config.resource, "service.name": serviceName });
+		this.timer = setInterval(() => void this.push(), config.intervalMs);
+		this.timer.unref();
+	}
+
+	/** Sends the last values and closes. */
+	async shutdown(): Promise<void> {
+		clearInterval(this.timer);
+		await this.push();
+		await this.exporter.shutdown();
+	}
+
+	private push(): Promise<void> {
+		if (this.busy) return Promise.resolve();
+		this.busy = true;
+		const now = hrTime(wallClockMs());
+		const metrics = this.metrics.collect().map((family) => metricData(family, this.startedAt, now));
+		const batch = { resource: this.resource, scopeMetrics: [{ scope: SCOPE, metrics }] };
+		return new Promise((resolve) => {
+			this.exporter.export([batch], () => {
+				this.busy = false;
+				resolve();
+			});
+		});
+	}
+}
+
+/** One family as the exporter takes it. */
+export function metricData(family: FamilySnapshot, startTime: HrTime, endTime: HrTime): MetricData {
+	const { name, help, type, series } = family;
+	const common = {
+		descriptor: { name, description: help, unit: "", valueType: ValueType.DOUBLE },
+		aggregationTemporality: AggregationTemporality.CUMULATIVE,
+	};
+	const point = <T>(labels: SeriesLabels, value: T): DataPoint<T> => ({
+		startTime,
+		endTime,
+		attributes: { ...labels },
+		value,
+	});
+	if (type === "histogram") {
+		const dataPoints = series.map(({ labels, lines }) => point(labels, histogramOf(lines)));
+		return { ...common, dataPointType: DataPointType.HISTOGRAM, dataPoints };
+	}
+	const dataPoints = series.map(({ labels, lines }) => point(labels, lines[0]?.value ?? 0));
+	if (type === "gauge") return { ...common, dataPointType: DataPointType.GAUGE, dataPoints };
+	return { ...common, dataPointType: DataPointType.SUM, dataPoints, isMonotonic: true };
+}
+
+/** From the lines of the page: buckets that are added up, then sum and count. */
+function histogramOf(lines: readonly SeriesValue[]): Histogram {
+	const boundaries: number[] = [];
+	const counts: number[] = [];
+	let before = 0;
+	for (const { labels, value } of lines.slice(0, -2)) {
+		const { le } = labels as { le: number | string };
+		if (typeof le === "number") boundaries.push(le);
+		counts.push(value - before);
+		before = value;
+	}
+	return { buckets: { boundaries, counts }, sum: lines.at(-2)?.value ?? 0, count: lines.at(-1)?.value ?? 0 };
+}
