@@ -270,6 +270,7 @@ export class FrontendMetrics implements ModelObserver {
 	}
 
 	onSet(set: WorkerSet): void {
+		if (!set.answers) return;
 		for (const name of [set.name, ...(set.card.aliases ?? [])]) {
 			for (const { gauge, read } of this.cardGauges) {
 				const value = read(set);
@@ -290,7 +291,7 @@ export class FrontendMetrics implements ModelObserver {
 	/** Drops what was last seen of a worker that is gone. */
 	forgetWorker(workerId: bigint): void {
 		for (const family of [this.workerTimeToFirstToken, this.workerInterTokenLatency, this.workerInputTokens]) {
-			family.remove("none", workerId.toString(), "decode");
+			for (const type of ["decode", "prefill"]) family.remove("none", workerId.toString(), type);
 		}
 	}
 
