@@ -115,7 +115,7 @@ async function compare(frontend: HttpChild, workers: WorkerChild[], model: strin
 	expect(moved.choices[0]?.finishReason).toBe(whole.choices[0]?.finishReason);
 	expect({ ...moved.usage, prompt_tokens_details: 0 }).toEqual({ ...whole.usage, prompt_tokens_details: 0 });
 	const page = await scrape(frontend.url);
-	expect(page.value(MIGRATIONS, { migration_type: "ongoing_request", model })).toBe(1);
+	expect(page.sum(MIGRATIONS, { migration_type: "ongoing_request", model })).toBe(1);
 	expect(page.value(OUTCOMES, { outcome: "success", model })).toBe(1);
 }
 

@@ -19,7 +19,6 @@ const FIELDS = [
 	"cacheHitTokens",
 	"draftTokens",
 	"acceptedTokens",
-	"heldBlocks",
 ] as const satisfies readonly (keyof EngineStats)[];
 
 /** Memory for `writeStats`, all zero. */

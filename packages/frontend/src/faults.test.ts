@@ -117,7 +117,7 @@ describe.each(TABLE)("%s", (_name, error, status, message, phrase, streamType, e
 		expect(answer.body).not.toContain("inside");
 		const page = await stack.metrics();
 		const labels = { request_type: stream ? "stream" : "unary", error_type: errorType, status: "error", model: MODEL };
-		expect(page.value(REQUESTS, labels)).toBe(1);
+		expect(page.sum(REQUESTS, labels)).toBe(1);
 		expect(page.value(FAILURES, { class: errorClass, reason })).toBe(1);
 	});
 
@@ -132,7 +132,7 @@ describe.each(TABLE)("%s", (_name, error, status, message, phrase, streamType, e
 		const summary = await stream.finished();
 		expect(summary.error).toMatchObject({ message, type: streamType, code: status });
 		expect(summary.choices[0]?.contentChunks).toBe(3);
-		expect((await stack.metrics()).value(REQUESTS, { error_type: errorType, status: "error" })).toBe(1);
+		expect((await stack.metrics()).sum(REQUESTS, { error_type: errorType, status: "error" })).toBe(1);
 	});
 });
 
@@ -270,7 +270,7 @@ describe("instances that fail", () => {
 			expect(answer.headers["retry-after"]).toBe("1");
 		}
 		expect(worker.calls).toHaveLength(3);
-		expect((await stack.metrics()).value("dynamo_frontend_model_rejection_total")).toBe(3);
+		expect((await stack.metrics()).sum("dynamo_frontend_model_rejection_total")).toBe(3);
 	});
 
 	it("a worker that says nothing: a typed error in time, others undisturbed", async () => {
@@ -343,11 +343,11 @@ describe("a client that leaves", () => {
 
 	async function expectCancelled(requestType: string): Promise<void> {
 		await expect
-			.poll(async () => (await stack.metrics()).value(REQUESTS, { ...CANCELLED, request_type: requestType }))
+			.poll(async () => (await stack.metrics()).sum(REQUESTS, { ...CANCELLED, request_type: requestType }))
 			.toBe(1);
 		const page = await stack.metrics();
 		expect(page.value("dynamo_frontend_disconnected_clients")).toBe(1);
-		expect(page.value("dynamo_frontend_model_cancellation_total", { request_type: requestType })).toBe(1);
+		expect(page.sum("dynamo_frontend_model_cancellation_total", { request_type: requestType })).toBe(1);
 	}
 
 	it("before the first token of a stream", async () => {

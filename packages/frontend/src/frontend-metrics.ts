@@ -1,14 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import {
-	computedBuckets,
-	FRONTEND_BUCKETS,
-	FRONTEND_FIXED_METRICS,
-	FRONTEND_LABELS,
-	FRONTEND_METRICS,
-	LABELS,
-	METRIC_PREFIXES,
-	MORE_LABELS,
-} from "@dynamo-ts/protocols/internal";
+import { computedBuckets, LABELS, METRIC_PREFIXES, METRICS } from "@dynamo-ts/protocols/internal";
 import {
 	type Counter,
 	createMetricsRegistry,
@@ -16,16 +7,24 @@ import {
 	type Histogram,
 	type MetricsRegistry,
 	type MetricVec,
+	openCounter,
+	openCounterVec,
+	openGauge,
+	openGaugeVec,
+	openHistogram,
+	openHistogramVec,
 	sanitizeMetricName,
+	scrapeTogether,
 } from "@dynamo-ts/runtime/internal";
 import type { BucketRanges } from "./config.js";
+import { watchEventLoop } from "./event-loop-watch.js";
 import type { MigrationObserver } from "./migration.js";
 import type { ModelObserver } from "./model-manager.js";
+import { ModelSeries } from "./model-series.js";
 import type { WorkerSet } from "./worker-set.js";
 
-/** How often the event loop's delay is sampled, milliseconds; a later tick by more than the stall limit is a stall. */
-const LOOP_SAMPLE_MS = 10;
-const LOOP_STALL_MS = 5;
+/** Models that are gone and whose series wait for a last scrape; with more of them the oldest is dropped unseen. */
+const MOST_DEPARTED = 100;
 
 /**
  * The prefix in the form that metric names allow; Dynamo's own when nothing is left of it.
@@ -42,14 +41,10 @@ export function metricsPrefix(wanted: string, warn: (message: string) => void): 
 	return prefix;
 }
 
-/** Series of one model that are used per token; looked up once per request. */
-export interface ModelSeries {
-	readonly timeToFirstToken: Histogram;
-	readonly interTokenLatency: Histogram;
-	readonly outputTokens: Counter;
-}
-
-/** The frontend's metric families, on a page of their own; names and buckets are Dynamo's. */
+/**
+ * The frontend's metric families; names and buckets are Dynamo's. The series of a model are there, at 0, from the moment
+ * at which it is found until the first scrape after it has gone and its last request has ended.
+ */
 export class FrontendMetrics implements ModelObserver {
 	readonly registry: MetricsRegistry;
 	readonly requestsStarted: MetricVec<Counter>;
@@ -65,6 +60,10 @@ export class FrontendMetrics implements ModelObserver {
 	readonly outputSequenceTokens: MetricVec<Histogram>;
 	readonly outputTokens: MetricVec<Counter>;
 	readonly cachedTokens: MetricVec<Histogram>;
+	readonly imageTokens: MetricVec<Histogram>;
+	readonly images: MetricVec<Histogram>;
+	readonly audio: MetricVec<Histogram>;
+	readonly videos: MetricVec<Histogram>;
 	readonly failures: MetricVec<Counter>;
 	readonly cancellations: MetricVec<Counter>;
 	readonly rejections: MetricVec<Counter>;
@@ -75,17 +74,22 @@ export class FrontendMetrics implements ModelObserver {
 	readonly templateSeconds: Histogram;
 	readonly tokenizeSeconds: Histogram;
 	readonly tokenizerLatencyMs: MetricVec<Histogram>;
+	readonly tokenizerCacheMisses: Counter;
+	readonly tokensEncoded: MetricVec<Counter>;
+	readonly tokensFromCache: MetricVec<Counter>;
 	readonly workerTimeToFirstToken: MetricVec<Gauge>;
 	readonly workerInterTokenLatency: MetricVec<Gauge>;
 	readonly workerInputTokens: MetricVec<Gauge>;
-	private readonly migrations: MetricVec<Counter>;
-	private readonly migrationDuration: MetricVec<Histogram>;
+	readonly migrations: MetricVec<Counter>;
+	readonly migrationDuration: MetricVec<Histogram>;
 	private readonly modelReady: MetricVec<Gauge>;
 	private readonly cardGauges: {
 		readonly gauge: MetricVec<Gauge>;
 		readonly read: (set: WorkerSet) => number | null | undefined;
 	}[];
-	private readonly loopTimer: NodeJS.Timeout;
+	private readonly models = new Map<string, ModelSeries>();
+	private readonly departed = new Set<string>();
+	private readonly endWatch: () => void;
 
 	/**
 	 * @param prefix replaces `dynamo_frontend` in the names of request and model families.
@@ -95,169 +99,71 @@ export class FrontendMetrics implements ModelObserver {
 		this.registry = createMetricsRegistry({ prefix });
 		const r = this.registry;
 		const fixed = r.level({ prefix: METRIC_PREFIXES.frontend });
-		const m = FRONTEND_METRICS;
-		const f = FRONTEND_FIXED_METRICS;
-		const l = FRONTEND_LABELS;
-		const model = [LABELS.model];
-		const request = [l.apiEndpoint, LABELS.model, l.requestType];
-		const worker = [l.dpRank, LABELS.workerId, l.workerType];
-		this.requestsStarted = r.createCounterVec(
-			m.requestsStartedTotal,
-			"Total number of LLM requests accepted by the frontend handler",
-			request,
-		);
-		this.requests = r.createCounterVec(m.requestsTotal, "Total number of LLM requests processed", [
-			...request,
-			l.status,
-			LABELS.errorType,
-		]);
-		this.inflight = r.createGaugeVec(m.inflightRequests, "Number of inflight requests", model);
-		this.active = r.createGaugeVec(
-			m.activeRequests,
-			"Number of requests currently being handled by the frontend, from HTTP handler entry to response completion",
-			model,
-		);
-		this.queued = r.createGaugeVec(m.queuedRequests, "Number of requests in HTTP processing queue", model);
-		this.disconnectedClients = r.createGauge(m.disconnectedClients, "Number of disconnected clients");
-		const histogram = (name: string, help: string, range: keyof BucketRanges): MetricVec<Histogram> =>
-			r.createHistogramVec(name, help, model, {}, computedBuckets(buckets[range]));
-		this.timeToFirstToken = histogram(m.timeToFirstTokenSeconds, "Time to first token in seconds", "timeToFirstToken");
-		this.interTokenLatency = histogram(
-			m.interTokenLatencySeconds,
-			"Inter-token latency in seconds",
-			"interTokenLatency",
-		);
-		this.requestDuration = histogram(m.requestDurationSeconds, "Duration of LLM requests", "requestDuration");
-		this.inputTokens = histogram(m.inputSequenceTokens, "Input sequence length in tokens", "inputSequence");
-		this.outputSequenceTokens = histogram(m.outputSequenceTokens, "Output sequence length in tokens", "outputSequence");
-		this.cachedTokens = histogram(
-			m.cachedTokens,
-			"Number of cached tokens (prefix cache hits) per request",
-			"inputSequence",
-		);
-		this.outputTokens = r.createCounterVec(
-			m.outputTokensTotal,
-			"Total number of output tokens generated (updates in real-time)",
-			model,
-		);
-		this.failures = r.createCounterVec(m.failuresTotal, "Total number of terminal semantic request failures", [
-			l.errorClass,
-			l.reason,
-		]);
-		this.cancellations = r.createCounterVec(m.modelCancellationTotal, "Total number of request cancellations", request);
-		this.rejections = r.createCounterVec(
-			m.modelRejectionTotal,
-			"Total number of requests rejected because of overload",
-			[l.apiEndpoint, LABELS.model],
-		);
-		this.migrations = r.createCounterVec(
-			m.modelMigrationTotal,
-			"Total number of request migrations due to worker unavailability",
-			[MORE_LABELS.migrationType, LABELS.model],
-		);
-		this.migrationDuration = r.createHistogramVec(
-			m.modelMigrationDurationSeconds,
-			"Time from detecting a migratable failure until recovery, terminal failure, or cancellation",
-			[MORE_LABELS.migrationType, LABELS.model, MORE_LABELS.outcome],
-			{},
-			FRONTEND_BUCKETS.modelMigrationSeconds,
-		);
-		this.modelReady = r.createGaugeVec(
-			m.modelReady,
-			"Whether the frontend can route at least one inference request for the model (1 = ready, 0 = not ready)",
-			model,
-		);
-		const card = (name: string, help: string, read: (set: WorkerSet) => number | null | undefined) => ({
-			gauge: r.createGaugeVec(name, help, model),
+		const f = METRICS.frontend;
+		this.requestsStarted = openCounterVec(r, f.requestsStartedTotal);
+		this.requests = openCounterVec(r, f.requestsTotal);
+		this.inflight = openGaugeVec(r, f.inflightRequests);
+		this.active = openGaugeVec(r, f.activeRequests);
+		this.queued = openGaugeVec(r, f.queuedRequests);
+		this.disconnectedClients = openGauge(r, f.disconnectedClients);
+		const ranged = (family: typeof f.timeToFirstTokenSeconds, range: keyof BucketRanges): MetricVec<Histogram> =>
+			openHistogramVec(r, family, {}, computedBuckets(buckets[range]));
+		this.timeToFirstToken = ranged(f.timeToFirstTokenSeconds, "timeToFirstToken");
+		this.interTokenLatency = ranged(f.interTokenLatencySeconds, "interTokenLatency");
+		this.requestDuration = ranged(f.requestDurationSeconds, "requestDuration");
+		this.inputTokens = ranged(f.inputSequenceTokens, "inputSequence");
+		this.outputSequenceTokens = ranged(f.outputSequenceTokens, "outputSequence");
+		this.cachedTokens = ranged(f.cachedTokens, "inputSequence");
+		this.outputTokens = openCounterVec(r, f.outputTokensTotal);
+		this.imageTokens = openHistogramVec(r, f.imageTokensPerRequest);
+		this.images = openHistogramVec(r, f.imagesPerRequest);
+		this.audio = openHistogramVec(r, f.audioPerRequest);
+		this.videos = openHistogramVec(r, f.videosPerRequest);
+		this.failures = openCounterVec(r, f.failuresTotal);
+		this.cancellations = openCounterVec(r, f.modelCancellationTotal);
+		this.rejections = openCounterVec(r, f.modelRejectionTotal);
+		this.migrations = openCounterVec(r, f.modelMigrationTotal);
+		this.migrationDuration = openHistogramVec(r, f.modelMigrationDurationSeconds);
+		this.modelReady = openGaugeVec(r, f.modelReady);
+		const card = (family: typeof f.modelContextLength, read: (set: WorkerSet) => number | null | undefined) => ({
+			gauge: openGaugeVec(r, family),
 			read,
 		});
 		this.cardGauges = [
-			card(
-				m.modelContextLength,
-				"Maximum context length in tokens for a worker serving the model",
-				(set) => set.contextWindow,
-			),
-			card(
-				m.modelKvCacheBlockSize,
-				"KV cache block size in tokens for a worker serving the model",
-				(set) => set.card.kv_cache_block_size,
-			),
-			card(
-				m.modelMaxNumBatchedTokens,
-				"Maximum number of batched tokens for a worker serving the model",
-				(set) => set.card.runtime_config?.max_num_batched_tokens,
-			),
-			card(
-				m.modelMaxNumSeqs,
-				"Maximum number of sequences for a worker serving the model",
-				(set) => set.card.runtime_config?.max_num_seqs,
-			),
+			card(f.modelContextLength, (set) => set.contextWindow),
+			card(f.modelKvCacheBlockSize, (set) => set.card.kv_cache_block_size),
+			card(f.modelMaxNumBatchedTokens, (set) => set.card.runtime_config?.max_num_batched_tokens),
+			card(f.modelMaxNumSeqs, (set) => set.card.runtime_config?.max_num_seqs),
 			// The frontend's own limit, whatever the card says.
-			card(m.modelMigrationLimit, "Maximum number of request migrations allowed for the model", () => migrationLimit),
-			card(
-				m.modelTotalKvBlocks,
-				"Total KV cache blocks available for a worker serving the model",
-				(set) => set.card.runtime_config?.total_kv_blocks,
-			),
+			card(f.modelMigrationLimit, () => migrationLimit),
+			card(f.modelTotalKvBlocks, (set) => set.card.runtime_config?.total_kv_blocks),
 		];
-		this.workerTimeToFirstToken = r.createGaugeVec(
-			m.workerLastTimeToFirstTokenSeconds,
-			"Last observed time to first token per worker (seconds)",
-			worker,
-		);
-		this.workerInterTokenLatency = r.createGaugeVec(
-			m.workerLastInterTokenLatencySeconds,
-			"Last observed inter-token latency per worker (seconds)",
-			worker,
-		);
-		this.workerInputTokens = r.createGaugeVec(
-			m.workerLastInputSequenceTokens,
-			"Last observed input sequence tokens per worker",
-			worker,
-		);
-		this.detokenizeTokens = fixed.createCounter(f.detokenizeTokenCount, "Total tokens detokenized");
-		this.detokenizeMicros = fixed.createCounter(f.detokenizeTotalUs, "Cumulative detokenization time (microseconds)");
-		this.stageRequests = fixed.createGaugeVec(
-			f.stageRequests,
-			"Number of requests currently in the given pipeline stage",
-			[l.phase, l.stage],
-		);
-		this.stageDuration = fixed.createHistogramVec(
-			f.stageDurationSeconds,
-			"Pipeline stage duration (seconds)",
-			[l.stage],
-			{},
-			FRONTEND_BUCKETS.stageDurationSeconds,
-		);
-		this.templateSeconds = fixed.createHistogram(
-			f.templateSeconds,
-			"Template application time in preprocessor (seconds)",
-			{},
-			FRONTEND_BUCKETS.templateSeconds,
-		);
-		this.tokenizeSeconds = fixed.createHistogram(
-			f.tokenizeSeconds,
-			"Tokenization time in preprocessor (seconds)",
-			{},
-			FRONTEND_BUCKETS.tokenizeSeconds,
-		);
-		this.tokenizerLatencyMs = fixed.createHistogramVec(
-			f.tokenizerLatencyMs,
-			"Tokenizer latency in milliseconds",
-			[l.operation],
-			{},
-			FRONTEND_BUCKETS.tokenizerLatencyMs,
-		);
-		this.loopTimer = this.watchEventLoop(fixed);
+		this.workerTimeToFirstToken = openGaugeVec(r, f.workerLastTimeToFirstTokenSeconds);
+		this.workerInterTokenLatency = openGaugeVec(r, f.workerLastInterTokenLatencySeconds);
+		this.workerInputTokens = openGaugeVec(r, f.workerLastInputSequenceTokens);
+		this.tokenizerLatencyMs = openHistogramVec(r, f.tokenizerLatencyMs);
+		this.tokensEncoded = openCounterVec(r, f.tokenizerCacheUncachedTokensTotal);
+		this.tokensFromCache = openCounterVec(r, f.tokenizerCacheCachedTokensTotal);
+		this.detokenizeTokens = openCounter(fixed, f.detokenizeTokenCount);
+		this.detokenizeMicros = openCounter(fixed, f.detokenizeTotalUs);
+		this.stageRequests = openGaugeVec(fixed, f.stageRequests);
+		this.stageDuration = openHistogramVec(fixed, f.stageDurationSeconds);
+		this.templateSeconds = openHistogram(fixed, f.templateSeconds);
+		this.tokenizeSeconds = openHistogram(fixed, f.tokenizeSeconds);
+		// There is no cache of encoded prompts here: each one is a miss, and none is ever a hit.
+		openCounter(fixed, f.tokenizerCacheHitsTotal);
+		this.tokenizerCacheMisses = openCounter(fixed, f.tokenizerCacheMissesTotal);
+		this.endWatch = watchEventLoop(fixed);
 	}
 
-	/** The series that a request touches per token. */
+	/** The series of a model, whether it is known or not. */
 	seriesOf(model: string): ModelSeries {
-		return {
-			timeToFirstToken: this.timeToFirstToken.withLabelValues(model),
-			interTokenLatency: this.interTokenLatency.withLabelValues(model),
-			outputTokens: this.outputTokens.withLabelValues(model),
-		};
+		let series = this.models.get(model);
+		if (series === undefined) {
+			series = new ModelSeries(this, model);
+			this.models.set(model, series);
+		}
+		return series;
 	}
 
 	/** Counts the lost workers of one request. */
@@ -269,9 +175,17 @@ export class FrontendMetrics implements ModelObserver {
 		};
 	}
 
+	/** The page: these families, and those of the runtime. */
+	async scrape(runtime: MetricsRegistry): Promise<string> {
+		const page = await scrapeTogether([this.registry, runtime], METRIC_PREFIXES.component);
+		for (const model of this.departed) this.drop(model);
+		return page;
+	}
+
 	onSet(set: WorkerSet): void {
-		if (!set.answers) return;
-		for (const name of [set.name, ...(set.card.aliases ?? [])]) {
+		for (const name of set.publicNames) {
+			this.departed.delete(name);
+			this.seriesOf(name).announce(set.modelTypes);
 			for (const { gauge, read } of this.cardGauges) {
 				const value = read(set);
 				if (typeof value === "number") gauge.withLabelValues(name).set(value);
@@ -283,41 +197,58 @@ export class FrontendMetrics implements ModelObserver {
 		this.modelReady.withLabelValues(model).set(ready ? 1 : 0);
 	}
 
-	/** The series with the card's numbers stay, as they do in Dynamo; whether it is ready is no longer a question. */
+	/** Whether it is ready is no longer a question. What was counted is shown once more. */
 	onGone(model: string): void {
 		this.modelReady.remove(model);
+		if (!this.models.has(model)) return;
+		this.departed.add(model);
+		if (this.departed.size <= MOST_DEPARTED) return;
+		for (const oldest of this.departed) if (this.drop(oldest)) return;
 	}
 
 	/** Drops what was last seen of a worker that is gone. */
 	forgetWorker(workerId: bigint): void {
 		for (const family of [this.workerTimeToFirstToken, this.workerInterTokenLatency, this.workerInputTokens]) {
-			for (const type of ["decode", "prefill"]) family.remove("none", workerId.toString(), type);
+			family.removeWhere(LABELS.workerId, workerId.toString());
 		}
 	}
 
 	close(): void {
-		clearInterval(this.loopTimer);
+		this.endWatch();
 	}
 
-	private watchEventLoop(registry: MetricsRegistry): NodeJS.Timeout {
-		const delay = registry.createHistogram(
-			FRONTEND_FIXED_METRICS.eventLoopDelaySeconds,
-			"Event loop delay canary: drift from 10ms sleep (seconds)",
-			{},
-			FRONTEND_BUCKETS.eventLoopDelaySeconds,
-		);
-		const stalls = registry.createCounter(
-			FRONTEND_FIXED_METRICS.eventLoopStallTotal,
-			"Number of event loop stalls (delay > 5ms)",
-		);
-		let last = performance.now();
-		const timer = setInterval(() => {
-			const now = performance.now();
-			const drift = Math.max(0, now - last - LOOP_SAMPLE_MS);
-			last = now;
-			delay.observe(drift / 1000);
-			if (drift > LOOP_STALL_MS) stalls.inc();
-		}, LOOP_SAMPLE_MS);
-		return timer.unref();
+	/** Drops the series of a model that is gone, unless a request of it is still under way. */
+	private drop(model: string): boolean {
+		if (this.models.get(model)?.busy) return false;
+		this.departed.delete(model);
+		this.models.delete(model);
+		for (const family of [
+			this.requestsStarted,
+			this.requests,
+			this.inflight,
+			this.active,
+			this.queued,
+			this.timeToFirstToken,
+			this.interTokenLatency,
+			this.requestDuration,
+			this.inputTokens,
+			this.outputSequenceTokens,
+			this.outputTokens,
+			this.cachedTokens,
+			this.imageTokens,
+			this.images,
+			this.audio,
+			this.videos,
+			this.cancellations,
+			this.rejections,
+			this.tokensEncoded,
+			this.tokensFromCache,
+			this.migrations,
+			this.migrationDuration,
+			...this.cardGauges.map(({ gauge }) => gauge),
+		]) {
+			family.removeWhere(LABELS.model, model);
+		}
+		return true;
 	}
 }

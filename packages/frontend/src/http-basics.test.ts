@@ -87,9 +87,9 @@ describe("bodies", () => {
 		const page = await stack.metrics();
 		expect(page.sum("dynamo_frontend_requests_started_total")).toBe(2);
 		const counted = { error_type: "validation", status: "error", endpoint: "chat_completions" };
-		expect(page.value("dynamo_frontend_requests_total", { ...counted, model: MODEL, request_type: "unary" })).toBe(1);
+		expect(page.sum("dynamo_frontend_requests_total", { ...counted, model: MODEL, request_type: "unary" })).toBe(1);
 		expect(
-			page.value("dynamo_frontend_requests_total", { ...counted, model: "unknown_model", request_type: "stream" }),
+			page.sum("dynamo_frontend_requests_total", { ...counted, model: "unknown_model", request_type: "stream" }),
 		).toBe(1);
 		expect(page.value("dynamo_frontend_failures_total", { class: "InvalidRequest", reason: "request.invalid" })).toBe(
 			4,
@@ -349,7 +349,7 @@ describe("metrics", () => {
 		const raw = await http(`${stack.url}/metrics`);
 		expect(raw.headers["content-type"]).toBe("text/plain; charset=utf-8");
 		const page = await stack.metrics();
-		const frontend = (name: string, labels = {}) => page.value(`dynamo_frontend_${name}`, labels);
+		const frontend = (name: string, labels = {}) => page.sum(`dynamo_frontend_${name}`, labels);
 		expect(frontend("requests_started_total", { request_type: "unary" })).toBe(2);
 		expect(
 			frontend("requests_total", { request_type: "stream", status: "success", error_type: "", model: MODEL }),
@@ -377,6 +377,8 @@ describe("metrics", () => {
 			"dynamo_frontend_event_loop_stall_total",
 			"dynamo_frontend_template_seconds",
 			"dynamo_frontend_tokenize_seconds",
+			"dynamo_frontend_tokenizer_cache_hits_total",
+			"dynamo_frontend_tokenizer_cache_misses_total",
 		]);
 	});
 
@@ -386,7 +388,7 @@ describe("metrics", () => {
 		await stack.worker({ script: sendAll([70]) });
 		await http(stack.chat, { body: chatBody() });
 		const page = await stack.metrics();
-		expect(page.value("my_svc_requests_total")).toBe(1);
+		expect(page.sum("my_svc_requests_total")).toBe(1);
 		expect(page.value("dynamo_frontend_tokenize_seconds_count")).toBe(1);
 	});
 });

@@ -109,10 +109,10 @@ describe("a stream whose worker is lost", () => {
 		const ids_ = workers.flatMap(({ calls }) => calls.map(({ request }) => request.id));
 		expect(new Set(ids_).size).toBe(1);
 		const page = await stack.metrics();
-		expect(page.value(MIGRATIONS, { migration_type: "ongoing_request", model: "tiny" })).toBe(1);
+		expect(page.sum(MIGRATIONS, { migration_type: "ongoing_request", model: "tiny" })).toBe(1);
 		expect(page.value(OUTCOMES, { migration_type: "ongoing_request", outcome: "success" })).toBe(1);
 		expect(page.value("dynamo_frontend_model_migration_limit")).toBe(3);
-		expect(page.value("dynamo_frontend_requests_total", { status: "success" })).toBe(1);
+		expect(page.sum("dynamo_frontend_requests_total", { status: "success" })).toBe(1);
 	});
 
 	it("an answer in one piece as well", async () => {
@@ -195,7 +195,7 @@ describe("a stream whose worker is lost", () => {
 		});
 		expect(bodies).toHaveLength(1);
 		const page = await stack.metrics();
-		expect(page.value(MIGRATIONS, { migration_type: "ongoing_request" })).toBe(1);
+		expect(page.sum(MIGRATIONS, { migration_type: "ongoing_request" })).toBe(1);
 		expect(page.value(OUTCOMES, { migration_type: "ongoing_request", outcome: "failure" })).toBe(1);
 	});
 
@@ -213,7 +213,7 @@ describe("a stream whose worker is lost", () => {
 		expect(summary.error?.code).toBe(503);
 		expect(bodies).toHaveLength(3);
 		const page = await stack.metrics();
-		expect(page.value(MIGRATIONS, { migration_type: "ongoing_request" })).toBe(3);
+		expect(page.sum(MIGRATIONS, { migration_type: "ongoing_request" })).toBe(3);
 		expect(page.value(OUTCOMES, { outcome: "success" })).toBe(2);
 		expect(page.value(OUTCOMES, { outcome: "failure" })).toBe(1);
 	});
@@ -258,7 +258,7 @@ describe("before the first token", () => {
 		await start(generator(ids, [0], () => new DynamoError("WorkerOverloaded", "full")));
 		expect((await stream({ max_tokens: ids.length })).choices[0]?.text).toBe(" Hello world");
 		const page = await stack.metrics();
-		expect(page.value(MIGRATIONS, { migration_type: "new_request" })).toBe(1);
+		expect(page.sum(MIGRATIONS, { migration_type: "new_request" })).toBe(1);
 	});
 
 	it("a lost worker is counted without a limit too", async () => {
@@ -266,7 +266,7 @@ describe("before the first token", () => {
 		await start(generator(ids, [0]), { migrationLimit: 0 });
 		expect((await stream({ max_tokens: ids.length })).choices[0]?.text).toBe(" Hello world");
 		const page = await stack.metrics();
-		expect(page.value(MIGRATIONS, { migration_type: "new_request" })).toBe(1);
+		expect(page.sum(MIGRATIONS, { migration_type: "new_request" })).toBe(1);
 		expect(page.value(OUTCOMES, { migration_type: "new_request", outcome: "success" })).toBe(1);
 	});
 });

@@ -149,7 +149,7 @@ describe("a model", () => {
 		const answer = await http(stack.completions, { body: { model: MODEL, prompt: "a" } });
 		expect(answer.json.message).toBe("Model not found");
 		const labels = { model: MODEL, endpoint: "completions", error_type: "not_found" };
-		expect((await stack.metrics()).value("dynamo_frontend_requests_total", labels)).toBe(1);
+		expect((await stack.metrics()).sum("dynamo_frontend_requests_total", labels)).toBe(1);
 	});
 
 	it("without a chat template: chat says what to do, completions work", async () => {

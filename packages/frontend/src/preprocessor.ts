@@ -13,7 +13,6 @@ import type { FrontendMetrics } from "./frontend-metrics.js";
 import { guidedDecoding } from "./guided-decoding.js";
 import type { PromptRequest } from "./leg.js";
 import type { ModelMaterials } from "./model-materials.js";
-import { BYPASS_ANNOTATION } from "./prefill-leg.js";
 import { type RoutingHeaders, routingHints } from "./routing-hints.js";
 import type { WorkerSet } from "./worker-set.js";
 
@@ -48,7 +47,7 @@ export class Preprocessor {
 		refuseUnsupported(request);
 		const formattedPrompt = this.render(request);
 		const given = request.nvext?.token_data;
-		const tokenIds = given ?? (await this.encodeChat(formattedPrompt));
+		const tokenIds = given ?? (await this.encodeChat(formattedPrompt, request.model));
 		this.checkPrompt(tokenIds, request, "messages");
 		const maxTokens = request.max_completion_tokens ?? request.max_tokens ?? null;
 		const logprobs = request.logprobs === true ? (request.top_logprobs ?? 1) : null;
@@ -72,7 +71,7 @@ export class Preprocessor {
 		const given = request.nvext?.token_data;
 		for (const text of splitPrompts(request.prompt)) {
 			const prompt = given ?? text;
-			const tokenIds = typeof prompt === "string" ? await this.encodePlain(prompt) : prompt;
+			const tokenIds = typeof prompt === "string" ? await this.encodePlain(prompt, request.model) : prompt;
 			this.checkPrompt(tokenIds, request, "prompt");
 			const echo = request.echo === true ? this.textOf(prompt) : "";
 			const body = this.body(request, headers, tokenIds, request.max_tokens ?? null, request.logprobs ?? null);
@@ -115,22 +114,29 @@ export class Preprocessor {
 		}
 	}
 
-	private async encodeChat(text: string): Promise<number[]> {
+	private async encodeChat(text: string, model: string): Promise<number[]> {
 		const startedAt = performance.now();
 		const ids = await encode(this.materials.tokenizer, text, false);
+		this.countEncoded(model, ids.length);
 		const tookMs = performance.now() - startedAt;
 		this.metrics.tokenizeSeconds.observe(tookMs / 1000);
 		this.metrics.tokenizerLatencyMs.withLabelValues("tokenize").observe(tookMs);
 		return ids;
 	}
 
-	private async encodePlain(text: string): Promise<number[]> {
+	private async encodePlain(text: string, model: string): Promise<number[]> {
 		const startedAt = performance.now();
 		const { tokenizer, special } = this.materials;
 		const addSpecialTokens = shouldAddSpecialTokens("completion", text, special.variables.bos_token);
 		const ids = await encode(tokenizer, text, addSpecialTokens);
 		this.metrics.tokenizerLatencyMs.withLabelValues("tokenize").observe(performance.now() - startedAt);
+		this.countEncoded(model, ids.length);
 		return ids;
+	}
+
+	private countEncoded(model: string, tokens: number): void {
+		this.metrics.tokenizerCacheMisses.inc();
+		this.metrics.tokensEncoded.withLabelValues(model).inc(tokens);
 	}
 
 	private textOf(prompt: string | readonly number[]): string {
@@ -189,7 +195,7 @@ export class Preprocessor {
 			},
 			eos_token_ids: eosTokenIds,
 			mdc_sum: this.set.sum,
-			annotations: (nvext?.annotations ?? []).filter((annotation) => annotation !== BYPASS_ANNOTATION),
+			annotations: [...(nvext?.annotations ?? [])],
 			routing: routingHints(request, headers, this.set.card.lora?.name),
 			router_config_override: null,
 			...optionalMembers(request),

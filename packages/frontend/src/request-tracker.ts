@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger, Span } from "@dynamo-ts/runtime";
-import type { FrontendMetrics, ModelSeries } from "./frontend-metrics.js";
+import type { Gauge } from "@dynamo-ts/runtime/internal";
+import type { FrontendMetrics } from "./frontend-metrics.js";
 import type { Failure } from "./http-errors.js";
+import type { ModelSeries, TokenSeries } from "./model-series.js";
 import { RequestRecord } from "./request-record.js";
 
 /** Values of the metric label `endpoint`. */
@@ -27,6 +29,15 @@ export interface Exchange {
 	release(): void;
 }
 
+/** How many parts of a request are something else than text. */
+export interface MediaParts {
+	readonly images: number;
+	readonly audio: number;
+	readonly videos: number;
+}
+
+export const NO_MEDIA: MediaParts = { images: 0, audio: 0, videos: 0 };
+
 /** Label of requests for models that are not there; keeps the number of series bounded. */
 export const UNKNOWN_MODEL = "unknown_model";
 
@@ -48,6 +59,8 @@ export class RequestTracker {
 	inputTokens = 0;
 	cachedTokens: number | undefined;
 	workerId: bigint | undefined;
+	/** Parts of the request that are not text. */
+	media: MediaParts = NO_MEDIA;
 	/** Milliseconds from {@link Exchange.receivedAt}; undefined before the first token. */
 	timeToFirstTokenMs: number | undefined;
 	/** The worker that computed the prompt, when that was another one. */
@@ -59,8 +72,12 @@ export class RequestTracker {
 	/** Around {@link span}, where that is not the exchange's own. */
 	private readonly outer: Span | undefined;
 	private readonly record: RequestRecord;
-	private series: ModelSeries | undefined;
+	private readonly series: ModelSeries;
+	/** Set with the first token. */
+	private tokens: TokenSeries | undefined;
 	private stage: { name: string; phase: string; startedAt: number } | undefined;
+	/** Where the worker's last latency is shown; undefined until its first token. */
+	private workerLatency: Gauge | undefined;
 	private lastTokenAt = 0;
 	private latencySumMs = 0;
 	private latencyCount = 0;
@@ -74,9 +91,8 @@ export class RequestTracker {
 		const { endpoint, model, stream, exchange } = request;
 		const type = stream ? "stream" : "unary";
 		metrics.requestsStarted.withLabelValues(endpoint, model, type).inc();
-		metrics.inflight.withLabelValues(model).inc();
-		metrics.active.withLabelValues(model).inc();
-		metrics.queued.withLabelValues(model).inc();
+		this.series = metrics.seriesOf(model);
+		this.series.begin();
 		exchange.hold();
 		const { span: http, requestId } = exchange;
 		if (endpoint === "completions") {
@@ -98,14 +114,8 @@ export class RequestTracker {
 		this.request.exchange.release();
 	}
 
-	/**
-	 * Moves the request to a stage of the pipeline; undefined: to none.
-	 * @param phase which worker it is on its way to; none while it is preprocessed.
-	 */
-	enterStage(
-		name: "preprocess" | "route" | "dispatch" | undefined,
-		phase: "" | "prefill" | "decode" | "aggregated" = "",
-	): void {
+	/** Moves the request to a stage of the pipeline; undefined: to none. */
+	enterStage(name: "preprocess" | "route" | "dispatch" | undefined): void {
 		const now = performance.now();
 		if (this.stage !== undefined) {
 			const { name: before, phase, startedAt } = this.stage;
@@ -117,6 +127,7 @@ export class RequestTracker {
 			this.stage = undefined;
 			return;
 		}
+		const phase = name === "preprocess" ? "" : "aggregated";
 		this.stage = { name, phase, startedAt: now };
 		this.metrics.stageRequests.withLabelValues(phase, name).inc();
 	}
@@ -128,38 +139,43 @@ export class RequestTracker {
 	 * @param detokenizeMs time that it took to make text of them.
 	 */
 	onTokens(count: number, now: number, detokenizeMs: number): void {
-		let series = this.series;
-		if (series === undefined) {
-			series = this.onFirstToken(now);
-			if (count > 1) this.observeLatency(series, 0, count - 1);
+		let { tokens } = this;
+		if (tokens === undefined) {
+			tokens = this.onFirstToken(now);
+			if (count > 1) this.observeLatency(tokens, 0, count - 1);
 		} else {
-			this.observeLatency(series, (now - this.lastTokenAt) / count, count);
+			this.observeLatency(tokens, (now - this.lastTokenAt) / count, count);
 		}
 		this.lastTokenAt = now;
 		this.outputTokens += count;
 		this.detokenizeMs += detokenizeMs;
-		series.outputTokens.inc(count);
+		tokens.outputTokens.inc(count);
 	}
 
-	private onFirstToken(now: number): ModelSeries {
-		const { model, exchange } = this.request;
-		const series = this.metrics.seriesOf(model);
-		this.series = series;
-		this.timeToFirstTokenMs = now - exchange.receivedAt;
-		series.timeToFirstToken.observe(this.timeToFirstTokenMs / 1000);
-		this.metrics.inputTokens.withLabelValues(model).observe(this.inputTokens);
+	private onFirstToken(now: number): TokenSeries {
+		const { media } = this;
+		const { tokens } = this.series;
+		this.tokens = tokens;
+		this.timeToFirstTokenMs = now - this.request.exchange.receivedAt;
+		tokens.timeToFirstToken.observe(this.timeToFirstTokenMs / 1000);
+		tokens.inputTokens.observe(this.inputTokens);
+		tokens.images.observe(media.images);
+		tokens.audio.observe(media.audio);
+		tokens.videos.observe(media.videos);
 		this.leaveQueue();
-		const prompted = this.prefillWorkerId ?? this.workerId;
-		if (prompted !== undefined) {
-			const labels = ["none", prompted.toString(), this.prefillWorkerId === undefined ? "decode" : "prefill"];
+		if (this.workerId !== undefined) {
+			const labels = ["none", this.workerId.toString(), "decode"];
 			this.metrics.workerTimeToFirstToken.withLabelValues(...labels).set(this.timeToFirstTokenMs / 1000);
 			this.metrics.workerInputTokens.withLabelValues(...labels).set(this.inputTokens);
+			this.workerLatency = this.metrics.workerInterTokenLatency.withLabelValues(...labels);
 		}
-		return series;
+		return tokens;
 	}
 
-	private observeLatency(series: ModelSeries, perTokenMs: number, count: number): void {
-		for (let i = 0; i < count; i++) series.interTokenLatency.observe(perTokenMs / 1000);
+	private observeLatency(tokens: TokenSeries, perTokenMs: number, count: number): void {
+		const seconds = perTokenMs / 1000;
+		for (let i = 0; i < count; i++) tokens.interTokenLatency.observe(seconds);
+		this.workerLatency?.set(seconds);
 		this.latencySumMs += perTokenMs * count;
 		this.latencyCount += count;
 	}
@@ -167,26 +183,25 @@ export class RequestTracker {
 	private leaveQueue(): void {
 		if (!this.queued) return;
 		this.queued = false;
-		this.metrics.queued.withLabelValues(this.request.model).dec();
+		this.series.leaveQueue();
 	}
 
 	/** Ends the count; only the first call does anything. */
 	finish(outcome: Outcome): void {
 		if (this.finished) return;
 		this.finished = true;
-		const { metrics } = this;
+		const { metrics, series } = this;
 		const { endpoint, model, stream, exchange } = this.request;
 		const type = stream ? "stream" : "unary";
 		this.enterStage(undefined);
 		this.leaveQueue();
-		metrics.inflight.withLabelValues(model).dec();
-		metrics.active.withLabelValues(model).dec();
+		series.end();
 		const errorType =
 			outcome.kind === "success" ? "" : outcome.kind === "disconnected" ? "cancelled" : outcome.failure.errorType;
 		const status = errorType === "" ? "success" : "error";
-		metrics.requests.withLabelValues(endpoint, model, type, status, errorType).inc();
+		metrics.requests.withLabelValues(endpoint, errorType, model, type, status).inc();
 		const durationMs = performance.now() - exchange.receivedAt;
-		metrics.requestDuration.withLabelValues(model).observe(durationMs / 1000);
+		series.requestDuration.observe(durationMs / 1000);
 		if (errorType === "cancelled") metrics.cancellations.withLabelValues(endpoint, model, type).inc();
 		if (errorType === "overload") metrics.rejections.withLabelValues(endpoint, model).inc();
 		if (outcome.kind === "disconnected") metrics.disconnectedClients.inc();
@@ -199,18 +214,13 @@ export class RequestTracker {
 	}
 
 	private finishTokens(): void {
-		if (this.outputTokens === 0) return;
-		const { metrics } = this;
-		const { model } = this.request;
-		metrics.outputSequenceTokens.withLabelValues(model).observe(this.outputTokens);
-		if (this.cachedTokens !== undefined) metrics.cachedTokens.withLabelValues(model).observe(this.cachedTokens);
+		const { metrics, tokens } = this;
+		if (tokens === undefined) return;
+		tokens.outputSequenceTokens.observe(this.outputTokens);
+		if (this.cachedTokens !== undefined) tokens.cachedTokens.observe(this.cachedTokens);
 		metrics.detokenizeTokens.inc(this.outputTokens);
 		metrics.detokenizeMicros.inc(Math.round(this.detokenizeMs * 1000));
 		metrics.tokenizerLatencyMs.withLabelValues("detokenize").observe(this.detokenizeMs / this.outputTokens);
-		if (this.workerId !== undefined && this.latencyCount > 0) {
-			const perToken = this.latencySumMs / this.latencyCount / 1000;
-			metrics.workerInterTokenLatency.withLabelValues("none", this.workerId.toString(), "decode").set(perToken);
-		}
 	}
 
 	private tell(outcome: Outcome, durationMs: number): void {

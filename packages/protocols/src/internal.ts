@@ -36,6 +36,7 @@ export * from "./kv/worker-kv-query.js";
 export * from "./llm-engine-output.js";
 export * from "./metric-names.js";
 export * from "./metrics/computed-buckets.js";
+export { lengthBuckets } from "./metrics/engine-families.js";
 export * from "./metrics/metric-catalogue.js";
 export * from "./metrics/metric-family.js";
 export * from "./metrics/more-labels.js";

@@ -65,8 +65,7 @@ export class RoutingGroup implements Router {
 
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
 		this.policy.onStart?.(instanceId, requestId, request);
-		const tokens = request.overrides?.trackPrefillTokens === false ? 0 : (request.tokenIds?.length ?? 0);
-		this.#prefills?.add(requestId, instanceId, tokens);
+		this.#prefills?.add(requestId, instanceId, request.tokenIds?.length ?? 0);
 	}
 
 	onFirstItem(requestId: string): void {

@@ -33,6 +33,8 @@ export interface ServeOptions {
 	readonly deviceType?: DeviceType;
 	/** The instance to appear as, where that is not this process: what is asked here concerns another one. */
 	readonly instanceId?: bigint;
+	/** Labels of the endpoint's metrics beside those that say where it is, such as the model. */
+	readonly metricLabels?: Readonly<Record<string, string>>;
 	/** False: listen now, write the record when {@link ServedEndpoint.register} is called. Default true. */
 	readonly register?: boolean;
 }

@@ -81,6 +81,10 @@ export interface RuntimeConfig {
 	readonly healthCheckPayload: string;
 	/** Most requests that an engine is given at once; Infinity: no limit. */
 	readonly engineRequestLimit: number;
+	/** Most requests that are handled at once, whatever their endpoint. */
+	readonly workerPoolSize: number;
+	/** Most requests that wait for that; more are refused. */
+	readonly workQueueSize: number;
 	/** Most requests that wait for that; Infinity: no limit. */
 	readonly requestQueueLimit: number;
 	/** After leaving discovery, requests are still taken for this long. */
@@ -135,6 +139,8 @@ const READERS: { readonly [K in keyof Required<RuntimeConfig>]: (read: EnvReader
 	canaryWaitMs: (read) => read.seconds(ENV.DYN_CANARY_WAIT_TIME, 10),
 	healthCheckTimeoutMs: (read) => read.seconds(ENV.DYN_HEALTH_CHECK_REQUEST_TIMEOUT, 3),
 	healthCheckPayload: (read) => healthCheckPayload(read),
+	workerPoolSize: (read) => read.integer(ENV.DYN_TCP_WORKER_POOL_SIZE, 10_000, 1, 1_000_000),
+	workQueueSize: (read) => read.integer(ENV.DYN_TCP_WORK_QUEUE_SIZE, 40_000, 0, 1_000_000),
 	engineRequestLimit: (read) => limit(read, ENV.DYN_ENGINE_REQUEST_LIMIT, 1),
 	requestQueueLimit: (read) => limit(read, ENV.DYN_DYNAMO_REQUEST_QUEUE_LIMIT, 0),
 	shutdownGraceMs: (read) => read.seconds(ENV.DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS, 0.5),

@@ -6,13 +6,13 @@ import type { Discovery } from "./discovery/discovery.js";
 import { Canary } from "./observability/canary.js";
 import type { Health } from "./observability/health.js";
 import type { Logger } from "./observability/logging.js";
-import type { Admission } from "./request-plane/admission.js";
 import type {
 	EndpointHandler,
 	EndpointObserver,
 	EndpointRegistration,
 	RequestPlaneServer,
 } from "./request-plane/request-plane.js";
+import type { Gate } from "./request-plane/turnstile.js";
 
 export interface EndpointServerOptions {
 	readonly endpoint: Endpoint;
@@ -22,7 +22,9 @@ export interface EndpointServerOptions {
 	readonly health: Health;
 	readonly observer: EndpointObserver;
 	/** Limits the requests of endpoints that bring a health payload: those have an engine behind them. */
-	readonly admission?: Admission | undefined;
+	readonly admission?: Gate | undefined;
+	/** Limits the requests of the process. */
+	readonly pool?: Gate | undefined;
 	readonly log: Logger;
 	readonly onStop: (served: EndpointServer) => void;
 }
@@ -73,7 +75,8 @@ export class EndpointServer implements ServedEndpoint {
 		this.#canary = this.#gating && config.healthCheckEnabled ? this.#makeCanary(handler, serve) : undefined;
 		const observer = this.#canary === undefined ? options.observer : watched(options.observer, this.#canary);
 		this.#registration = server.register(path, handler, observer);
-		if (this.#gating && options.admission !== undefined) this.#registration.limit(options.admission);
+		const gates = [options.pool, this.#gating ? options.admission : undefined];
+		this.#registration.limit(...gates.filter((gate) => gate !== undefined));
 		this.record = {
 			type: "Endpoint",
 			namespace: endpoint.id.namespace,

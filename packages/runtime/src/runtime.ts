@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
-	COMPONENT_METRICS,
 	DynamoError,
 	type EndpointRecord,
 	endpointPath,
 	idHex,
 	LABELS,
 	METRIC_PREFIXES,
+	METRICS,
 } from "@dynamo-ts/protocols/internal";
 import type { Endpoint, EndpointClient, Namespace, ServedEndpoint, ServeOptions } from "./component.js";
 import { type EndpointHost, NamespaceTree } from "./component-tree.js";
@@ -23,6 +23,7 @@ import { loadTcpTls, type TcpTls } from "./net/tcp-tls.js";
 import { createHealth, type Health } from "./observability/health.js";
 import { createLogger, type Logger, type LogRelay } from "./observability/logging.js";
 import { createMetricsRegistry, type MetricsRegistry } from "./observability/metrics.js";
+import { openGauge } from "./observability/open-family.js";
 import { type SystemServer, startSystemServer } from "./observability/system-server.js";
 import type { Tracer } from "./observability/tracing/span.js";
 import { Telemetry } from "./observability/tracing/telemetry.js";
@@ -49,6 +50,7 @@ import {
 	createProcessWorkMetrics,
 	type ProcessWorkMetrics,
 } from "./request-plane/work-handler-metrics.js";
+import { WorkPool } from "./request-plane/work-pool.js";
 
 /** An item of the in-process plane counts as this many bytes against the limit of what may wait. */
 const IN_PROCESS_ITEM_BYTES = 256;
@@ -82,6 +84,7 @@ export class DistributedRuntime {
 	readonly #observers = new Map<Endpoint, EndpointObserver>();
 	#workMetrics: ProcessWorkMetrics | undefined;
 	#admission: Admission | undefined;
+	#pool: WorkPool | undefined;
 	#server: Promise<RequestPlaneServer> | undefined;
 	#client: Promise<RequestPlaneClient> | undefined;
 	#nats: Promise<NatsConnection> | undefined;
@@ -122,10 +125,8 @@ export class DistributedRuntime {
 		};
 		this.#namespaces = new NamespaceTree(host, this.metrics);
 		const started = performance.now();
-		const uptime = this.metrics.createGauge(
-			COMPONENT_METRICS.uptimeSeconds,
-			"Total uptime of the DistributedRuntime in seconds",
-		);
+		const uptime = openGauge(this.metrics, METRICS.component.uptimeSeconds);
+		this.metrics.addProcessMetrics();
 		this.metrics.addUpdateCallback(() => uptime.set((performance.now() - started) / 1000));
 	}
 
@@ -293,13 +294,14 @@ export class DistributedRuntime {
 				discovery: this.discovery,
 				server,
 				health: this.health,
-				observer: traceRequests(this.#observer(endpoint), {
+				observer: traceRequests(this.#observer(endpoint, options.metricLabels), {
 					endpoint: endpoint.id,
 					instanceId: this.instanceId,
 					tracer: this.tracer,
 					log: this.log,
 				}),
 				admission: this.#admissionOfEngine(),
+				pool: this.#requestPool(),
 				log: this.log.child("dynamo_runtime::component::endpoint", { path }),
 				onStop: (stopped) => this.#served.delete(stopped),
 			},
@@ -336,9 +338,19 @@ export class DistributedRuntime {
 	/** One for all endpoints of the process: they share its engine. */
 	#admissionOfEngine(): Admission {
 		const { engineRequestLimit, requestQueueLimit } = this.config;
-		const metrics = this.metrics.level({ prefix: "", labels: null });
-		this.#admission ??= new Admission(engineRequestLimit, requestQueueLimit, metrics);
+		this.#admission ??= new Admission(engineRequestLimit, requestQueueLimit, this.#processMetrics("admission"));
 		return this.#admission;
+	}
+
+	#requestPool(): WorkPool {
+		const { workerPoolSize, workQueueSize } = this.config;
+		this.#pool ??= new WorkPool(workerPoolSize, workQueueSize, this.#processMetrics("workHandler"));
+		return this.#pool;
+	}
+
+	/** The registry of families that count for the process as a whole. */
+	#processMetrics(group: keyof typeof METRIC_PREFIXES): MetricsRegistry {
+		return this.metrics.level({ prefix: METRIC_PREFIXES[group], labels: null });
 	}
 
 	#refuseAfterShutdown(): void {
@@ -346,11 +358,11 @@ export class DistributedRuntime {
 	}
 
 	/** Metrics of an endpoint outlive its server, so that serving it again goes on counting. */
-	#observer(endpoint: Endpoint): EndpointObserver {
+	#observer(endpoint: Endpoint, labels: ServeOptions["metricLabels"]): EndpointObserver {
 		let observer = this.#observers.get(endpoint);
 		if (observer === undefined) {
-			this.#workMetrics ??= createProcessWorkMetrics(this.metrics);
-			observer = createEndpointObserver(endpoint.metrics, this.#workMetrics);
+			this.#workMetrics ??= createProcessWorkMetrics(this.#processMetrics("workHandler"));
+			observer = createEndpointObserver(endpoint.metrics, this.#workMetrics, labels);
 			this.#observers.set(endpoint, observer);
 		}
 		return observer;

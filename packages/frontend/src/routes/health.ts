@@ -23,7 +23,7 @@ export function addHealthRoutes(app: FastifyInstance, state: FrontendState): voi
 
 	app.get(paths.metrics, async (_request, reply) => {
 		reply.hijack();
-		const page = (await state.metrics.registry.scrape()) + (await state.runtime.metrics.scrape());
+		const page = await state.metrics.scrape(state.runtime.metrics);
 		if (reply.raw.destroyed) return;
 		reply.raw.writeHead(200, { "content-type": METRICS_CONTENT_TYPE, "content-length": Buffer.byteLength(page) });
 		reply.raw.end(page);

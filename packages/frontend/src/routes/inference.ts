@@ -11,7 +11,6 @@ import {
 	parseChatCompletionRequest,
 	parseCompletionRequest,
 	parseLenientJson,
-	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
 import type { Span } from "@dynamo-ts/runtime";
 import type { FastifyInstance } from "fastify";
@@ -25,7 +24,7 @@ import type { Failure } from "../http-errors.js";
 import { nvextReport } from "../nvext-report.js";
 import { Preprocessor } from "../preprocessor.js";
 import { ClientGoneError, readBody } from "../request-body.js";
-import { type ApiEndpoint, RequestTracker, UNKNOWN_MODEL } from "../request-tracker.js";
+import { type ApiEndpoint, type MediaParts, NO_MEDIA, RequestTracker, UNKNOWN_MODEL } from "../request-tracker.js";
 import type { RouteTrace } from "../route-span.js";
 import { type RoutingHeaders, routingHeaders } from "../routing-hints.js";
 import { TextPassthrough } from "../text-passthrough.js";
@@ -129,7 +128,7 @@ async function handle(
 	const tracker = startTracking();
 	try {
 		const routing = state.config.disableNvext ? {} : routingHeaders(incoming.headers);
-		const pinned = pinnedWorker(routing, request, model.callable(api.type));
+		const pinned = pinnedWorker(routing, request, model.serving(api.type));
 		if (pinned !== undefined) set = pinned.set;
 		await answer(state, api, incoming, response, request, body, set, routing, pinned?.instance, tracker);
 	} catch (error) {
@@ -159,7 +158,7 @@ async function answer(
 		migrations: metrics.migrationObserver(request.model),
 		...(tracker.span === undefined
 			? {}
-			: { trace: routeTrace(state, set, tracker.span, requestId, request.stream === true) }),
+			: { trace: routeTrace(state, tracker.span, requestId, request.stream === true) }),
 	};
 	const { span: http } = tracker.request.exchange;
 	setRequestAttributes(http, request, incoming.headers.host, config.traceContent);
@@ -178,6 +177,7 @@ async function answer(
 		new TextPassthrough({ ...plan, body: parseLenientJson(body.toString("utf8")) }, response, tracker, state).start();
 		return;
 	}
+	if ("messages" in request) tracker.media = countMedia(request);
 	tracker.enterStage("preprocess");
 	const preprocessor = new Preprocessor(set, set.materials, metrics);
 	const prepared =
@@ -185,7 +185,6 @@ async function answer(
 			? await preprocessor.chat(request as ChatCompletionRequest, routing)
 			: await preprocessor.completion(request as CompletionRequest, routing);
 	if (response.destroyed) throw new ClientGoneError("the client left before its request was sent to a worker");
-	checkPinnedPrefill(prepared.prompts[0]?.body.routing, set);
 	const identity = { requestId, model: request.model, created: Math.floor(Date.now() / 1000) };
 	const format: ChunkFormat =
 		api.kind === "chat"
@@ -209,7 +208,6 @@ async function answer(
 			report: nvextReport(request.nvext?.extra_fields),
 			headers,
 			dispatch,
-			prefill: { enforce: config.enforceDisagg, conditional: config.conditionalDisagg, log: state.log },
 			migration: { limit: config.migrationLimit, maxSeqLen: config.migrationMaxSeqLen },
 			keepAliveMs: config.sseKeepAliveIntervalMs,
 			content: config.traceContent && http?.recording === true ? new ContentAttribute(http) : undefined,
@@ -222,16 +220,9 @@ async function answer(
 	generation.start();
 }
 
-function routeTrace(
-	state: FrontendState,
-	set: WorkerSet,
-	parent: Span,
-	requestId: string,
-	stream: boolean,
-): RouteTrace {
+function routeTrace(state: FrontendState, parent: Span, requestId: string, stream: boolean): RouteTrace {
 	const cancelSignal = stream ? "stream_drop" : "kill";
-	const phase = set.takesPrefill ? "Decode" : "Aggregated";
-	return { parent, phase, logs: state.routeLogs, requestId, cancelSignal };
+	return { parent, phase: "Aggregated", logs: state.routeLogs, requestId, cancelSignal };
 }
 
 /** False for a body that could not be read or does not have the types: such requests are not counted as requests. */
@@ -288,14 +279,18 @@ function pinnedWorker(
 	throw new DynamoError("InvalidArgument", `there is no worker ${given} of this model`);
 }
 
-/**
- * The prefill worker that the client asked for is checked before anything is sent.
- * @throws DynamoError `InvalidArgument` for a worker that is not there.
- */
-function checkPinnedPrefill(routing: RoutingHints | undefined, set: WorkerSet): void {
-	const id = routing?.prefill_worker_id;
-	if (id === undefined || !set.takesPrefill || set.group.prefillSetOf(id) !== undefined) return;
-	throw new DynamoError("InvalidArgument", `there is no prefill worker ${id} of this model`);
+/** Parts of the messages that are not text. */
+function countMedia({ messages }: ChatCompletionRequest): MediaParts {
+	let parts = NO_MEDIA;
+	for (const { content } of messages) {
+		if (!Array.isArray(content)) continue;
+		for (const { type } of content as readonly { readonly type?: string }[]) {
+			if (type === "image_url") parts = { ...parts, images: parts.images + 1 };
+			else if (type === "audio_url" || type === "input_audio") parts = { ...parts, audio: parts.audio + 1 };
+			else if (type === "video_url") parts = { ...parts, videos: parts.videos + 1 };
+		}
+	}
+	return parts;
 }
 
 /** Annotation events that the client asked for and that we have, in Dynamo's order. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { COMPONENT_METRICS, FRONTEND_LABELS, LABELS, RUNTIME_BUCKETS } from "../metric-names.js";
+import { FRONTEND_LABELS, LABELS } from "../metric-names.js";
 import { BUCKET_RANGES, computedBuckets } from "./computed-buckets.js";
 import { counter, gauge, histogram, type MetricFamily } from "./metric-family.js";
 import { MORE_LABELS } from "./more-labels.js";
@@ -14,7 +14,7 @@ const SHARED_BLOCKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 
 /** Families of served endpoints, of the runtime and of routers inside of it, below `dynamo_component`; by name. */
 export const COMPONENT_FAMILIES = {
-	cancellationTotal: counter(COMPONENT_METRICS.cancellationTotal, "Requests cancelled by the caller or lost with it", [
+	cancellationTotal: counter("cancellation_total", "Requests cancelled by the caller or lost with it", [
 		LABELS.component,
 		LABELS.endpoint,
 		LABELS.namespace,
@@ -26,14 +26,14 @@ export const COMPONENT_FAMILIES = {
 		MORE_LABELS.outcome,
 		LABELS.workerId,
 	]),
-	errorsTotal: counter(COMPONENT_METRICS.errorsTotal, "Requests that failed in the endpoint, by kind", [
+	errorsTotal: counter("errors_total", "Requests that failed in the endpoint, by kind", [
 		LABELS.component,
 		LABELS.endpoint,
 		LABELS.namespace,
 		LABELS.errorType,
 		LABELS.workerId,
 	]),
-	inflightRequests: gauge(COMPONENT_METRICS.inflightRequests, "Requests that the endpoint works on", [
+	inflightRequests: gauge("inflight_requests", "Requests that the endpoint works on", [
 		LABELS.component,
 		LABELS.endpoint,
 		LABELS.namespace,
@@ -57,25 +57,25 @@ export const COMPONENT_FAMILIES = {
 		"KV events that an engine lost, by the gaps in their ids",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
-	requestBytesTotal: counter(COMPONENT_METRICS.requestBytesTotal, "Bytes of requests", [
+	requestBytesTotal: counter("request_bytes_total", "Bytes of requests", [
 		LABELS.component,
 		LABELS.endpoint,
 		LABELS.namespace,
 		LABELS.workerId,
 	]),
 	requestDurationSeconds: histogram(
-		COMPONENT_METRICS.requestDurationSeconds,
+		"request_duration_seconds",
 		"Time that the endpoint worked on a request, seconds",
 		[LABELS.component, LABELS.endpoint, LABELS.namespace, LABELS.workerId],
-		RUNTIME_BUCKETS.requestDurationSeconds,
+		[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600],
 	),
-	requestsTotal: counter(COMPONENT_METRICS.requestsTotal, "Requests that the endpoint began", [
+	requestsTotal: counter("requests_total", "Requests that the endpoint began", [
 		LABELS.component,
 		LABELS.endpoint,
 		LABELS.namespace,
 		LABELS.workerId,
 	]),
-	responseBytesTotal: counter(COMPONENT_METRICS.responseBytesTotal, "Bytes of responses", [
+	responseBytesTotal: counter("response_bytes_total", "Bytes of responses", [
 		LABELS.component,
 		LABELS.endpoint,
 		LABELS.namespace,
@@ -343,7 +343,5 @@ export const COMPONENT_FAMILIES = {
 		LABELS.workerId,
 		FRONTEND_LABELS.workerType,
 	]),
-	uptimeSeconds: gauge(COMPONENT_METRICS.uptimeSeconds, "Time since the start of the process, seconds", [
-		LABELS.workerId,
-	]),
+	uptimeSeconds: gauge("uptime_seconds", "Time since the start of the process, seconds", [LABELS.workerId]),
 } as const satisfies Record<string, MetricFamily>;

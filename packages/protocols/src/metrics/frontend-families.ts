@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import {
-	FRONTEND_BUCKETS,
-	FRONTEND_FIXED_METRICS,
-	FRONTEND_LABELS,
-	FRONTEND_METRICS,
-	LABELS,
-} from "../metric-names.js";
+import { FRONTEND_LABELS, LABELS } from "../metric-names.js";
 import { BUCKET_RANGES, computedBuckets } from "./computed-buckets.js";
 import { counter, gauge, histogram, type MetricFamily } from "./metric-family.js";
 import { MORE_LABELS } from "./more-labels.js";
@@ -15,39 +9,25 @@ const IMAGE_TOKENS = [4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1
 
 /** The frontend's families, below `dynamo_frontend` or what DYN_METRICS_PREFIX puts in its place; by name. */
 export const FRONTEND_FAMILIES = {
-	activeRequests: gauge(FRONTEND_METRICS.activeRequests, "Requests in progress; the same value as inflight_requests", [
-		LABELS.model,
-	]),
+	activeRequests: gauge("active_requests", "Requests in progress; the same value as inflight_requests", [LABELS.model]),
 	audioPerRequest: histogram("audio_per_request", "Audio parts of a request", [LABELS.model], PARTS),
 	cachedTokens: histogram(
-		FRONTEND_METRICS.cachedTokens,
+		"cached_tokens",
 		"Prompt tokens of a request that the engine found in its cache",
 		[LABELS.model],
 		computedBuckets(BUCKET_RANGES.inputSequenceTokens),
 	),
-	detokenizeTokenCount: counter(FRONTEND_FIXED_METRICS.detokenizeTokenCount, "Tokens turned into text", []),
-	detokenizeTotalUs: counter(
-		FRONTEND_FIXED_METRICS.detokenizeTotalUs,
-		"Time spent on turning tokens into text, microseconds",
-		[],
-	),
-	disconnectedClients: gauge(
-		FRONTEND_METRICS.disconnectedClients,
-		"Clients that went away before their answer ended",
-		[],
-	),
+	detokenizeTokenCount: counter("detokenize_token_count", "Tokens turned into text", []),
+	detokenizeTotalUs: counter("detokenize_total_us", "Time spent on turning tokens into text, microseconds", []),
+	disconnectedClients: gauge("disconnected_clients", "Clients that went away before their answer ended", []),
 	eventLoopDelaySeconds: histogram(
-		FRONTEND_FIXED_METRICS.eventLoopDelaySeconds,
+		"event_loop_delay_seconds",
 		"How late a tick of the event loop came, seconds",
 		[],
-		FRONTEND_BUCKETS.eventLoopDelaySeconds,
+		[0, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1],
 	),
-	eventLoopStallTotal: counter(
-		FRONTEND_FIXED_METRICS.eventLoopStallTotal,
-		"Ticks of the event loop that came more than 5 ms late",
-		[],
-	),
-	failuresTotal: counter(FRONTEND_METRICS.failuresTotal, "Failed requests by class and reason", [
+	eventLoopStallTotal: counter("event_loop_stall_total", "Ticks of the event loop that came more than 5 ms late", []),
+	failuresTotal: counter("failures_total", "Failed requests by class and reason", [
 		FRONTEND_LABELS.errorClass,
 		FRONTEND_LABELS.reason,
 	]),
@@ -58,71 +38,67 @@ export const FRONTEND_FAMILIES = {
 		IMAGE_TOKENS,
 	),
 	imagesPerRequest: histogram("images_per_request", "Image parts of a request", [LABELS.model], PARTS),
-	inflightRequests: gauge(FRONTEND_METRICS.inflightRequests, "Requests in progress", [LABELS.model]),
+	inflightRequests: gauge("inflight_requests", "Requests in progress", [LABELS.model]),
 	inputSequenceTokens: histogram(
-		FRONTEND_METRICS.inputSequenceTokens,
+		"input_sequence_tokens",
 		"Prompt tokens of a request",
 		[LABELS.model],
 		computedBuckets(BUCKET_RANGES.inputSequenceTokens),
 	),
 	interTokenLatencySeconds: histogram(
-		FRONTEND_METRICS.interTokenLatencySeconds,
+		"inter_token_latency_seconds",
 		"Time from one output token to the next, seconds",
 		[LABELS.model],
 		computedBuckets(BUCKET_RANGES.interTokenLatencySeconds),
 	),
-	modelCancellationTotal: counter(FRONTEND_METRICS.modelCancellationTotal, "Requests whose client went away", [
+	modelCancellationTotal: counter("model_cancellation_total", "Requests whose client went away", [
 		FRONTEND_LABELS.apiEndpoint,
 		LABELS.model,
 		FRONTEND_LABELS.requestType,
 	]),
-	modelContextLength: gauge(
-		FRONTEND_METRICS.modelContextLength,
-		"Context length of the model, tokens; 0 when unknown",
-		[LABELS.model],
-	),
-	modelKvCacheBlockSize: gauge(FRONTEND_METRICS.modelKvCacheBlockSize, "Tokens in a KV cache block", [LABELS.model]),
-	modelMaxNumBatchedTokens: gauge(FRONTEND_METRICS.modelMaxNumBatchedTokens, "Most tokens in a step of a worker", [
+	modelContextLength: gauge("model_context_length", "Context length of the model, tokens; 0 when unknown", [
 		LABELS.model,
 	]),
-	modelMaxNumSeqs: gauge(FRONTEND_METRICS.modelMaxNumSeqs, "Most sequences that a worker runs at once", [LABELS.model]),
+	modelKvCacheBlockSize: gauge("model_kv_cache_block_size", "Tokens in a KV cache block", [LABELS.model]),
+	modelMaxNumBatchedTokens: gauge("model_max_num_batched_tokens", "Most tokens in a step of a worker", [LABELS.model]),
+	modelMaxNumSeqs: gauge("model_max_num_seqs", "Most sequences that a worker runs at once", [LABELS.model]),
 	modelMigrationDurationSeconds: histogram(
-		FRONTEND_METRICS.modelMigrationDurationSeconds,
+		"model_migration_duration_seconds",
 		"Time from the loss of a worker to the outcome, seconds",
 		[MORE_LABELS.migrationType, LABELS.model, MORE_LABELS.outcome],
-		FRONTEND_BUCKETS.modelMigrationSeconds,
+		[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60],
 	),
-	modelMigrationLimit: gauge(FRONTEND_METRICS.modelMigrationLimit, "Most migrations of a request", [LABELS.model]),
-	modelMigrationTotal: counter(FRONTEND_METRICS.modelMigrationTotal, "Workers lost while they had a request", [
+	modelMigrationLimit: gauge("model_migration_limit", "Most migrations of a request", [LABELS.model]),
+	modelMigrationTotal: counter("model_migration_total", "Workers lost while they had a request", [
 		MORE_LABELS.migrationType,
 		LABELS.model,
 	]),
-	modelReady: gauge(FRONTEND_METRICS.modelReady, "1 while at least one request can be routed", [LABELS.model]),
-	modelRejectionTotal: counter(FRONTEND_METRICS.modelRejectionTotal, "Requests refused because of overload", [
+	modelReady: gauge("model_ready", "1 while at least one request can be routed", [LABELS.model]),
+	modelRejectionTotal: counter("model_rejection_total", "Requests refused because of overload", [
 		FRONTEND_LABELS.apiEndpoint,
 		LABELS.model,
 	]),
-	modelTotalKvBlocks: gauge(FRONTEND_METRICS.modelTotalKvBlocks, "KV cache blocks of a worker", [LABELS.model]),
+	modelTotalKvBlocks: gauge("model_total_kv_blocks", "KV cache blocks of a worker", [LABELS.model]),
 	outputSequenceTokens: histogram(
-		FRONTEND_METRICS.outputSequenceTokens,
+		"output_sequence_tokens",
 		"Output tokens of a request",
 		[LABELS.model],
 		computedBuckets(BUCKET_RANGES.outputSequenceTokens),
 	),
-	outputTokensTotal: counter(FRONTEND_METRICS.outputTokensTotal, "Output tokens", [LABELS.model]),
-	queuedRequests: gauge(FRONTEND_METRICS.queuedRequests, "Requests that wait for their first token", [LABELS.model]),
+	outputTokensTotal: counter("output_tokens_total", "Output tokens", [LABELS.model]),
+	queuedRequests: gauge("queued_requests", "Requests that wait for their first token", [LABELS.model]),
 	requestDurationSeconds: histogram(
-		FRONTEND_METRICS.requestDurationSeconds,
+		"request_duration_seconds",
 		"Time from the start of a request to its end, seconds",
 		[LABELS.model],
 		computedBuckets(BUCKET_RANGES.requestDurationSeconds),
 	),
-	requestsStartedTotal: counter(FRONTEND_METRICS.requestsStartedTotal, "Requests whose body could be read", [
+	requestsStartedTotal: counter("requests_started_total", "Requests whose body could be read", [
 		FRONTEND_LABELS.apiEndpoint,
 		LABELS.model,
 		FRONTEND_LABELS.requestType,
 	]),
-	requestsTotal: counter(FRONTEND_METRICS.requestsTotal, "Requests that ended", [
+	requestsTotal: counter("requests_total", "Requests that ended", [
 		FRONTEND_LABELS.apiEndpoint,
 		LABELS.errorType,
 		LABELS.model,
@@ -161,32 +137,32 @@ export const FRONTEND_FAMILIES = {
 		FRONTEND_LABELS.workerType,
 	]),
 	stageDurationSeconds: histogram(
-		FRONTEND_FIXED_METRICS.stageDurationSeconds,
+		"stage_duration_seconds",
 		"Time that a request spent in a stage, seconds",
 		[FRONTEND_LABELS.stage],
-		FRONTEND_BUCKETS.stageDurationSeconds,
+		[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5],
 	),
-	stageRequests: gauge(FRONTEND_FIXED_METRICS.stageRequests, "Requests that are in a stage now", [
+	stageRequests: gauge("stage_requests", "Requests that are in a stage now", [
 		FRONTEND_LABELS.phase,
 		FRONTEND_LABELS.stage,
 	]),
 	templateSeconds: histogram(
-		FRONTEND_FIXED_METRICS.templateSeconds,
+		"template_seconds",
 		"Time to render a chat template, seconds",
 		[],
-		FRONTEND_BUCKETS.templateSeconds,
+		[0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05],
 	),
 	timeToFirstTokenSeconds: histogram(
-		FRONTEND_METRICS.timeToFirstTokenSeconds,
+		"time_to_first_token_seconds",
 		"Time from the start of a request to its first token, seconds",
 		[LABELS.model],
 		computedBuckets(BUCKET_RANGES.timeToFirstTokenSeconds),
 	),
 	tokenizeSeconds: histogram(
-		FRONTEND_FIXED_METRICS.tokenizeSeconds,
+		"tokenize_seconds",
 		"Time to tokenize a prompt, seconds",
 		[],
-		FRONTEND_BUCKETS.tokenizeSeconds,
+		[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1],
 	),
 	tokenizerCacheCachedTokensTotal: counter(
 		"tokenizer_cache_cached_tokens_total",
@@ -207,10 +183,10 @@ export const FRONTEND_FAMILIES = {
 		LABELS.model,
 	]),
 	tokenizerLatencyMs: histogram(
-		FRONTEND_FIXED_METRICS.tokenizerLatencyMs,
+		"tokenizer_latency_ms",
 		"Time of a tokenizer operation, milliseconds",
 		[FRONTEND_LABELS.operation],
-		FRONTEND_BUCKETS.tokenizerLatencyMs,
+		[0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 	),
 	videosPerRequest: histogram("videos_per_request", "Video parts of a request", [LABELS.model], PARTS),
 	workerActiveDecodeBlocks: gauge("worker_active_decode_blocks", "KV blocks that the router counts for a worker", [
@@ -224,17 +200,17 @@ export const FRONTEND_FAMILIES = {
 		[FRONTEND_LABELS.dpRank, LABELS.workerId, FRONTEND_LABELS.workerType],
 	),
 	workerLastInputSequenceTokens: gauge(
-		FRONTEND_METRICS.workerLastInputSequenceTokens,
+		"worker_last_input_sequence_tokens",
 		"Prompt tokens of the last request of a worker",
 		[FRONTEND_LABELS.dpRank, LABELS.workerId, FRONTEND_LABELS.workerType],
 	),
 	workerLastInterTokenLatencySeconds: gauge(
-		FRONTEND_METRICS.workerLastInterTokenLatencySeconds,
+		"worker_last_inter_token_latency_seconds",
 		"Last time between two tokens of a worker, seconds",
 		[FRONTEND_LABELS.dpRank, LABELS.workerId, FRONTEND_LABELS.workerType],
 	),
 	workerLastTimeToFirstTokenSeconds: gauge(
-		FRONTEND_METRICS.workerLastTimeToFirstTokenSeconds,
+		"worker_last_time_to_first_token_seconds",
 		"Last time to first token of a worker, seconds",
 		[FRONTEND_LABELS.dpRank, LABELS.workerId, FRONTEND_LABELS.workerType],
 	),

@@ -11,14 +11,27 @@ export interface MetricFamily {
 	readonly buckets?: readonly number[];
 }
 
-export const counter = (name: string, help: string, labels: readonly string[]): MetricFamily => ({
+export interface CounterFamily extends MetricFamily {
+	readonly type: "counter";
+}
+
+export interface GaugeFamily extends MetricFamily {
+	readonly type: "gauge";
+}
+
+export interface HistogramFamily extends MetricFamily {
+	readonly type: "histogram";
+	readonly buckets: readonly number[];
+}
+
+export const counter = (name: string, help: string, labels: readonly string[]): CounterFamily => ({
 	name,
 	type: "counter",
 	help,
 	labels,
 });
 
-export const gauge = (name: string, help: string, labels: readonly string[]): MetricFamily => ({
+export const gauge = (name: string, help: string, labels: readonly string[]): GaugeFamily => ({
 	name,
 	type: "gauge",
 	help,
@@ -30,4 +43,4 @@ export const histogram = (
 	help: string,
 	labels: readonly string[],
 	buckets: readonly number[],
-): MetricFamily => ({ name, type: "histogram", help, labels, buckets });
+): HistogramFamily => ({ name, type: "histogram", help, labels, buckets });

@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** Label names of the routers' families, each spelt once. */
+/** Label names of the routers', engines' and NIM's families, each spelt once. */
 export const MORE_LABELS = {
 	action: "action",
+	blockSize: "block_size",
+	cacheDtype: "cache_dtype",
+	engine: "engine",
 	eventType: "event_type",
+	finishedReason: "finished_reason",
+	generation: "generation",
+	implementation: "implementation",
+	major: "major",
 	migrationType: "migration_type",
+	minor: "minor",
+	modelName: "model_name",
+	numGpuBlocks: "num_gpu_blocks",
 	outcome: "outcome",
+	patchlevel: "patchlevel",
 	policy: "policy",
 	policyClass: "policy_class",
 	routerId: "router_id",
@@ -15,5 +26,6 @@ export const MORE_LABELS = {
 	targetComponent: "target_component",
 	targetEndpoint: "target_endpoint",
 	targetNamespace: "target_namespace",
+	version: "version",
 	warningKind: "warning_kind",
 } as const;

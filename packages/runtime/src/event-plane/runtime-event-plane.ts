@@ -4,13 +4,12 @@
 import { randomBytes } from "node:crypto";
 import {
 	DynamoError,
-	EVENT_METRICS,
 	type EventChannelRecord,
 	type EventEnvelope,
 	type EventScope,
 	eventScopePath,
 	eventSubject,
-	LABELS,
+	METRICS,
 	parseKey,
 	publisherIdFrom,
 	recordKey,
@@ -18,6 +17,7 @@ import {
 import type { Discovery, DiscoveryEvent, Watch } from "../discovery/discovery.js";
 import type { Logger } from "../observability/logging.js";
 import type { Counter, MetricsRegistry } from "../observability/metrics.js";
+import { openCounterVec } from "../observability/open-family.js";
 import { rateLimited } from "../observability/rate-limited-log.js";
 import type {
 	EventListener,
@@ -40,12 +40,11 @@ interface EventCounters {
 
 /** Makes the counters of the plane; the result gives those of a topic. */
 function createCounters(metrics: MetricsRegistry): (topic: string) => EventCounters {
-	const counter = (name: string, help: string) => metrics.createCounterVec(name, help, [LABELS.topic]);
-	const published = counter(EVENT_METRICS.publishedTotal, "Events given to the event plane");
-	const dropped = counter(EVENT_METRICS.droppedTotal, "Events that found no room in a queue of the event plane");
-	const received = counter(EVENT_METRICS.receivedTotal, "Events received");
-	const lost = counter(EVENT_METRICS.lostTotal, "Events missing by their sequence numbers");
-	const malformed = counter(EVENT_METRICS.malformedTotal, "Messages on the event plane that could not be read");
+	const published = openCounterVec(metrics, METRICS.event.publishedTotal);
+	const dropped = openCounterVec(metrics, METRICS.event.droppedTotal);
+	const received = openCounterVec(metrics, METRICS.event.receivedTotal);
+	const lost = openCounterVec(metrics, METRICS.event.lostTotal);
+	const malformed = openCounterVec(metrics, METRICS.event.malformedTotal);
 	return (topic) => ({
 		published: published.withLabelValues(topic),
 		dropped: dropped.withLabelValues(topic),

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The families of one page and their series, as prom-client's registry collects them.
 import { DynamoError } from "@dynamo-ts/protocols/internal";
 import promClient from "prom-client";
 import {
@@ -6,9 +7,11 @@ import {
 	DEFAULT_BUCKETS,
 	GaugeSeries,
 	HistogramSeries,
+	type HistogramValue,
 	type Series,
 	type SeriesLabels,
-	type SeriesValue,
+	type SeriesLine,
+	seriesLines,
 } from "./metric-series.js";
 import type { MetricVec } from "./metrics.js";
 
@@ -26,13 +29,26 @@ export interface FamilyRequest {
 	readonly buckets: readonly number[] | undefined;
 }
 
-/** The values of a family at one moment. */
+/** A family and what it counted, as data. */
 export interface FamilySnapshot {
 	readonly name: string;
 	readonly help: string;
 	readonly type: MetricType;
-	/** With the lines that they have on the page. */
-	readonly series: readonly { readonly labels: SeriesLabels; readonly lines: readonly SeriesValue[] }[];
+	readonly series: readonly { readonly labels: SeriesLabels; readonly value: number | HistogramValue }[];
+}
+
+/** A family as it stands on a page. */
+export interface FamilyText {
+	readonly name: string;
+	/** Its lines, the last one with its line end. */
+	readonly text: string;
+}
+
+interface KnownSeries {
+	readonly series: Series;
+	readonly labels: SeriesLabels;
+	/** The labels as they stand on the page, without braces. */
+	readonly shown: string;
 }
 
 /** A family as prom-client's registry collects it. */
@@ -40,30 +56,41 @@ class Family {
 	readonly name: string;
 	readonly help: string;
 	readonly type: MetricType;
-	/** Sorted and joined. */
-	readonly labelKey: string;
+	/** Names of the variable labels, sorted and joined. */
+	readonly variableKey: string;
 	readonly make: () => Series;
-	/** By the text of their labels; in the order in which they were made. */
-	readonly series = new Map<string, { readonly series: Series; readonly labels: SeriesLabels }>();
+	/** By the labels as they are shown; in the order in which they were made. */
+	readonly series = new Map<string, KnownSeries>();
 	/** Fixed labels of everything opened so far. */
 	readonly opened = new Set<string>();
 
-	constructor(request: FamilyRequest, labelKey: string) {
+	constructor(request: FamilyRequest, variableKey: string) {
 		this.name = request.name;
 		this.help = request.help;
 		this.type = request.type;
-		this.labelKey = labelKey;
+		this.variableKey = variableKey;
 		this.make = seriesMaker(request);
 	}
 
-	/** Called by prom-client's registry at a scrape. */
-	async get(): Promise<{ name: string; help: string; type: MetricType; values: SeriesValue[] }> {
-		const values = [...this.series.values()].flatMap(({ series, labels }) => series.collect(this.name, labels));
+	/** Called by prom-client's registry when it writes text. */
+	getForPromString(): { name: string; help: string; type: MetricType; values: SeriesLine[] } {
+		const values: SeriesLine[] = [];
+		for (const { series, shown } of this.series.values()) values.push(...seriesLines(this.name, shown, series.value()));
 		return { name: this.name, help: this.help, type: this.type, values };
+	}
+
+	snapshot(): FamilySnapshot {
+		const { name, help, type } = this;
+		return {
+			name,
+			help,
+			type,
+			series: [...this.series.values()].map(({ series, labels }) => ({ labels, value: series.value() })),
+		};
 	}
 }
 
-/** The families of one page. The page has the order that Dynamo writes. */
+/** The families of one page. */
 export class FamilyTable {
 	readonly #families = new Map<string, Family>();
 	readonly #registry = new promClient.Registry();
@@ -74,21 +101,20 @@ export class FamilyTable {
 	 * other label names.
 	 */
 	open<M>(request: FamilyRequest): MetricVec<M> {
-		const labelNames = [...Object.keys(request.fixed), ...request.variable].sort();
-		const labelKey = labelNames.join(",");
+		const variableKey = [...request.variable].sort().join(", ");
 		let family = this.#families.get(request.name);
 		if (family === undefined) {
-			family = new Family(request, labelKey);
+			family = new Family(request, variableKey);
 			this.#registry.registerMetric(family as unknown as promClient.Metric);
 			this.#families.set(request.name, family);
 		}
-		if (family.type !== request.type || family.labelKey !== labelKey) {
+		if (family.type !== request.type || family.variableKey !== variableKey) {
 			throw new DynamoError(
 				"InvalidArgument",
-				`metric ${request.name} is a ${family.type} with labels [${family.labelKey}]: it cannot be a ${request.type} with [${labelKey}] too`,
+				`metric ${request.name} is a ${family.type} with the labels [${family.variableKey}]: it cannot be a ${request.type} with [${variableKey}] too`,
 			);
 		}
-		const openKey = labelText(request.fixed);
+		const openKey = showLabels(request.fixed);
 		if (family.opened.has(openKey)) {
 			throw new DynamoError("Conflict", `metric ${request.name} with labels {${openKey}} exists already`);
 		}
@@ -96,28 +122,38 @@ export class FamilyTable {
 		return new Vec(family, request) as unknown as MetricVec<M>;
 	}
 
-	/** The values of all families by name; one without series is left out. */
-	snapshot(): FamilySnapshot[] {
-		return [...this.#families.values()]
-			.filter(({ series }) => series.size > 0)
-			.sort((a, b) => (a.name < b.name ? -1 : 1))
-			.map(({ name, help, type, series }) => ({
-				name,
-				help,
-				type,
-				series: [...series.values()].map(({ series: one, labels }) => ({ labels, lines: one.collect(name, labels) })),
-			}));
+	/** Families that have series. */
+	async render(): Promise<FamilyText[]> {
+		const texts: FamilyText[] = [];
+		for (const [name, family] of this.#families) {
+			if (family.series.size === 0) continue;
+			texts.push({ name, text: await familyText(this.#registry, name) });
+		}
+		return texts;
 	}
 
-	/** All families by name; one without series is left out. */
-	async render(): Promise<string> {
-		let page = "";
-		for (const name of [...this.#families.keys()].sort()) {
-			if (this.#families.get(name)?.series.size === 0) continue;
-			page += `${await this.#registry.getSingleMetricAsString(name)}\n`;
-		}
-		return page;
+	/** The same as data. */
+	snapshot(): FamilySnapshot[] {
+		return [...this.#families.values()].filter(({ series }) => series.size > 0).map((family) => family.snapshot());
 	}
+}
+
+/** Writes a family that was given as data. */
+export async function renderSnapshot(snapshot: FamilySnapshot): Promise<string> {
+	const { name, help, type } = snapshot;
+	const registry = new promClient.Registry();
+	const values = snapshot.series.flatMap(({ labels, value }) => seriesLines(name, showLabels(labels), value));
+	registry.registerMetric({
+		name,
+		getForPromString: () => ({ name, help, type, values }),
+	} as unknown as promClient.Metric);
+	return await familyText(registry, name);
+}
+
+/** A family as prom-client writes it, but for what is not a number: its `Nan` is not what the format says. */
+export async function familyText(registry: promClient.Registry, name: string): Promise<string> {
+	const text = `${await registry.getSingleMetricAsString(name)}\n`;
+	return text.includes(" Nan\n") ? text.replaceAll(" Nan\n", " NaN\n") : text;
 }
 
 function seriesMaker(request: FamilyRequest): () => Series {
@@ -140,7 +176,7 @@ class Vec implements MetricVec<unknown> {
 	readonly #family: Family;
 	readonly #request: FamilyRequest;
 	/** By the values; finding one must not cost more than counting. */
-	readonly #known = new Map<string, { readonly series: Series; readonly text: string }>();
+	readonly #known = new Map<string, KnownSeries>();
 
 	constructor(family: Family, request: FamilyRequest) {
 		this.#family = family;
@@ -152,21 +188,29 @@ class Vec implements MetricVec<unknown> {
 		const known = this.#known.get(key);
 		if (known !== undefined) return known.series;
 		const labels = this.#labels(values);
-		const text = labelText(labels);
-		const series = this.#family.make();
-		this.#family.series.set(text, { series, labels });
-		this.#known.set(key, { series, text });
-		return series;
+		const made = { series: this.#family.make(), labels, shown: showLabels(labels) };
+		this.#family.series.set(made.shown, made);
+		this.#known.set(key, made);
+		return made.series;
 	}
 
 	remove(...values: string[]): void {
-		this.#family.series.delete(labelText(this.#labels(values)));
-		this.#known.delete(keyOf(values));
+		this.#drop(keyOf(values));
+	}
+
+	removeWhere(label: string, value: string): void {
+		for (const [key, { labels }] of this.#known) if (labels[label] === value) this.#drop(key);
 	}
 
 	reset(): void {
-		for (const { text } of this.#known.values()) this.#family.series.delete(text);
-		this.#known.clear();
+		for (const key of [...this.#known.keys()]) this.#drop(key);
+	}
+
+	#drop(key: string): void {
+		const known = this.#known.get(key);
+		if (known === undefined) return;
+		this.#known.delete(key);
+		this.#family.series.delete(known.shown);
 	}
 
 	/** Sorted by name. */
@@ -196,6 +240,13 @@ function keyOf(values: readonly string[]): string {
 }
 
 /** The same for the same labels, in whatever order they are given. */
-function labelText(labels: SeriesLabels): string {
-	return JSON.stringify(Object.entries(labels).sort(([a], [b]) => (a < b ? -1 : 1)));
+function showLabels(labels: SeriesLabels): string {
+	return Object.keys(labels)
+		.sort()
+		.map((name) => `${name}="${escapeLabel(labels[name] as string)}"`)
+		.join(",");
+}
+
+function escapeLabel(value: string): string {
+	return /[\\\n"]/.test(value) ? value.replace(/[\\"]/g, "\\$&").replace(/\n/g, "\\n") : value;
 }

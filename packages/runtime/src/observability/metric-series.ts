@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The numbers themselves. Counting is a few instructions without a look at labels: a token of each stream passes here.
 // prom-client collects them at a scrape and writes the page.
-import type { MetricValueWithName } from "prom-client";
 
 /** Upper bounds of a histogram that names none, as all Prometheus libraries have them. */
 export const DEFAULT_BUCKETS: readonly number[] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
@@ -9,17 +8,51 @@ export const DEFAULT_BUCKETS: readonly number[] = [0.005, 0.01, 0.025, 0.05, 0.1
 /** The labels of a series, sorted by name. */
 export type SeriesLabels = Readonly<Record<string, string>>;
 
-/** A line of the page, as prom-client takes it. */
-export type SeriesValue = Pick<MetricValueWithName<string>, "labels" | "value"> & { metricName: string };
+/** A line of the page, as prom-client takes it: name with labels, and the value. */
+export interface SeriesLine {
+	readonly metricName: string;
+	readonly value: number;
+}
+
+/** What a histogram has counted. */
+export interface HistogramValue {
+	/** Upper bounds, rising, without the infinite one. */
+	readonly bounds: readonly number[];
+	/** Observations per bucket, not added up; one more than bounds. */
+	readonly counts: readonly number[];
+	readonly sum: number;
+}
 
 /** One series of a family. */
 export interface Series {
-	/** Its lines, in the order of the page. */
-	collect(name: string, labels: SeriesLabels): SeriesValue[];
+	/** The number of a counter or gauge; what a histogram counted. */
+	value(): number | HistogramValue;
+}
+
+/**
+ * The lines of a series, in the order of the page.
+ * @param labels as they stand on the page, without braces.
+ */
+export function seriesLines(name: string, labels: string, value: number | HistogramValue): SeriesLine[] {
+	if (typeof value === "number") return [{ metricName: withLabels(name, labels), value }];
+	const lines: SeriesLine[] = [];
+	const start = labels === "" ? `${name}_bucket{le="` : `${name}_bucket{${labels},le="`;
+	let total = 0;
+	for (let i = 0; i < value.counts.length; i++) {
+		total += value.counts[i] as number;
+		lines.push({ metricName: `${start}${value.bounds[i] ?? "+Inf"}"}`, value: total });
+	}
+	lines.push({ metricName: withLabels(`${name}_sum`, labels), value: value.sum });
+	lines.push({ metricName: withLabels(`${name}_count`, labels), value: total });
+	return lines;
 }
 
 function requireNumber(value: number): void {
 	if (!Number.isFinite(value)) throw new TypeError(`a metric cannot take the value ${String(value)}`);
+}
+
+function withLabels(name: string, labels: string): string {
+	return labels === "" ? name : `${name}{${labels}}`;
 }
 
 export class CounterSeries implements Series {
@@ -32,8 +65,8 @@ export class CounterSeries implements Series {
 		this.#value += by;
 	}
 
-	collect(name: string, labels: SeriesLabels): SeriesValue[] {
-		return [{ metricName: name, labels, value: this.#value }];
+	value(): number {
+		return this.#value;
 	}
 }
 
@@ -52,8 +85,8 @@ export class GaugeSeries implements Series {
 		this.#value -= by;
 	}
 
-	collect(name: string, labels: SeriesLabels): SeriesValue[] {
-		return [{ metricName: name, labels, value: this.#value }];
+	value(): number {
+		return this.#value;
 	}
 }
 
@@ -79,15 +112,7 @@ export class HistogramSeries implements Series {
 		this.#sum += value;
 	}
 
-	collect(name: string, labels: SeriesLabels): SeriesValue[] {
-		const values: SeriesValue[] = [];
-		let total = 0;
-		for (const [i, count] of this.#counts.entries()) {
-			total += count;
-			values.push({ metricName: `${name}_bucket`, labels: { ...labels, le: this.#bounds[i] ?? "+Inf" }, value: total });
-		}
-		values.push({ metricName: `${name}_sum`, labels, value: this.#sum });
-		values.push({ metricName: `${name}_count`, labels, value: total });
-		return values;
+	value(): HistogramValue {
+		return { bounds: this.#bounds, counts: [...this.#counts], sum: this.#sum };
 	}
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import { describe, expect, it } from "vitest";
-import { createMetricsRegistry, sanitizeLabel, sanitizeMetricName } from "./metrics.js";
+import { parsePrometheus } from "@dynamo-ts/testing/internal";
+import { describe, expect, it, vi } from "vitest";
+import type { FamilySnapshot } from "./metric-families.js";
+import { createMetricsRegistry, sanitizeLabel, sanitizeMetricName, scrapeTogether } from "./metrics.js";
 
 const endpointRegistry = () => {
 	const root = createMetricsRegistry({ labels: { worker_id: "7c97daa84dbf2478" } });
@@ -64,6 +66,10 @@ describe("metrics registry", () => {
 		expect(page).toContain('requests_by_model{model_size="1b",model_type="a\\"b\\\\c\\nd"} 0\n');
 		vec.remove("llama", "7b");
 		expect(await root.scrape()).not.toContain("7b");
+		vec.withLabelValues("llama", "2b");
+		vec.withLabelValues("llama", "3b");
+		vec.removeWhere("model_type", "llama");
+		expect((await root.scrape()).match(/^requests_by_model\{/gm)).toHaveLength(1);
 		vec.reset();
 		expect(await root.scrape()).toBe("");
 		expect(() => vec.withLabelValues("one")).toThrow("has the labels [model_type, model_size]: 1 values");
@@ -92,7 +98,7 @@ describe("metrics registry", () => {
 		root.createCounter("a_total", "A");
 		expect(() => root.createCounter("a_total", "A")).toThrow("exists already");
 		expect(() => root.createGauge("a_total", "A")).toThrow("is a counter");
-		expect(() => root.createCounterVec("a_total", "A", ["x"])).toThrow("labels [worker_id]");
+		expect(() => root.createCounterVec("a_total", "A", ["x"])).toThrow("a counter with the labels []");
 		expect(() => root.createCounter("b", "B", { dynamo_endpoint: "x" })).toThrow("is set by the runtime");
 		expect(() => root.createCounter("b", "B", { worker_id: "x" })).toThrow("given twice");
 		expect(() => root.createCounterVec("b", "B", [])).toThrow("at least one label");
@@ -125,5 +131,88 @@ describe("metrics registry", () => {
 		root.addExpositionCallback(() => "vllm:y 2\n");
 		expect(await root.scrape()).toBe("# HELP p_g G\n# TYPE p_g gauge\np_g 3\nvllm:x 1\nvllm:y 2\n");
 		expect(errors).toHaveLength(2);
+	});
+
+	it("waits for callbacks that answer later, but not for those that never do", async () => {
+		vi.useFakeTimers();
+		try {
+			const errors: unknown[] = [];
+			const root = createMetricsRegistry({ prefix: "p" }, (error) => errors.push(error));
+			const gauge = root.createGauge("g", "G");
+			let stuck = 0;
+			root.addUpdateCallback(async () => {
+				await Promise.resolve();
+				gauge.set(4);
+			});
+			root.addExpositionCallback(() => {
+				stuck++;
+				return new Promise<string>(() => {});
+			});
+			root.addExpositionCallback(async () => "x 1");
+			root.addExpositionCallback(async () => {
+				throw new Error("later");
+			});
+			const scrape = root.scrape();
+			await vi.advanceTimersByTimeAsync(1000);
+			expect(await scrape).toBe("# HELP p_g G\n# TYPE p_g gauge\np_g 4\nx 1\n");
+			expect(errors.map(String)).toEqual(["Error: later", "Error: a metrics callback did not answer within 1000 ms"]);
+			// The one that is still at it is not asked again.
+			expect(await root.scrape()).toContain("x 1\n");
+			expect(stuck).toBe(1);
+		} finally {
+			vi.useRealTimers();
+		}
+	});
+
+	it("takes families as data and gives them, each name once", async () => {
+		const root = createMetricsRegistry({ prefix: "" });
+		root.createCounter("own_total", "Own", { a: 'b"' }).inc(2);
+		root.createHistogram("h", "H", {}, [1, 2]).observe(1.5);
+		const typed: FamilySnapshot[] = [
+			{ name: "own_total", help: "Other", type: "counter", series: [{ labels: {}, value: 1 }] },
+			{ name: "engine_g", help: "G", type: "gauge", series: [{ labels: { z: "1", b: "2" }, value: 7 }] },
+			{ name: "none", help: "N", type: "gauge", series: [] },
+		];
+		root.addTypedCallback(() => typed);
+		const page = await root.scrape();
+		expect(page.startsWith('# HELP engine_g G\n# TYPE engine_g gauge\nengine_g{b="2",z="1"} 7\n# HELP h H\n')).toBe(
+			true,
+		);
+		expect(page.match(/# TYPE own_total/g)).toHaveLength(1);
+		expect(page).not.toContain("none");
+		expect(await root.collect()).toEqual([
+			{ name: "own_total", help: "Own", type: "counter", series: [{ labels: { a: 'b"' }, value: 2 }] },
+			{
+				name: "h",
+				help: "H",
+				type: "histogram",
+				series: [{ labels: {}, value: { bounds: [1, 2], counts: [0, 1, 0], sum: 1.5 } }],
+			},
+			...typed,
+		]);
+	});
+
+	it("several registries make one page, and one group of families can come last", async () => {
+		const one = createMetricsRegistry({ prefix: "b" });
+		const two = createMetricsRegistry({ prefix: "" });
+		one.createGauge("x", "X");
+		two.createGauge("a_y", "Y");
+		two.createGauge("c", "C");
+		two.addExpositionCallback(() => "text 1");
+		const names = (page: string) => [...page.matchAll(/^# TYPE (\S+)/gm)].map(([, name]) => name);
+		const page = await scrapeTogether([one, two.level({ prefix: "z" })], "a_");
+		expect(names(page)).toEqual(["b_x", "c", "a_y"]);
+		expect(page.endsWith("\ntext 1\n")).toBe(true);
+	});
+
+	it("tells of the process in the names of prom-client", async () => {
+		const root = createMetricsRegistry();
+		root.addProcessMetrics();
+		const page = parsePrometheus(await root.scrape());
+		expect(page.value("process_resident_memory_bytes")).toBeGreaterThan(1e6);
+		expect(page.value("process_start_time_seconds")).toBeGreaterThan(1e9);
+		expect(page.families.get("nodejs_eventloop_lag_seconds")?.type).toBe("gauge");
+		for (const { name, type } of page.families.values())
+			if (name.endsWith("_total")) expect([name, type]).toEqual([name, "counter"]);
 	});
 });

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError, LABELS, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
-import { type FamilySnapshot, FamilyTable, type MetricType } from "./metric-families.js";
+import type { FamilySnapshot, MetricType } from "./metric-families.js";
+import { type Eventually, MetricsPage, renderPages } from "./metrics-page.js";
+import { readProcessMetrics } from "./process-metrics.js";
 
 export interface Counter {
 	inc(by?: number): void;
@@ -17,8 +19,10 @@ export interface Histogram {
 export interface MetricVec<M> {
 	/** The series with these label values, in the order of the label names; made at 0 if new. Keep it on hot paths. */
 	withLabelValues(...values: string[]): M;
-	/** Drops one series. */
+	/** Drops one series. What still holds it counts on, unseen. */
 	remove(...values: string[]): void;
+	/** Drops the series that have this value of a label. */
+	removeWhere(label: string, value: string): void;
 	/** Drops all series. */
 	reset(): void;
 }
@@ -32,44 +36,57 @@ export interface MetricVec<M> {
 export interface MetricsRegistry {
 	/** Labels that every series made here carries. */
 	readonly labels: Readonly<Record<string, string>>;
-	createCounter(name: string, help: string, constLabels?: Record<string, string>): Counter;
-	createGauge(name: string, help: string, constLabels?: Record<string, string>): Gauge;
+	createCounter(name: string, help: string, constLabels?: Readonly<Record<string, string>>): Counter;
+	createGauge(name: string, help: string, constLabels?: Readonly<Record<string, string>>): Gauge;
 	/** `buckets`: upper bounds, rising, without the infinite one; absent: 0.005 to 10. */
 	createHistogram(
 		name: string,
 		help: string,
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 		buckets?: readonly number[],
 	): Histogram;
 	createCounterVec(
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 	): MetricVec<Counter>;
 	createGaugeVec(
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 	): MetricVec<Gauge>;
 	createHistogramVec(
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 		buckets?: readonly number[],
 	): MetricVec<Histogram>;
-	/** Runs before each scrape. An exception is reported and the scrape goes on. */
-	addUpdateCallback(callback: () => void): void;
-	/** Its text is appended to the page as it is; an exception is reported and the part left out. */
-	addExpositionCallback(callback: () => string): void;
+	/**
+	 * Runs before each scrape, for what is cheaper to look up than to count. An exception is reported and the scrape goes
+	 * on; so it does when a promise is not kept within a second.
+	 */
+	addUpdateCallback(callback: () => Eventually<void>): void;
+	/**
+	 * Its text is appended to the page as it is. After an exception, or when it is late by more than a second, that is
+	 * reported and the page comes without the part.
+	 */
+	addExpositionCallback(callback: () => Eventually<string>): void;
+	/**
+	 * The same with families as data, which {@link collect} gives, too. A family whose name is on the page already is left
+	 * out.
+	 */
+	addTypedCallback(callback: () => Eventually<readonly FamilySnapshot[]>): void;
+	/** Puts what prom-client knows of this process (`process_*`, `nodejs_*`) on the page. Once per page. */
+	addProcessMetrics(): void;
 	/** A registry whose metrics appear on the same page, with other labels or another prefix. */
 	level(options: MetricsLevelOptions): MetricsRegistry;
 	/** The page of the whole hierarchy in Prometheus' text format. */
 	scrape(): Promise<string>;
-	/** The values of all families of that page, without what exposition callbacks add to it as text. */
-	collect(): FamilySnapshot[];
+	/** The families of the whole hierarchy as data, as an exporter of another format needs them. */
+	collect(): Promise<readonly FamilySnapshot[]>;
 }
 
 export interface MetricsLevelOptions {
@@ -90,42 +107,44 @@ export function createMetricsRegistry(
 	options: MetricsLevelOptions = {},
 	onCallbackError: (error: unknown) => void = () => {},
 ): MetricsRegistry {
-	const page: Page = { families: new FamilyTable(), update: [], exposition: [], onCallbackError };
+	const page = new MetricsPage(onCallbackError);
 	return new Level(page, options.prefix ?? METRIC_PREFIXES.component, options.labels ?? {});
 }
 
-interface Page {
-	readonly families: FamilyTable;
-	readonly update: (() => void)[];
-	readonly exposition: (() => string)[];
-	readonly onCallbackError: (error: unknown) => void;
+/**
+ * One page of several registries, families by name.
+ * @param last families whose names start so come behind all others.
+ */
+export function scrapeTogether(registries: readonly MetricsRegistry[], last?: string): Promise<string> {
+	const pages = registries.map((registry) => (registry as Level).page);
+	return renderPages([...new Set(pages)], last);
 }
 
 const AUTO_LABELS: readonly string[] = [LABELS.namespace, LABELS.component, LABELS.endpoint];
 
 class Level implements MetricsRegistry {
 	readonly labels: Readonly<Record<string, string>>;
-	readonly #page: Page;
+	readonly page: MetricsPage;
 	readonly #prefix: string;
 
-	constructor(page: Page, prefix: string, labels: Readonly<Record<string, string>>) {
-		this.#page = page;
+	constructor(page: MetricsPage, prefix: string, labels: Readonly<Record<string, string>>) {
+		this.page = page;
 		this.#prefix = prefix;
 		this.labels = Object.freeze({ ...labels });
 	}
 
-	createCounter(name: string, help: string, constLabels?: Record<string, string>): Counter {
+	createCounter(name: string, help: string, constLabels?: Readonly<Record<string, string>>): Counter {
 		return this.#vec<Counter>("counter", name, help, [], constLabels).withLabelValues();
 	}
 
-	createGauge(name: string, help: string, constLabels?: Record<string, string>): Gauge {
+	createGauge(name: string, help: string, constLabels?: Readonly<Record<string, string>>): Gauge {
 		return this.#vec<Gauge>("gauge", name, help, [], constLabels).withLabelValues();
 	}
 
 	createHistogram(
 		name: string,
 		help: string,
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 		buckets?: readonly number[],
 	): Histogram {
 		const vec = this.#vec<Histogram>("histogram", name, help, [], constLabels, buckets);
@@ -136,7 +155,7 @@ class Level implements MetricsRegistry {
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 	): MetricVec<Counter> {
 		requireLabelNames(name, labelNames);
 		return this.#vec<Counter>("counter", name, help, labelNames, constLabels);
@@ -146,7 +165,7 @@ class Level implements MetricsRegistry {
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 	): MetricVec<Gauge> {
 		requireLabelNames(name, labelNames);
 		return this.#vec<Gauge>("gauge", name, help, labelNames, constLabels);
@@ -156,54 +175,40 @@ class Level implements MetricsRegistry {
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels?: Record<string, string>,
+		constLabels?: Readonly<Record<string, string>>,
 		buckets?: readonly number[],
 	): MetricVec<Histogram> {
 		requireLabelNames(name, labelNames);
 		return this.#vec<Histogram>("histogram", name, help, labelNames, constLabels, buckets);
 	}
 
-	addUpdateCallback(callback: () => void): void {
-		this.#page.update.push(callback);
+	addUpdateCallback(callback: () => Eventually<void>): void {
+		this.page.addUpdate(callback);
 	}
 
-	addExpositionCallback(callback: () => string): void {
-		this.#page.exposition.push(callback);
+	addExpositionCallback(callback: () => Eventually<string>): void {
+		this.page.addExposition(callback);
+	}
+
+	addTypedCallback(callback: () => Eventually<readonly FamilySnapshot[]>): void {
+		this.page.addTyped(callback);
+	}
+
+	addProcessMetrics(): void {
+		this.page.addSource(readProcessMetrics);
 	}
 
 	level(options: MetricsLevelOptions): MetricsRegistry {
 		const labels = options.labels === null ? {} : { ...this.labels, ...sanitizeValues(options.labels ?? {}) };
-		return new Level(this.#page, options.prefix ?? this.#prefix, labels);
+		return new Level(this.page, options.prefix ?? this.#prefix, labels);
 	}
 
-	collect(): FamilySnapshot[] {
-		this.#update();
-		return this.#page.families.snapshot();
+	scrape(): Promise<string> {
+		return renderPages([this.page]);
 	}
 
-	#update(): void {
-		for (const callback of this.#page.update) {
-			try {
-				callback();
-			} catch (error) {
-				this.#page.onCallbackError(error);
-			}
-		}
-	}
-
-	async scrape(): Promise<string> {
-		this.#update();
-		let page = await this.#page.families.render();
-		for (const callback of this.#page.exposition) {
-			try {
-				const part = callback();
-				if (part === "") continue;
-				page += part.endsWith("\n") ? part : `${part}\n`;
-			} catch (error) {
-				this.#page.onCallbackError(error);
-			}
-		}
-		return page;
+	collect(): Promise<readonly FamilySnapshot[]> {
+		return this.page.collect();
 	}
 
 	#vec<M>(
@@ -211,7 +216,7 @@ class Level implements MetricsRegistry {
 		name: string,
 		help: string,
 		labelNames: readonly string[],
-		constLabels: Record<string, string> = {},
+		constLabels: Readonly<Record<string, string>> = {},
 		buckets?: readonly number[],
 	): MetricVec<M> {
 		const clean = sanitizeMetricName(name);
@@ -231,7 +236,7 @@ class Level implements MetricsRegistry {
 				throw invalid(`metric ${fullName}: label ${label} is given twice`);
 			}
 		}
-		return this.#page.families.open<M>({ type, name: fullName, help, fixed, variable, buckets });
+		return this.page.families.open<M>({ type, name: fullName, help, fixed, variable, buckets });
 	}
 }
 

@@ -2,7 +2,8 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { createMetricsRegistry } from "../observability/metrics.js";
-import { Admission, type Ticket } from "./admission.js";
+import { Admission } from "./admission.js";
+import type { Ticket } from "./turnstile.js";
 
 const INFINITE = Number.POSITIVE_INFINITY;
 
@@ -13,7 +14,7 @@ test("never more run than may, those that wait run in order, and in the end nobo
 			fc.constantFrom(0, 1, 3, INFINITE),
 			fc.array(fc.oneof(fc.constant("enter" as const), fc.nat(20)), { maxLength: 60 }),
 			async (engine, queue, steps) => {
-				const metrics = createMetricsRegistry({ prefix: "" });
+				const metrics = createMetricsRegistry({ prefix: "dynamo" });
 				const admission = new Admission(engine, queue, metrics);
 				const inside = new Map<number, Ticket>();
 				const started: number[] = [];

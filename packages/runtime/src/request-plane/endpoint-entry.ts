@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 import { DynamoError, isDynamoError } from "@dynamo-ts/protocols/internal";
-import type { Admission, Ticket } from "./admission.js";
 import type {
 	CancelKind,
 	EndpointHandler,
@@ -10,6 +9,7 @@ import type {
 	RequestObserver,
 	ResponseWriter,
 } from "./request-plane.js";
+import type { Gate, Ticket } from "./turnstile.js";
 
 /** A response under way, as its endpoint sees it. */
 export interface ActiveResponse extends ResponseWriter {
@@ -36,8 +36,9 @@ export class EndpointEntry implements EndpointRegistration {
 	readonly #active = new Set<ActiveResponse>();
 	#drainWaiters: (() => void)[] = [];
 	#refusing = false;
-	#admission: Admission | undefined;
-	readonly #tickets = new Map<ActiveResponse, Ticket>();
+	#gates: readonly Gate[] = [];
+	/** Of the gates that a request has come to, in their order. */
+	readonly #tickets = new Map<ActiveResponse, Ticket[]>();
 
 	constructor(path: string, handler: EndpointHandler, observer: EndpointObserver | undefined, forget: () => void) {
 		this.path = path;
@@ -59,8 +60,8 @@ export class EndpointEntry implements EndpointRegistration {
 		return this.#refusing;
 	}
 
-	limit(admission: Admission): void {
-		this.#admission = admission;
+	limit(...gates: Gate[]): void {
+		this.#gates = gates;
 	}
 
 	/**
@@ -68,7 +69,11 @@ export class EndpointEntry implements EndpointRegistration {
 	 * @param coming requests that were let in and have not run yet.
 	 */
 	fullness(coming: number): string | undefined {
-		return this.#admission?.refusal(coming);
+		for (const gate of this.#gates) {
+			const refusal = gate.refusal(coming);
+			if (refusal !== undefined) return refusal;
+		}
+		return undefined;
 	}
 
 	refuse(): void {
@@ -78,16 +83,23 @@ export class EndpointEntry implements EndpointRegistration {
 	/** Runs the handler, as soon as there is room; whatever it throws becomes the request's error. */
 	run(request: IngressRequest, response: ActiveResponse, observer: RequestObserver): void {
 		this.#active.add(response);
-		if (this.#admission === undefined) {
-			this.#start(request, response, observer);
-			return;
-		}
-		const ticket = this.#admission.enter(() => {
-			if (!response.closed) this.#start(request, response, observer);
-		});
-		// A handler may end its response at once.
-		if (this.#active.has(response)) this.#tickets.set(response, ticket);
-		else this.#admission.leave(ticket);
+		const gates = this.#gates;
+		const tickets: Ticket[] = [];
+		this.#tickets.set(response, tickets);
+		const pass = (at: number): void => {
+			// It may have waited in vain.
+			if (response.closed) return;
+			const gate = gates[at];
+			if (gate === undefined) {
+				this.#start(request, response, observer);
+				return;
+			}
+			const ticket = gate.enter(() => pass(at + 1));
+			// A handler may end its response at once.
+			if (this.#active.has(response)) tickets[at] = ticket;
+			else gate.leave(ticket);
+		};
+		pass(0);
 	}
 
 	#start(request: IngressRequest, response: ActiveResponse, observer: RequestObserver): void {
@@ -113,10 +125,14 @@ export class EndpointEntry implements EndpointRegistration {
 	/** The response is over and its last bytes are handed to the peer, or will never be. */
 	done(response: ActiveResponse): void {
 		this.#active.delete(response);
-		const ticket = this.#tickets.get(response);
-		if (ticket !== undefined) {
+		const tickets = this.#tickets.get(response);
+		if (tickets !== undefined) {
 			this.#tickets.delete(response);
-			this.#admission?.leave(ticket);
+			// From the last gate on: who waits before it has passed the others.
+			for (let at = tickets.length - 1; at >= 0; at--) {
+				const ticket = tickets[at];
+				if (ticket !== undefined) this.#gates[at]?.leave(ticket);
+			}
 		}
 		if (this.#active.size > 0) return;
 		const waiters = this.#drainWaiters;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Annotated, DynamoError, EndpointRecord, RequestPlaneCodec } from "@dynamo-ts/protocols/internal";
 import type { Span } from "../observability/tracing/span.js";
-import type { Admission } from "./admission.js";
+import type { Gate } from "./turnstile.js";
 
 /**
  * Why a request was cancelled: `stop` asks to end generation early and may still send what there is, `kill` and
@@ -126,8 +126,8 @@ export interface RequestPlaneClient {
 export interface EndpointRegistration {
 	/** Requests being handled now. */
 	readonly inflight: number;
-	/** Requests from now on run, wait or are refused as `admission` says. */
-	limit(admission: Admission): void;
+	/** Requests from now on run, wait or are refused as the gates say, one after the other. */
+	limit(...gates: Gate[]): void;
 	/**
 	 * Resolves once requests that are sent from now on arrive; waits for a broker that is away.
 	 * @throws DynamoError `Unavailable` when `signal` is aborted or the broker given up before.

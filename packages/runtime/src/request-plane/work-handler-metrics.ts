@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import {
-	COMPONENT_METRICS,
-	LABELS,
-	METRIC_PREFIXES,
-	RUNTIME_BUCKETS,
-	WORK_HANDLER_METRICS,
-} from "@dynamo-ts/protocols/internal";
-import type { Gauge, Histogram, MetricsRegistry } from "../observability/metrics.js";
+import { METRICS } from "@dynamo-ts/protocols/internal";
+import type { Histogram, MetricsRegistry } from "../observability/metrics.js";
+import { openCounter, openCounterVec, openGauge, openHistogram } from "../observability/open-family.js";
 import { wallClockMs } from "../observability/wall-clock.js";
 import { REQUEST_HEADERS } from "./request-headers.js";
 import type { EndpointObserver, RequestObserver } from "./request-plane.js";
@@ -15,29 +10,13 @@ import type { EndpointObserver, RequestObserver } from "./request-plane.js";
 export interface ProcessWorkMetrics {
 	readonly networkTransit: Histogram;
 	readonly timeToFirstResponse: Histogram;
-	readonly activeTasks: Gauge;
 }
 
-/** @param root the runtime's registry. */
-export function createProcessWorkMetrics(root: MetricsRegistry): ProcessWorkMetrics {
-	const metrics = root.level({ prefix: METRIC_PREFIXES.workHandler, labels: null });
+/** @param metrics the registry of the work handler's families. */
+export function createProcessWorkMetrics(metrics: MetricsRegistry): ProcessWorkMetrics {
 	return {
-		networkTransit: metrics.createHistogram(
-			WORK_HANDLER_METRICS.networkTransitSeconds,
-			"Frontend-to-backend network transit time (cross-process wall-clock, seconds)",
-			{},
-			RUNTIME_BUCKETS.networkTransitSeconds,
-		),
-		timeToFirstResponse: metrics.createHistogram(
-			WORK_HANDLER_METRICS.timeToFirstResponseSeconds,
-			"Backend processing time from handle_payload entry to prologue sent (seconds)",
-			{},
-			RUNTIME_BUCKETS.timeToFirstResponseSeconds,
-		),
-		activeTasks: metrics.createGauge(
-			WORK_HANDLER_METRICS.poolActiveTasks,
-			"Current number of active worker-pool tasks (permits in use)",
-		),
+		networkTransit: openHistogram(metrics, METRICS.workHandler.networkTransitSeconds),
+		timeToFirstResponse: openHistogram(metrics, METRICS.workHandler.timeToFirstResponseSeconds),
 	};
 }
 
@@ -46,35 +25,21 @@ export function createProcessWorkMetrics(root: MetricsRegistry): ProcessWorkMetr
  * because they change with every token.
  *
  * @param metrics the endpoint's registry.
+ * @param labels of all its series, beside those of the registry.
  */
-export function createEndpointObserver(metrics: MetricsRegistry, process: ProcessWorkMetrics): EndpointObserver {
-	const names = COMPONENT_METRICS;
-	const requests = metrics.createCounter(names.requestsTotal, "Total number of requests processed by work handler");
-	const requestBytes = metrics.createCounter(
-		names.requestBytesTotal,
-		"Total number of bytes received in requests by work handler",
-	);
-	const responseBytes = metrics.createCounter(
-		names.responseBytesTotal,
-		"Total number of bytes sent in responses by work handler",
-	);
-	const inflight = metrics.createGauge(
-		names.inflightRequests,
-		"Number of requests currently being processed by work handler",
-	);
-	const duration = metrics.createHistogram(
-		names.requestDurationSeconds,
-		"Time spent processing requests by work handler",
-		{},
-		RUNTIME_BUCKETS.requestDurationSeconds,
-	);
-	const cancellations = metrics.createCounter(
-		names.cancellationTotal,
-		"Total number of requests cancelled by work handler",
-	);
-	const errors = metrics.createCounterVec(names.errorsTotal, "Total number of errors in work handler processing", [
-		LABELS.errorType,
-	]);
+export function createEndpointObserver(
+	metrics: MetricsRegistry,
+	process: ProcessWorkMetrics,
+	labels: Readonly<Record<string, string>> = {},
+): EndpointObserver {
+	const families = METRICS.component;
+	const requests = openCounter(metrics, families.requestsTotal, labels);
+	const requestBytes = openCounter(metrics, families.requestBytesTotal, labels);
+	const responseBytes = openCounter(metrics, families.responseBytesTotal, labels);
+	const inflight = openGauge(metrics, families.inflightRequests, labels);
+	const duration = openHistogram(metrics, families.requestDurationSeconds, labels);
+	const cancellations = openCounter(metrics, families.cancellationTotal, labels);
+	const errors = openCounterVec(metrics, families.errorsTotal, labels);
 	let sentBytes = 0;
 	let active = 0;
 	metrics.addUpdateCallback(() => {
@@ -101,7 +66,6 @@ export function createEndpointObserver(metrics: MetricsRegistry, process: Proces
 		}
 		onClose(): void {
 			active--;
-			process.activeTasks.dec();
 			duration.observe((performance.now() - this.#start) / 1000);
 		}
 	}
@@ -111,7 +75,6 @@ export function createEndpointObserver(metrics: MetricsRegistry, process: Proces
 			requests.inc();
 			requestBytes.inc(bytes);
 			active++;
-			process.activeTasks.inc();
 			const sentAt = Number(headers[REQUEST_HEADERS.sentAtNs]);
 			// Clocks of two machines may disagree; a negative time says nothing.
 			if (sentAt > 0) process.networkTransit.observe(Math.max(0, (wallClockMs() - sentAt / 1e6) / 1000));

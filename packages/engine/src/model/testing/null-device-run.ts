@@ -27,7 +27,6 @@ try {
 		maxNumBatchedTokens: 64,
 		gpuMemoryUtilization: 0.9,
 		weightFormats: [],
-		modelSum: () => "test",
 	});
 } catch (error) {
 	device.close();

@@ -13,7 +13,7 @@ import {
 } from "@opentelemetry/sdk-metrics";
 import type { Logger } from "../logging.js";
 import type { FamilySnapshot } from "../metric-families.js";
-import type { SeriesLabels, SeriesValue } from "../metric-series.js";
+import type { HistogramValue, SeriesLabels } from "../metric-series.js";
 import type { MetricsRegistry } from "../metrics.js";
 import { wallClockMs } from "../wall-clock.js";
 import { hrTime, ReportedExporter } from "./otlp-export.js";
@@ -57,11 +57,12 @@ export class MetricsExport {
 		await this.exporter.shutdown();
 	}
 
-	private push(): Promise<void> {
-		if (this.busy) return Promise.resolve();
+	private async push(): Promise<void> {
+		if (this.busy) return;
 		this.busy = true;
+		const families = await this.metrics.collect();
 		const now = hrTime(wallClockMs());
-		const metrics = this.metrics.collect().map((family) => metricData(family, this.startedAt, now));
+		const metrics = families.map((family) => metricData(family, this.startedAt, now));
 		const batch = { resource: this.resource, scopeMetrics: [{ scope: SCOPE, metrics }] };
 		return new Promise((resolve) => {
 			this.exporter.export([batch], () => {
@@ -86,24 +87,15 @@ export function metricData(family: FamilySnapshot, startTime: HrTime, endTime: H
 		value,
 	});
 	if (type === "histogram") {
-		const dataPoints = series.map(({ labels, lines }) => point(labels, histogramOf(lines)));
+		const dataPoints = series.map(({ labels, value }) => point(labels, histogramOf(value as HistogramValue)));
 		return { ...common, dataPointType: DataPointType.HISTOGRAM, dataPoints };
 	}
-	const dataPoints = series.map(({ labels, lines }) => point(labels, lines[0]?.value ?? 0));
+	const dataPoints = series.map(({ labels, value }) => point(labels, value as number));
 	if (type === "gauge") return { ...common, dataPointType: DataPointType.GAUGE, dataPoints };
 	return { ...common, dataPointType: DataPointType.SUM, dataPoints, isMonotonic: true };
 }
 
-/** From the lines of the page: buckets that are added up, then sum and count. */
-function histogramOf(lines: readonly SeriesValue[]): Histogram {
-	const boundaries: number[] = [];
-	const counts: number[] = [];
-	let before = 0;
-	for (const { labels, value } of lines.slice(0, -2)) {
-		const { le } = labels as { le: number | string };
-		if (typeof le === "number") boundaries.push(le);
-		counts.push(value - before);
-		before = value;
-	}
-	return { buckets: { boundaries, counts }, sum: lines.at(-2)?.value ?? 0, count: lines.at(-1)?.value ?? 0 };
+function histogramOf({ bounds, counts, sum }: HistogramValue): Histogram {
+	const count = counts.reduce((total, some) => total + some, 0);
+	return { buckets: { boundaries: [...bounds], counts: [...counts] }, sum, count };
 }
