@@ -52,10 +52,12 @@ interface Answer {
 /** The same runner, of whose blocks only the first few are used. */
 function withFewerBlocks(runner: ModelRunner, numBlocks: number): ModelRunner {
 	const { config, device, maxModelLen, maxNumSeqs, blockSize, kvBytesPerToken, kvCacheDtype } = runner;
-	const { weightFormats, blockBytes } = runner;
+	const { weightFormats, blockBytes, modelSum, blockOrder } = runner;
 	return {
 		...{ config, device, maxModelLen, maxNumSeqs, blockSize, kvBytesPerToken, kvCacheDtype, weightFormats, blockBytes },
 		numBlocks,
+		modelSum,
+		blockOrder,
 		execute: (rows) => runner.execute(rows),
 		persist: (id, index, block) => runner.persist(id, index, block),
 		release: (id) => runner.release(id),

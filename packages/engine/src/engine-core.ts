@@ -5,6 +5,7 @@
 import { BlockManager } from "./cache/block-manager.js";
 import { checkRequest } from "./check-request.js";
 import type { EngineError, EngineRequest, EngineStats, FinishReason, StepReport } from "./engine.js";
+import { createHeldStates, HeldBlocks } from "./kv/held-blocks.js";
 import { LengthTally } from "./length-tally.js";
 import { DEFAULT_BATCHED_TOKENS } from "./model/cache-memory.js";
 import type { ModelRunner, StepLogits } from "./model/model-runner.js";
@@ -37,8 +38,12 @@ export interface EngineCoreOptions {
 	readonly enablePrefixCaching?: boolean | undefined;
 	/** Gather cache events for `outputs`; default false. */
 	readonly kvEvents?: boolean | undefined;
+	/** See `createHeldStates`; absent: nobody outside reads what is kept. */
+	readonly heldStates?: Int32Array | undefined;
 }
 
+/** Blocks of ended requests may take so much of the cache. */
+const MAX_HELD_SHARE = 0.5;
 /** While sequences generate, prompts may take about so much of a step, in seconds. */
 const MIXED_PREFILL_SECONDS = 0.1;
 /** The least prompt tokens of such a step. */
@@ -70,7 +75,10 @@ export class EngineCore {
 	private readonly tokenMask: EngineCoreOptions["tokenMask"];
 	/** Tokens of one sequence: what the model and the cache allow. */
 	private readonly maxLength: number;
+	private readonly held: HeldBlocks;
 	private readonly sequences = new Map<number, Sequence>();
+	/** Sequences whose blocks somebody fills, ended ones too. */
+	private readonly fetching = new Map<number, Sequence>();
 	private readonly counters = {
 		prefillTokens: 0,
 		decodeTokens: 0,
@@ -100,6 +108,12 @@ export class EngineCore {
 			enablePrefixCaching: options.enablePrefixCaching,
 			...(options.kvEvents === true && { onEvent: (event) => this.outputs.addKvEvent(event) }),
 		});
+		this.held = new HeldBlocks({
+			blocks: this.blocks,
+			states: options.heldStates ?? createHeldStates(),
+			maxBlocks: Math.floor(runner.numBlocks * MAX_HELD_SHARE),
+			onGivenUp: (id) => this.outputs.addGivenUp(id),
+		});
 		const { speculative } = options;
 		this.tokenMask = options.tokenMask;
 		this.proposer =
@@ -113,6 +127,7 @@ export class EngineCore {
 			maxNumBatchedTokens: this.maxNumBatchedTokens,
 			blocks: this.blocks,
 			drafts: this.proposer,
+			reclaim: () => this.held.giveUpOldest(),
 		});
 		this.sampler = new Sampler(runner.config.vocabSize);
 	}
@@ -129,8 +144,9 @@ export class EngineCore {
 	/**
 	 * Queues all choices of a request, choice i under `handle + i`. A bad request becomes error outputs.
 	 * @param handle not in use, and neither are the following n - 1.
+	 * @param fetch the prompt's keys and values can be had from elsewhere: see `StepMessage.fetches`.
 	 */
-	submit(handle: number, request: EngineRequest): void {
+	submit(handle: number, request: EngineRequest, fetch = false): void {
 		const { maxLength } = this;
 		const choices = choiceCount(request.sampling);
 		const error = checkRequest(request, { maxModelLen: maxLength, vocabSize: this.runner.config.vocabSize });
@@ -145,6 +161,7 @@ export class EngineCore {
 				continue;
 			}
 			sequence.tokenMask = this.tokenMask?.(request, i);
+			sequence.wantsFetch = fetch && i === 0 && sequence.promptLogprobs < 0;
 			this.sequences.set(handle + i, sequence);
 			this.scheduler.add(sequence);
 		}
@@ -158,13 +175,51 @@ export class EngineCore {
 		this.outputs.addFinish(handle, "cancelled");
 	}
 
+	/**
+	 * Copies blocks that are kept.
+	 * @param blocks of `HeldKv.blocks`.
+	 * @returns undefined when they are not kept any more.
+	 */
+	readHeld(id: number, blocks: readonly number[]): ArrayBuffer | undefined {
+		const kept = this.held.find(id);
+		if (kept === undefined || !blocks.every((block) => kept.includes(block))) return undefined;
+		const { blockBytes } = this.runner;
+		const data = new ArrayBuffer(blocks.length * blockBytes);
+		blocks.forEach((block, i) => {
+			this.runner.readBlock(block, new Uint8Array(data, i * blockBytes, blockBytes));
+		});
+		return data;
+	}
+
+	/** Frees what is kept; nobody may be reading it. Unknown ids are ignored. */
+	releaseHeld(id: number): void {
+		this.held.release(id);
+	}
+
+	/** Fills block number `index` of a sequence that fetches. */
+	writeFetched(handle: number, index: number, data: Uint8Array): void {
+		const sequence = this.fetching.get(handle);
+		if (sequence !== undefined && index < sequence.numBlocks) this.runner.writeBlock(sequence.blocks[index]!, data);
+	}
+
+	/** What a sequence fetches is there, or will not come. */
+	fetched(handle: number, complete: boolean): void {
+		const sequence = this.fetching.get(handle);
+		if (sequence === undefined) return;
+		this.fetching.delete(handle);
+		this.scheduler.endFetch(sequence, complete);
+	}
+
 	/** Makes nothing in the cache findable any more. */
 	clearCache(): void {
 		this.blocks.clear();
 	}
 
-	/** Computes one step. Never throws for a failing model: the sequences of the step end with an error. */
-	step(): void {
+	/**
+	 * Computes one step. Never throws for a failing model: the sequences of the step end with an error.
+	 * @returns false when there was nothing to do before somebody fills or frees blocks.
+	 */
+	step(): boolean {
 		const begin = performance.now();
 		const { scheduler, runner, counters } = this;
 		if (this.prefillPace > 0) {
@@ -172,7 +227,8 @@ export class EngineCore {
 			scheduler.mixedPrefillTokens = Math.max(MIN_MIXED_PREFILL, tokens);
 		}
 		const plan = scheduler.schedule();
-		if (plan === undefined) return;
+		if (plan === undefined) return false;
+		for (const sequence of plan.fetching) this.beginFetch(sequence);
 		for (const sequence of plan.preempted) runner.release(sequence.handle);
 		const rows = plan.rows;
 		const held = this.reportSteps ? rowLengths(rows) : undefined;
@@ -187,6 +243,15 @@ export class EngineCore {
 		counters.steps++;
 		counters.stepSeconds += seconds;
 		if (held !== undefined) this.outputs.setReport({ seconds, ...held, ...waitingLengths(scheduler.waitingSequences) });
+		return true;
+	}
+
+	private beginFetch(sequence: Sequence): void {
+		const { handle, blocks, numNamed, length } = sequence;
+		this.fetching.set(handle, sequence);
+		const tokens = length - 1;
+		const wanted = Array.from(blocks.subarray(numNamed, this.blocks.blocksFor(tokens)));
+		this.outputs.addFetch({ handle, tokens, firstBlock: numNamed, blocks: wanted });
 	}
 
 	stats(): EngineStats {
@@ -198,6 +263,7 @@ export class EngineCore {
 			totalBlocks: blocks.numBlocks,
 			cachedBlocks: blocks.numCached,
 			preemptions: scheduler.numPreemptions,
+			heldBlocks: this.held.blockCount,
 			...counters,
 		};
 	}
@@ -341,13 +407,29 @@ export class EngineCore {
 		}
 	}
 
+	/** Keeps the blocks of a sequence's prompt. */
+	private hold(sequence: Sequence): void {
+		const { handle, promptLength } = sequence;
+		const count = this.blocks.blocksFor(promptLength);
+		const ids = Array.from(sequence.blocks.subarray(0, count));
+		// What can be found has been persisted; the rest lives with the sequence so far.
+		ids.forEach((block, i) => {
+			if (!this.blocks.isNamed(block)) this.runner.persist(handle, i, block);
+		});
+		const id = this.held.keep(sequence, count);
+		if (id !== undefined) this.outputs.addHeld(handle, { id, tokens: promptLength, blocks: ids });
+	}
+
 	private fail(sequence: Sequence, error: EngineError): void {
 		this.finish(sequence, "error");
 		this.outputs.addError(sequence.handle, error);
 	}
 
 	private finish(sequence: Sequence, reason: FinishReason): void {
-		if (sequence.status === "running") this.runner.release(sequence.handle);
+		if (sequence.status === "running") {
+			if (sequence.holdsKv && reason !== "cancelled" && reason !== "error") this.hold(sequence);
+			this.runner.release(sequence.handle);
+		}
 		this.scheduler.finish(sequence, reason);
 		this.sequences.delete(sequence.handle);
 	}

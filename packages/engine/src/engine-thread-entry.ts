@@ -3,6 +3,7 @@
 // port without a turn of the event loop; when there is nothing to do, the event loop waits for the next one.
 
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
+import type { KvLayout } from "./engine.js";
 import { EngineCore } from "./engine-core.js";
 import type { ModelRunner } from "./model/model-runner.js";
 import { writeStats } from "./stats-buffer.js";
@@ -25,7 +26,22 @@ function serve(port: MessagePort, core: EngineCore, runner: ModelRunner, stats: 
 	const handle = (message: ToThread): void => {
 		switch (message.type) {
 			case "submit":
-				core.submit(message.handle, message.request);
+				core.submit(message.handle, message.request, message.fetch);
+				break;
+			case "readBlocks": {
+				const data = core.readHeld(message.id, message.blocks);
+				const answer: FromThread = { type: "blocks", read: message.read, data };
+				port.postMessage(answer, data === undefined ? [] : [data]);
+				break;
+			}
+			case "releaseHeld":
+				core.releaseHeld(message.id);
+				break;
+			case "writeBlock":
+				core.writeFetched(message.handle, message.index, new Uint8Array(message.data));
+				break;
+			case "fetched":
+				core.fetched(message.handle, message.complete);
 				break;
 			case "abort":
 				for (let i = 0; i < message.count; i++) core.abort(message.handle + i);
@@ -45,9 +61,10 @@ function serve(port: MessagePort, core: EngineCore, runner: ModelRunner, stats: 
 			for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
 				handle(next.message);
 			}
-			if (core.hasWork) core.step();
+			// Nothing planned: what waits waits for a message.
+			const worked = core.hasWork && core.step();
 			flush();
-			if (!core.hasWork) return;
+			if (!worked || !core.hasWork) return;
 			if (performance.now() >= turnAt) {
 				resuming = true;
 				setImmediate(() => {
@@ -73,7 +90,7 @@ async function importRunner(url: string | undefined): Promise<RunnerModule> {
 
 async function main(port: MessagePort): Promise<void> {
 	const begin = performance.now();
-	const { model, stats } = workerData as EngineThreadData;
+	const { model, stats, held } = workerData as EngineThreadData;
 	const post = (message: FromThread): void => port.postMessage(message);
 	const { loadModelRunner } = await importRunner(model.runnerModule);
 	const runner = await loadModelRunner({
@@ -99,12 +116,15 @@ async function main(port: MessagePort): Promise<void> {
 		enablePrefixCaching: model.enablePrefixCaching,
 		kvEvents: model.kvEvents,
 		speculative: model.speculative,
+		heldStates: new Int32Array(held),
 	});
 	const statsView = new Float64Array(stats);
 	writeStats(statsView, core.stats());
 	serve(port, core, runner, statsView);
 	post({
 		type: "ready",
+		layout: kvLayout(runner),
+		sharedBlocks: runner.sharedBlocks,
 		info: {
 			modelName: undefined,
 			maxModelLen: runner.maxModelLen,
@@ -123,6 +143,21 @@ async function main(port: MessagePort): Promise<void> {
 			loadSeconds: (performance.now() - begin) / 1000,
 		},
 	});
+}
+
+/** What another engine's blocks must agree with. */
+function kvLayout(runner: ModelRunner): KvLayout {
+	const { numLayers, numKvHeads, headDim } = runner.config;
+	return {
+		modelSum: runner.modelSum,
+		dtype: runner.kvCacheDtype,
+		order: runner.blockOrder,
+		blockSize: runner.blockSize,
+		blockBytes: runner.blockBytes,
+		numLayers,
+		numKvHeads,
+		headDim,
+	};
 }
 
 if (parentPort === null) throw new Error("engine-thread-entry runs in a worker thread only");

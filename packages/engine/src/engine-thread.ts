@@ -10,8 +10,11 @@ import type {
 	EngineOutput,
 	EngineRequest,
 	EngineStats,
+	KvPort,
 	StepReport,
 } from "./engine.js";
+import { createHeldStates } from "./kv/held-blocks.js";
+import { ThreadKvPort } from "./kv/kv-port.js";
 import { RequestTable, refusal } from "./request-table.js";
 import { createStatsBuffer, readStats } from "./stats-buffer.js";
 import type { EngineThreadData, EngineThreadModel, FromThread, ToThread } from "./thread-messages.js";
@@ -35,11 +38,13 @@ type State = "new" | "loading" | "ready" | "failed" | "closed";
 class EngineThread implements Engine {
 	private readonly options: EngineThreadOptions;
 	private readonly statsBuffer = createStatsBuffer();
+	private readonly heldStates = createHeldStates();
 	private readonly statsView = new Float64Array(this.statsBuffer);
 	private readonly table = new RequestTable((requestId) => this.abort(requestId));
 	private readonly failureCallbacks: ((error: Error) => void)[] = [];
 	private readonly kvCallbacks: ((events: readonly KvCacheEvent[]) => void)[] = [];
 	private readonly stepCallbacks: ((report: StepReport) => void)[] = [];
+	private port: ThreadKvPort | undefined;
 	private state: State = "new";
 	private worker: Worker | undefined;
 	private exited: Promise<void> = Promise.resolve();
@@ -57,6 +62,7 @@ class EngineThread implements Engine {
 			workerData: {
 				model: { ...model, kvEvents: this.kvCallbacks.length > 0 },
 				stats: this.statsBuffer,
+				held: this.heldStates.buffer as SharedArrayBuffer,
 			} satisfies EngineThreadData,
 			name: "engine",
 			// The thread runs built files, whatever loaders and conditions this process was started with.
@@ -81,10 +87,11 @@ class EngineThread implements Engine {
 		}
 		// A view into a larger buffer would take all of it to the thread.
 		const { tokenIds } = request;
-		const own = ArrayBuffer.isView(tokenIds) ? { ...request, tokenIds: tokenIds.slice() } : request;
+		const { fetchKv, ...plain } = request;
+		const own = ArrayBuffer.isView(tokenIds) ? { ...plain, tokenIds: tokenIds.slice() } : plain;
 		const { first } = this.table.add(request, onOutput);
 		try {
-			this.post({ type: "submit", handle: first, request: own });
+			this.post({ type: "submit", handle: first, request: own, fetch: fetchKv !== undefined });
 		} catch (cause) {
 			// Not plain data: the thread never sees it.
 			const message = `the request cannot be sent to the engine: ${cause instanceof Error ? cause.message : cause}`;
@@ -94,14 +101,20 @@ class EngineThread implements Engine {
 
 	abort(requestId: string): void {
 		const range = this.table.markAborted(requestId);
-		if (range !== undefined) this.post({ type: "abort", handle: range.first, count: range.count });
+		if (range === undefined) return;
+		this.post({ type: "abort", handle: range.first, count: range.count });
+		this.port?.cancelFetch(range.first);
 	}
 
 	stats(): EngineStats {
 		const stats = readStats(this.statsView);
 		// What a dead thread wrote last is no longer so.
-		if (this.state !== "ready") Object.assign(stats, { running: 0, waiting: 0, usedBlocks: 0 });
+		if (this.state !== "ready") Object.assign(stats, { running: 0, waiting: 0, usedBlocks: 0, heldBlocks: 0 });
 		return stats;
+	}
+
+	get kv(): KvPort | undefined {
+		return this.port;
 	}
 
 	onFailure(callback: (error: Error) => void): void {
@@ -125,6 +138,7 @@ class EngineThread implements Engine {
 			this.settleStart?.reject(new Error("the engine was closed while it was loading"));
 			this.settleStart = undefined;
 			this.table.endAll(undefined);
+			this.port?.end();
 			// A thread that loads reads no messages.
 			if (wasLoading) void this.worker?.terminate();
 			else this.post({ type: "close" });
@@ -134,8 +148,8 @@ class EngineThread implements Engine {
 		clearTimeout(deadline);
 	}
 
-	private post(message: ToThread): void {
-		this.worker?.postMessage(message);
+	private post(message: ToThread, transfer: ArrayBuffer[] = []): void {
+		this.worker?.postMessage(message, transfer);
 	}
 
 	private refuse(request: EngineRequest): EngineError | undefined {
@@ -155,7 +169,11 @@ class EngineThread implements Engine {
 			case "step":
 				// First what the cache holds: who hears of an answer may look for its blocks.
 				if (message.kvEvents !== undefined) for (const tell of this.kvCallbacks) tell(message.kvEvents);
+				if (message.givenUp !== undefined) this.port?.receiveGivenUp(message.givenUp);
 				this.table.dispatch(message);
+				if (message.fetches !== undefined) {
+					for (const notice of message.fetches) this.port?.receiveFetch(notice, this.table.fetcher(notice.handle));
+				}
 				if (message.report !== undefined) for (const tell of this.stepCallbacks) tell(message.report);
 				break;
 			case "progress":
@@ -164,9 +182,18 @@ class EngineThread implements Engine {
 			case "ready":
 				if (this.state !== "loading") return;
 				this.state = "ready";
+				this.port = new ThreadKvPort({
+					layout: message.layout,
+					shared: message.sharedBlocks,
+					states: this.heldStates,
+					post: (toThread, transfer) => this.post(toThread, transfer),
+				});
 				if (this.stepCallbacks.length > 0) this.post({ type: "reportSteps" });
 				this.settleStart?.resolve(message.info);
 				this.settleStart = undefined;
+				break;
+			case "blocks":
+				this.port?.receiveRead(message.read, message.data);
 				break;
 			case "failed":
 				this.fail(new Error(message.message));
@@ -180,6 +207,7 @@ class EngineThread implements Engine {
 		this.settleStart?.reject(error);
 		this.settleStart = undefined;
 		this.table.endAll({ code: "engine_failed", message: "the engine has stopped" });
+		this.port?.end();
 		// While loading, the rejected start is the report.
 		if (!wasLoading) for (const callback of this.failureCallbacks) callback(error);
 	}

@@ -94,6 +94,82 @@ export interface EngineRequest {
 	 * as output where penalties look at it. Default 0.
 	 */
 	readonly generatedTokens?: number | undefined;
+	/**
+	 * Keep the prompt's keys and values when the request has ended, for another engine: see `EngineOutput.held`. One choice
+	 * only. Engines without `kv` ignore it.
+	 */
+	readonly holdKv?: boolean | undefined;
+	/**
+	 * The prompt's keys and values can be had from another engine: called once, when there is room for them, unless they
+	 * are in the cache already or `promptLogprobs` wants all computed. Engines without `kv` ignore it.
+	 */
+	readonly fetchKv?: ((fetch: KvFetch) => void) | undefined;
+}
+
+/** What the blocks of two engines must have in common for one to be able to use the other's. */
+export interface KvLayout {
+	/** Of the model's weights and everything else that keys and values depend on. */
+	readonly modelSum: string;
+	/** How keys and values are held. */
+	readonly dtype: string;
+	/** The order of numbers in a block. */
+	readonly order: string;
+	/** Tokens per block. */
+	readonly blockSize: number;
+	/** Bytes per block. */
+	readonly blockBytes: number;
+	readonly numLayers: number;
+	readonly numKvHeads: number;
+	readonly headDim: number;
+}
+
+/** Keys and values of a prompt whose request has ended. */
+export interface HeldKv {
+	/** Names them to the engine's `kv`. */
+	readonly id: number;
+	/** Tokens whose keys and values are kept: the prompt. */
+	readonly tokens: number;
+	/** Ids of the blocks, in the order of their tokens; the last may be partly filled. */
+	readonly blocks: readonly number[];
+}
+
+/**
+ * Blocks of a prompt that are to be filled with what another engine computed. The memory is the caller's until `finish`,
+ * which must be called exactly once, also after `signal`; the engine goes on with other sequences meanwhile.
+ */
+export interface KvFetch {
+	/** Keys and values of so many tokens, from the first, are wanted. */
+	readonly tokens: number;
+	/** The blocks before this one are there already. */
+	readonly firstBlock: number;
+	/** Blocks to fill, from `firstBlock` on. */
+	readonly numBlocks: number;
+	/** Aborted when nobody waits for them any more. */
+	readonly signal: AbortSignal;
+	/** Where the bytes of block `index` of the prompt go. @throws Error when it is not wanted, or after `finish`. */
+	memory(index: number): Uint8Array;
+	/** Block `index` is complete; its memory may not be touched any more. */
+	written(index: number): void;
+	/** @param complete false: the prompt is computed. */
+	finish(complete: boolean): void;
+}
+
+/** The way to an engine's blocks from outside. */
+export interface KvPort {
+	readonly layout: KvLayout;
+	/** Begins to read what is kept: it stays until `close`. @returns false when it is gone. */
+	open(id: number): boolean;
+	/**
+	 * Reads between `open` and `close`; the views are valid as long.
+	 * @param blocks of `HeldKv.blocks`.
+	 * @returns undefined when it is gone.
+	 */
+	read(id: number, blocks: readonly number[]): Promise<Uint8Array[] | undefined>;
+	close(id: number): void;
+	/** Frees what is kept, after the last reader. Unknown ids are ignored. */
+	release(id: number): void;
+	/** `callback` gets the id of what the engine had to give up for want of room. */
+	onGivenUp(callback: (id: number) => void): void;
 }
 
 export interface TopLogprob {
@@ -144,6 +220,8 @@ export interface EngineOutput {
 	 * passed since `submit` beside it was waiting.
 	 */
 	readonly prefillSeconds?: number | undefined;
+	/** Set on the last output of a request with `EngineRequest.holdKv`, unless there was no room. */
+	readonly held?: HeldKv | undefined;
 }
 
 export interface EngineInfo {
@@ -181,10 +259,11 @@ export interface EngineInfo {
 
 /** Gauges (running, waiting, usedBlocks, totalBlocks) and counters since `start`. */
 export interface EngineStats {
-	/** Sequences that hold blocks: those that generate and those whose prompt is being computed. */
+	/** Sequences that are computed: those that generate and those whose prompt is being computed. */
 	running: number;
+	/** Sequences that wait to be computed, for blocks or for keys and values from another engine. */
 	waiting: number;
-	/** Blocks of running sequences, the partly filled ones included; a shared one counts once. */
+	/** Blocks of running sequences, of those kept for other engines and of those that wait for such, the partly filled ones included; a shared one counts once. */
 	usedBlocks: number;
 	totalBlocks: number;
 	/** Blocks that a prompt with the same beginning would find, whether a sequence uses them or not. */
@@ -208,6 +287,8 @@ export interface EngineStats {
 	draftTokens: number;
 	/** Of these, the ones that were right. */
 	acceptedTokens: number;
+	/** Blocks kept for other engines; part of usedBlocks. */
+	heldBlocks: number;
 }
 
 /** How many requests there are of a kind, and how long they are, in tokens. */
@@ -260,6 +341,8 @@ export interface Engine {
 	onKvEvents(callback: (events: readonly KvCacheEvent[]) => void): void;
 	/** `callback` gets a report of each step. Absent: this engine makes none. */
 	onStep?(callback: (report: StepReport) => void): void;
+	/** Hand-over of keys and values, once the engine has started. Absent: this engine has none. */
+	readonly kv?: KvPort | undefined;
 	/** `callback` runs once if the engine dies by itself; pending requests have had their error by then. */
 	onFailure(callback: (error: Error) => void): void;
 	/** Ends pending requests with "cancelled" and frees everything. May be called twice. */

@@ -2,7 +2,7 @@
 // The requests of an engine whose outputs come as step messages: finds the callback of each record, counts tokens,
 // and makes sure that every choice ends exactly once.
 
-import type { EngineError, EngineOutput, EngineRequest } from "./engine.js";
+import type { EngineError, EngineOutput, EngineRequest, KvFetch } from "./engine.js";
 import type { TokenLogprobs } from "./sampler.js";
 import { choiceCount } from "./sampling-params.js";
 import { FINISH_REASONS, RECORD_SIZE, type StepMessage } from "./step-outputs.js";
@@ -14,6 +14,7 @@ interface PendingRequest {
 	readonly firstIndex: number;
 	readonly promptTokens: number;
 	readonly onOutput: (output: EngineOutput) => void;
+	readonly fetchKv: ((fetch: KvFetch) => void) | undefined;
 	/** Choices without a finish reason. */
 	open: number;
 	aborted: boolean;
@@ -65,6 +66,7 @@ export class RequestTable {
 			firstIndex: request.index ?? 0,
 			promptTokens: request.tokenIds.length,
 			onOutput,
+			fetchKv: request.fetchKv,
 			open: count,
 			aborted: false,
 		};
@@ -87,6 +89,12 @@ export class RequestTable {
 		if (request === undefined || request.aborted) return undefined;
 		request.aborted = true;
 		return { first: request.firstHandle, count: request.choices };
+	}
+
+	/** Who fills the blocks of a choice; undefined when nobody waits for it any more. */
+	fetcher(handle: number): ((fetch: KvFetch) => void) | undefined {
+		const request = this.choices.get(handle)?.request;
+		return request === undefined || request.aborted ? undefined : request.fetchKv;
 	}
 
 	/** Calls back for every choice of a step, in this turn: tokens of one choice that follow each other come together. */
@@ -134,6 +142,7 @@ export class RequestTable {
 			const prompt = isFirst ? message.promptLogprobs?.find(([of]) => of === handle)?.[1] : undefined;
 			const error = finishReason === "error" ? errors?.find(([of]) => of === handle)?.[1] : undefined;
 			const withUsage = isLast || isFirst;
+			const held = isLast ? message.held?.find(([of]) => of === handle)?.[1] : undefined;
 			if (isLast) this.remove(handle, choice);
 			this.call(choice.request, {
 				index: choice.index,
@@ -148,6 +157,7 @@ export class RequestTable {
 				completionTokens: withUsage ? choice.completionTokens : undefined,
 				cachedTokens: withUsage ? choice.cachedTokens : undefined,
 				...(isFirst && choice.prefillSeconds !== undefined && { prefillSeconds: choice.prefillSeconds }),
+				...(held !== undefined && { held }),
 			});
 		}
 	}

@@ -19,6 +19,8 @@ export interface SchedulerOptions {
 	readonly blocks: BlockManager;
 	/** Guesses tokens, see `DraftProposer`; absent: no guesses. */
 	readonly drafts?: DraftProposer | undefined;
+	/** Frees blocks that are only kept for others. @returns false when there are none. Absent: there never are. */
+	readonly reclaim?: (() => boolean) | undefined;
 }
 
 /** Guesses what a sequence continues with. */
@@ -39,6 +41,8 @@ export interface StepPlan {
 	readonly rows: readonly Sequence[];
 	/** Sequences that lost their blocks to others and wait again. */
 	readonly preempted: readonly Sequence[];
+	/** Sequences whose blocks are to be filled by another engine. */
+	readonly fetching: readonly Sequence[];
 }
 
 export class Scheduler {
@@ -56,6 +60,11 @@ export class Scheduler {
 	private readonly waiting: Sequence[] = [];
 	/** In the order of admission. */
 	private readonly running: Sequence[] = [];
+	/** Sequences whose blocks somebody fills, finished ones too. */
+	private readonly fetching = new Set<Sequence>();
+	/** Sequences that have got what they fetched, the first one first. */
+	private readonly fetched: Sequence[] = [];
+	private readonly begun: Sequence[] = [];
 	private readonly rows: Sequence[] = [];
 	private readonly preempted: Sequence[] = [];
 	private readonly prefilling: Sequence[] = [];
@@ -77,16 +86,16 @@ export class Scheduler {
 	}
 
 	get numWaiting(): number {
-		return this.waiting.length;
+		return this.waiting.length + this.fetching.size + this.fetched.length;
 	}
 
-	/** Sequences that hold blocks. */
+	/** Sequences that are computed. */
 	get numRunning(): number {
 		return this.running.length;
 	}
 
 	get hasWork(): boolean {
-		return this.waiting.length > 0 || this.running.length > 0;
+		return this.waiting.length > 0 || this.running.length > 0 || this.fetched.length > 0;
 	}
 
 	/** Sequences that hold blocks, in the order of admission. */
@@ -104,13 +113,14 @@ export class Scheduler {
 	}
 
 	/**
-	 * The next step, or undefined when there is nothing to do. Call it again only after `computed` was told for each
+	 * The next step, or undefined when there is nothing to do before somebody fills or frees blocks. Call it again only after `computed` was told for each
 	 * row, or `finish`.
 	 */
 	schedule(): StepPlan | undefined {
 		const { rows, preempted } = this;
 		rows.length = 0;
 		preempted.length = 0;
+		this.begun.length = 0;
 		this.budget = this.options.maxNumBatchedTokens;
 		this.planGeneration();
 		if (rows.length > 0) this.budget = Math.min(this.budget, Math.max(1, this.mixedPrefillTokens));
@@ -121,8 +131,30 @@ export class Scheduler {
 		if (mayAdmit && this.shortestFirst && this.collectPrefilling() < MAX_PARTIAL_PROMPTS) this.admit();
 		this.planPrompts();
 		if (mayAdmit && preempted.length === 0) this.admit();
-		if (rows.length === 0 && preempted.length === 0) return undefined;
-		return { rows, preempted };
+		if (rows.length === 0 && preempted.length === 0 && this.begun.length === 0) return undefined;
+		return { rows, preempted, fetching: this.begun };
+	}
+
+	/**
+	 * Ends what `StepPlan.fetching` began.
+	 * @param complete false: the sequence goes back and is computed.
+	 */
+	endFetch(sequence: Sequence, complete: boolean): void {
+		if (!this.fetching.delete(sequence)) return;
+		if (sequence.status === "finished") {
+			this.blocks.release(sequence);
+		} else if (complete) {
+			sequence.status = "fetched";
+			sequence.numComputed = sequence.length - 1;
+			// The content is there already.
+			this.blocks.nameFull(sequence, sequence.hashes, sequence.numComputed, () => {});
+			this.fetched.push(sequence);
+		} else {
+			this.blocks.release(sequence);
+			sequence.status = "waiting";
+			sequence.numComputed = 0;
+			this.enqueue(sequence);
+		}
 	}
 
 	/**
@@ -138,11 +170,18 @@ export class Scheduler {
 	/** Ends a sequence in any state and frees its blocks. Does nothing to a finished one. */
 	finish(sequence: Sequence, reason: FinishReason): void {
 		if (sequence.status === "finished") return;
-		const list = sequence.status === "waiting" ? this.waiting : this.running;
-		list.splice(list.indexOf(sequence), 1);
-		this.blocks.release(sequence);
+		if (sequence.status !== "fetching") {
+			const list = this.listOf(sequence.status);
+			list.splice(list.indexOf(sequence), 1);
+			this.blocks.release(sequence);
+		}
 		sequence.status = "finished";
 		sequence.finishReason = reason;
+	}
+
+	private listOf(status: "waiting" | "fetched" | "running"): Sequence[] {
+		if (status === "waiting") return this.waiting;
+		return status === "running" ? this.running : this.fetched;
 	}
 
 	/** One row for each sequence that generates, oldest first; the newest and least urgent give way for room. */
@@ -217,11 +256,15 @@ export class Scheduler {
 	/** Lets waiting sequences in, in their order, as long as there is budget and room for their whole prompt. */
 	private admit(): void {
 		const { waiting, running, blocks } = this;
+		this.admitFetched();
 		if (waiting.length === 0) return;
 		let underWay: Set<bigint> | undefined;
-		for (let i = 0; i < waiting.length && running.length < this.maxRunning && this.budget > 0; ) {
+		for (let i = 0; i < waiting.length; ) {
 			const sequence = waiting[i]!;
 			const { hashes, length } = sequence;
+			const full = running.length >= this.maxRunning || this.budget === 0;
+			// Whoever fetches needs room, but no part of this step.
+			if (sequence.wantsFetch ? this.fetching.size + this.fetched.length >= this.maxRunning : full) return;
 			// The last token's logits are needed, so it is always computed; log-probabilities need those of all.
 			const limit = sequence.promptLogprobs >= 0 ? 0 : Math.floor((length - 1) / blocks.blockSize);
 			const cached = blocks.countCached(hashes, limit);
@@ -233,10 +276,14 @@ export class Scheduler {
 					continue;
 				}
 			}
+			const fetches = sequence.wantsFetch && cached * blocks.blockSize < length - 1;
+			if (!fetches && full) return;
 			const total = blocks.blocksFor(length);
 			// What runs will soon need blocks to grow into; taking them would only lead to preemption.
-			const spare = running.length;
+			const spare = running.length + this.fetching.size + this.fetched.length;
 			if (!blocks.canAdmit(hashes, cached, total + spare)) {
+				// With nothing under way nobody else would ever make room.
+				if (spare === 0 && this.options.reclaim?.() === true) continue;
 				const victim = this.leastUrgent();
 				if (victim !== undefined && victim.priority < sequence.priority) {
 					this.preempt(victim);
@@ -248,23 +295,41 @@ export class Scheduler {
 			}
 			waiting.splice(i, 1);
 			blocks.admit(sequence, hashes, cached, total);
-			sequence.status = "running";
 			sequence.numComputed = cached * blocks.blockSize;
 			sequence.prefillEnd = length;
 			if (sequence.numCached < 0) {
 				sequence.numCached = sequence.numComputed;
 				sequence.admittedAt = performance.now();
 			}
-			running.push(sequence);
-			this.planChunk(sequence);
+			// Only once: what could not be fetched is computed.
+			sequence.wantsFetch = false;
+			if (fetches) {
+				sequence.status = "fetching";
+				this.fetching.add(sequence);
+				this.begun.push(sequence);
+			} else this.run(sequence);
 			if (underWay !== undefined) this.addBlocksUnderWay(sequence, underWay);
 		}
 	}
 
-	/** Names of the prompt blocks that running sequences will compute. */
+	/** Sequences that have all but their last token need nothing but a row. */
+	private admitFetched(): void {
+		const { fetched, running } = this;
+		while (fetched.length > 0 && running.length < this.maxRunning && this.budget > 0) this.run(fetched.shift()!);
+	}
+
+	/** A sequence with blocks gets its first row. */
+	private run(sequence: Sequence): void {
+		sequence.status = "running";
+		this.running.push(sequence);
+		this.planChunk(sequence);
+	}
+
+	/** Names of the prompt blocks that running sequences will compute, or others fill. */
 	private blocksUnderWay(): Set<bigint> {
 		const names = new Set<bigint>();
 		for (const sequence of this.running) this.addBlocksUnderWay(sequence, names);
+		for (const sequence of this.fetching) if (sequence.status !== "finished") this.addBlocksUnderWay(sequence, names);
 		return names;
 	}
 
@@ -276,6 +341,7 @@ export class Scheduler {
 	/** Gives a sequence the blocks for `tokens` tokens, at the cost of others if need be. False: it lost its own. */
 	private makeRoom(sequence: Sequence, tokens: number): boolean {
 		while (!this.blocks.grow(sequence, this.blocks.blocksFor(tokens))) {
+			if (this.options.reclaim?.() === true) continue;
 			const victim = this.leastUrgent()!;
 			this.preempt(victim);
 			if (victim === sequence) return false;

@@ -11,8 +11,11 @@ import { resolveSampling, type SamplingParams } from "./sampling-params.js";
 import { TokenCounts } from "./token-counts.js";
 import { intersect, type TokenMask } from "./token-mask.js";
 
-/** "running": it holds blocks, whether its prompt is being computed or its answer. */
-export type SequenceStatus = "waiting" | "running" | "finished";
+/**
+ * "running": it holds blocks, whether its prompt is being computed or its answer. "fetching": it holds blocks that somebody
+ * else fills; they stay its own until that has ended, also when the sequence has. "fetched": they are filled.
+ */
+export type SequenceStatus = "waiting" | "fetching" | "fetched" | "running" | "finished";
 
 const NO_IDS: readonly number[] = [];
 
@@ -37,6 +40,10 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 	/** The same for each token of the prompt; -1 = none at all. */
 	readonly promptLogprobs: number;
 
+	/** Its blocks are kept for another engine when it has ended. */
+	readonly holdsKv: boolean;
+	/** The prompt's keys and values are to be had from another engine. */
+	wantsFetch = false;
 	status: SequenceStatus = "waiting";
 	finishReason: FinishReason | undefined;
 	/** Place in the order of arrival. */
@@ -94,6 +101,7 @@ export class Sequence implements SamplerInput, BlockOwner, RunnerRow {
 		this.random = new Xoshiro128(seed === undefined ? randomSeed() : BigInt(seed) + BigInt(choice));
 		this.logprobs = request.logprobs ?? -1;
 		this.promptLogprobs = choice === 0 ? (request.promptLogprobs ?? -1) : -1;
+		this.holdsKv = choice === 0 && request.holdKv === true;
 		this.minTokens = request.stop.minTokens ?? 0;
 		this.eosTokenIds = request.stop.ignoreEos === true ? NO_IDS : (request.stop.eosTokenIds ?? NO_IDS);
 		this.stopTokenIds = request.stop.stopTokenIds ?? NO_IDS;

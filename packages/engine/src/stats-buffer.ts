@@ -19,6 +19,7 @@ const FIELDS = [
 	"cacheHitTokens",
 	"draftTokens",
 	"acceptedTokens",
+	"heldBlocks",
 ] as const satisfies readonly (keyof EngineStats)[];
 
 /** Memory for `writeStats`, all zero. */

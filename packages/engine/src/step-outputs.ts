@@ -3,8 +3,9 @@
 // whatever the batch size.
 
 import type { KvCacheEvent } from "@dynamo-ts/protocols/internal";
-import type { EngineError, FinishReason, PromptLogprob, StepReport } from "./engine.js";
+import type { EngineError, FinishReason, HeldKv, PromptLogprob, StepReport } from "./engine.js";
 import type { TokenLogprobs } from "./sampler.js";
+import type { FetchNotice } from "./thread-messages.js";
 
 /** Integers per record: handle, token id (-1 = none), index of the finish reason + 1 (0 = goes on). */
 export const RECORD_SIZE = 3;
@@ -30,6 +31,11 @@ export interface StepMessage {
 	readonly promptLogprobs?: [number, readonly (PromptLogprob | null)[]][];
 	/** What became findable in the cache, and what no longer is, in order. */
 	readonly kvEvents?: KvCacheEvent[];
+	/** By handle; of sequences whose end is in `records`. */
+	readonly held?: [number, HeldKv][];
+	/** Ids of what was kept and had to be given up. */
+	readonly givenUp?: number[];
+	readonly fetches?: FetchNotice[];
 	/** Where reports of steps were asked for. */
 	readonly report?: StepReport;
 }
@@ -43,6 +49,9 @@ export class StepOutputs {
 	private logprobs: [number, TokenLogprobs][] = [];
 	private promptLogprobs: [number, readonly (PromptLogprob | null)[]][] = [];
 	private kvEvents: KvCacheEvent[] = [];
+	private held: [number, HeldKv][] = [];
+	private givenUp: number[] = [];
+	private fetches: FetchNotice[] = [];
 	private report: StepReport | undefined;
 
 	setReport(report: StepReport): void {
@@ -51,6 +60,18 @@ export class StepOutputs {
 
 	addPromptLogprobs(handle: number, entries: readonly (PromptLogprob | null)[]): void {
 		this.promptLogprobs.push([handle, entries]);
+	}
+
+	addHeld(handle: number, held: HeldKv): void {
+		this.held.push([handle, held]);
+	}
+
+	addGivenUp(id: number): void {
+		this.givenUp.push(id);
+	}
+
+	addFetch(notice: FetchNotice): void {
+		this.fetches.push(notice);
 	}
 
 	addKvEvent(event: KvCacheEvent): void {
@@ -83,7 +104,9 @@ export class StepOutputs {
 	/** The message since the last call, or undefined when nothing happened. */
 	take(): StepMessage | undefined {
 		const { records, started, prefillSeconds, errors, logprobs, promptLogprobs, kvEvents, report } = this;
-		if (records.length === 0 && kvEvents.length === 0 && report === undefined) return undefined;
+		const { held, givenUp, fetches } = this;
+		const quiet = records.length === 0 && kvEvents.length === 0 && report === undefined;
+		if (quiet && givenUp.length === 0 && fetches.length === 0) return undefined;
 		this.records = [];
 		if (started.length > 0) {
 			this.started = [];
@@ -93,6 +116,9 @@ export class StepOutputs {
 		if (logprobs.length > 0) this.logprobs = [];
 		if (promptLogprobs.length > 0) this.promptLogprobs = [];
 		if (kvEvents.length > 0) this.kvEvents = [];
+		if (held.length > 0) this.held = [];
+		if (givenUp.length > 0) this.givenUp = [];
+		if (fetches.length > 0) this.fetches = [];
 		this.report = undefined;
 		return {
 			type: "step",
@@ -102,6 +128,9 @@ export class StepOutputs {
 			...(logprobs.length > 0 && { logprobs }),
 			...(promptLogprobs.length > 0 && { promptLogprobs }),
 			...(kvEvents.length > 0 && { kvEvents }),
+			...(held.length > 0 && { held }),
+			...(givenUp.length > 0 && { givenUp }),
+			...(fetches.length > 0 && { fetches }),
 			...(report !== undefined && { report }),
 		};
 	}

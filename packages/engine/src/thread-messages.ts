@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What passes between the owner of an engine thread and the thread.
 
-import type { EngineInfo, EngineRequest } from "./engine.js";
+import type { EngineInfo, EngineRequest, KvLayout } from "./engine.js";
 import type { SpeculativeOptions } from "./engine-core.js";
+import type { SharedBlocks } from "./kv/kv-port.js";
 import type { DeviceChoice } from "./model/choose-device.js";
 import type { KvCacheDtype, ModelRunner, ModelRunnerOptions, Quantization } from "./model/model-runner.js";
 import type { StepMessage } from "./step-outputs.js";
@@ -51,6 +52,8 @@ export interface EngineThreadModel {
 
 export interface EngineThreadData {
 	readonly model: EngineThreadModel;
+	/** See `createHeldStates`. */
+	readonly held: SharedArrayBuffer;
 	/** See `createStatsBuffer`. */
 	readonly stats: SharedArrayBuffer;
 }
@@ -60,19 +63,49 @@ export interface RunnerModule {
 	loadModelRunner(options: ModelRunnerOptions): Promise<ModelRunner>;
 }
 
+/** A sequence that has blocks for what it fetches. */
+export interface FetchNotice {
+	readonly handle: number;
+	/** Tokens whose keys and values are wanted. */
+	readonly tokens: number;
+	readonly firstBlock: number;
+	/** Ids of the blocks from `firstBlock` on. */
+	readonly blocks: readonly number[];
+}
+
 /** Owner to thread. */
 export type ToThread =
-	| { readonly type: "submit"; readonly handle: number; readonly request: EngineRequest }
+	| {
+			readonly type: "submit";
+			readonly handle: number;
+			/** Plain data: what it fetches is told by `fetch`. */
+			readonly request: EngineRequest;
+			readonly fetch: boolean;
+	  }
 	/** All choices handle .. handle + count - 1. */
 	| { readonly type: "abort"; readonly handle: number; readonly count: number }
 	/** From now on each step is reported. */
 	| { readonly type: "reportSteps" }
+	/** Blocks kept for another engine, to be copied out. */
+	| { readonly type: "readBlocks"; readonly read: number; readonly id: number; readonly blocks: readonly number[] }
+	| { readonly type: "releaseHeld"; readonly id: number }
+	/** Content for block number `index` of a sequence that fetches. */
+	| { readonly type: "writeBlock"; readonly handle: number; readonly index: number; readonly data: ArrayBuffer }
+	/** The sequence has what it fetches, or must do without. */
+	| { readonly type: "fetched"; readonly handle: number; readonly complete: boolean }
 	| { readonly type: "close" };
 
 /** Thread to owner. */
 export type FromThread =
 	| { readonly type: "progress"; readonly stage: string; readonly fraction: number }
-	| { readonly type: "ready"; readonly info: EngineInfo }
+	| {
+			readonly type: "ready";
+			readonly info: EngineInfo;
+			readonly layout: KvLayout;
+			readonly sharedBlocks: SharedBlocks | undefined;
+	  }
+	/** Answer to "readBlocks"; without data when they are gone. */
+	| { readonly type: "blocks"; readonly read: number; readonly data: ArrayBuffer | undefined }
 	/** The model could not be loaded; the thread ends. */
 	| { readonly type: "failed"; readonly message: string }
 	| StepMessage;

@@ -5,6 +5,7 @@ import { type BucketRange, ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/int
 import type { BusyThresholds, KvRouterOptions, RouterMode } from "@dynamo-ts/router";
 import { busyThresholdsFromEnv, kvRouterOptionsFromEnv, routerModeFromEnv } from "@dynamo-ts/router/internal";
 import { EnvReader } from "@dynamo-ts/runtime/internal";
+import { type ConditionalDisagg, parseConditionalDisagg } from "./conditional-disagg.js";
 
 /** Ranges of the five histograms that can be set; units: seconds, or tokens for the two sequence lengths. */
 export interface BucketRanges {
@@ -67,6 +68,10 @@ export interface FrontendConfig {
 	readonly busyThresholds: BusyThresholds;
 	/** No routes that change settings. */
 	readonly disableAdminApi: boolean;
+	/** Which prompts decode workers compute themselves; undefined: none. For the router mode kv. */
+	readonly conditionalDisagg: ConditionalDisagg | undefined;
+	/** Requests whose prompt no prefill worker computes fail, instead of being left to the decode worker alone. */
+	readonly enforceDisagg: boolean;
 	/** Replaces `dynamo_frontend` in the names of request metrics. */
 	readonly metricsPrefix: string;
 	/** Drop `nvext` from requests. */
@@ -120,6 +125,13 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		kvRouter: kvRouterOptionsFromEnv(read),
 		busyThresholds: busyThresholdsFromEnv(read),
 		disableAdminApi: read.flag(ENV.DYN_DISABLE_FRONTEND_ADMIN_API, false),
+		conditionalDisagg: read.flag(ENV.DYN_ROUTER_CONDITIONAL_DISAGG, false)
+			? parseConditionalDisagg(
+					optional(ENV.DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG),
+					ENV.DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG,
+				)
+			: undefined,
+		enforceDisagg: read.flag(ENV.DYN_ENFORCE_DISAGG, false),
 		metricsPrefix: read.text(ENV.DYN_METRICS_PREFIX, METRIC_PREFIXES.frontend),
 		disableNvext: read.flag(ENV.DYN_DISABLE_FRONTEND_NVEXT, false),
 		ignoreUnsupportedFields: read.flag(ENV.DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS, false),

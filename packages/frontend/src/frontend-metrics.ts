@@ -183,6 +183,7 @@ export class FrontendMetrics implements ModelObserver {
 	}
 
 	onSet(set: WorkerSet): void {
+		if (!set.answers) return;
 		for (const name of set.publicNames) {
 			this.departed.delete(name);
 			this.seriesOf(name).announce(set.modelTypes);

@@ -9,6 +9,7 @@ import type { Failure, FailureContext } from "./http-errors.js";
 import { Leg, type PromptRequest } from "./leg.js";
 import type { MigrationLimits } from "./migration.js";
 import { type NvextReport, nvextJson } from "./nvext-report.js";
+import type { PrefillSettings } from "./prefill-leg.js";
 import type { RequestTracker } from "./request-tracker.js";
 import { SseWriter } from "./sse.js";
 import type { WorkerSet } from "./worker-set.js";
@@ -40,6 +41,8 @@ export interface GenerationPlan {
 	readonly headers: Readonly<Record<string, string>>;
 	readonly dispatch: DispatchOptions;
 	readonly migration: MigrationLimits;
+	/** For sets whose prompts are computed by others. */
+	readonly prefill: PrefillSettings;
 	readonly keepAliveMs: number;
 	/** Takes the text for the request's span; undefined: it is not wanted there. */
 	readonly content?: ContentAttribute | undefined;
@@ -94,9 +97,10 @@ export class Generation {
 
 	start(): void {
 		this.response.on("close", this.onClose);
-		this.tracker.enterStage("route");
+		const { takesPrefill } = this.plan.set;
+		this.tracker.enterStage("route", takesPrefill ? "prefill" : "aggregated");
 		for (const leg of this.legs) leg.start();
-		this.tracker.enterStage("dispatch");
+		if (!takesPrefill) this.tracker.enterStage("dispatch", "aggregated");
 	}
 
 	/** The connection closed; nothing to do when the answer was complete. */
@@ -109,6 +113,11 @@ export class Generation {
 	};
 
 	// -- called by legs
+
+	/** A prompt that takes two workers has come to this stage of its way. */
+	onStage(name: "route" | "dispatch", phase: "prefill" | "decode"): void {
+		if (!this.begun && !this.over) this.tracker.enterStage(name, phase);
+	}
 
 	/** All prompts were taken by workers. */
 	onOpen(): void {

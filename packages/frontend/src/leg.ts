@@ -4,10 +4,12 @@ import {
 	type CompletionTokensDetails,
 	type CompletionUsage,
 	DynamoError,
+	type EndpointRecord,
 	type LLMEngineOutput,
 	type PreprocessedRequest,
 	type PromptTokensDetails,
 } from "@dynamo-ts/protocols/internal";
+import type { RoutingDecision } from "@dynamo-ts/router";
 import type { ResponseSink } from "@dynamo-ts/runtime";
 import { ChoiceState, type TokenLogprob } from "./choice-state.js";
 import type { UsageCounts } from "./chunk-format.js";
@@ -15,6 +17,8 @@ import { Dispatch } from "./dispatch.js";
 import type { Generation } from "./generation.js";
 import { asDynamoError } from "./http-errors.js";
 import { Continuation, isLoss } from "./migration.js";
+import type { LegWorkers } from "./nvext-report.js";
+import { PrefillLeg, type PrefillObserver } from "./prefill-leg.js";
 import { PromptLogprobs } from "./prompt-logprobs.js";
 import type { RequestTracker } from "./request-tracker.js";
 
@@ -28,7 +32,7 @@ export interface PromptRequest {
 }
 
 /** One prompt on its way through a worker, or several one after the other; receives their streams as one. */
-export class Leg implements ResponseSink {
+export class Leg implements ResponseSink, PrefillObserver {
 	readonly prompt: PromptRequest;
 	/** In the order of their numbers; all that were asked for. */
 	readonly choices: ChoiceState[];
@@ -38,8 +42,15 @@ export class Leg implements ResponseSink {
 	firstAt: number | undefined;
 	/** A worker has taken it. */
 	opened = false;
-	/** The worker that began; a stream that went on at another one keeps it, as Dynamo does. */
-	workerId: bigint | undefined;
+	/** The workers that began; a stream that went on at others keeps them, as Dynamo does. */
+	readonly workers: LegWorkers = {
+		prefillId: undefined,
+		prefillRank: undefined,
+		decodeId: undefined,
+		decodeRank: undefined,
+		hitRate: undefined,
+		prefilledAt: undefined,
+	};
 	readonly tracker: RequestTracker;
 	/** Undefined when nobody wants them. */
 	readonly promptLogprobs: PromptLogprobs | undefined;
@@ -50,6 +61,8 @@ export class Leg implements ResponseSink {
 	/** Tokens of one choice after which there is nothing left to generate. */
 	private readonly mostTokens: number;
 	private open: number;
+	/** Another worker than the one that generates has computed the prompt. */
+	private remotePrefill = false;
 	private completionTokens = 0;
 	/** With best_of the worker generates more than it sends; its count then is the one that is told. */
 	private readonly workerCounts: boolean;
@@ -93,7 +106,8 @@ export class Leg implements ResponseSink {
 				...plan.dispatch,
 				...(prompt.body.routing ? { routing: prompt.body.routing } : {}),
 				...(this.continuation === undefined ? {} : { continuation: this.continuation }),
-				onAttempt: (instance) => this.onAttempt(instance.instance_id),
+				onAttempt: (instance, decision) => this.onAttempt(instance.instance_id, decision),
+				...(plan.set.takesPrefill ? { prefill: this.prefillLeg() } : {}),
 			},
 		);
 	}
@@ -182,15 +196,57 @@ export class Leg implements ResponseSink {
 		else this.fail(error);
 	}
 
-	private onAttempt(instanceId: bigint): void {
+	private prefillLeg(): PrefillLeg {
+		const { set, prefill, dispatch, choices } = this.generation.plan;
+		return new PrefillLeg(set, prefill, dispatch, choices, this);
+	}
+
+	onPrefillAttempt({ instance_id }: EndpointRecord, decision: RoutingDecision | undefined): void {
+		this.generation.onStage("dispatch", "prefill");
+		if (this.begun) return;
+		const { workers } = this;
+		workers.prefillId = instance_id;
+		workers.prefillRank = decision?.dpRank;
+		workers.hitRate = hitRate(decision);
+		workers.prefilledAt = undefined;
+		this.tracker.prefillWorkerId = instance_id;
+	}
+
+	onPrefilled(outputs: readonly LLMEngineOutput[]): void {
+		if (this.begun) return;
+		this.workers.prefilledAt = performance.now();
+		try {
+			for (const output of outputs) this.promptLogprobs?.take(output);
+		} catch (error) {
+			this.fail(asDynamoError(error));
+		}
+	}
+
+	onHandover(remote: boolean): void {
+		this.generation.onStage("route", "decode");
+		if (this.begun) return;
+		this.remotePrefill = remote;
+		if (remote) return;
+		this.workers.prefilledAt = undefined;
+		this.tracker.prefillWorkerId = undefined;
+	}
+
+	private onAttempt(instanceId: bigint, decision: RoutingDecision | undefined): void {
+		if (this.generation.plan.set.takesPrefill) this.generation.onStage("dispatch", "decode");
 		if (this.begun) {
 			this.migrated = true;
 			return;
 		}
 		// Nothing of it was shown, so the next worker starts from the beginning.
 		if (this.held !== undefined) this.held = [];
-		this.workerId = instanceId;
+		const { workers } = this;
+		workers.decodeId = instanceId;
+		workers.decodeRank = decision?.dpRank;
 		this.tracker.workerId = instanceId;
+		if (this.remotePrefill) return;
+		workers.prefillId = instanceId;
+		workers.prefillRank = workers.decodeRank;
+		workers.hitRate = hitRate(decision);
 	}
 
 	/** The worker was lost after its last token: what is missing is only that it says so. */
@@ -274,4 +330,10 @@ export class Leg implements ResponseSink {
 		this.over = true;
 		this.generation.onLegFailed(error);
 	}
+}
+
+/** The share of a prompt's blocks that its worker has cached; undefined where nobody knows. */
+function hitRate(decision: RoutingDecision | undefined): number | undefined {
+	if (decision === undefined) return undefined;
+	return decision.promptBlocks === 0 ? 0 : decision.overlapBlocks / decision.promptBlocks;
 }

@@ -33,7 +33,7 @@ export class ModelManager {
 		return this.all().filter((model) => model.ready);
 	}
 
-	/** Any model of that kind is registered, whether its workers answer or not. */
+	/** Any model of that kind is registered, whether its workers answer or not, and those that they need. */
 	hasType(type: ModelType): boolean {
 		for (const model of this.models.values()) if (model.serving(type).length > 0) return true;
 		return false;
@@ -87,16 +87,21 @@ export class ModelManager {
 		this.refresh(set);
 	}
 
-	/** To be called when the live workers of a set changed. */
+	/** To be called when the live workers of a set changed: other sets of its group may need them. */
 	refresh(set: WorkerSet): void {
+		if (set.committed) for (const member of set.group.sets) this.tell(member);
+		for (const look of [...this.waiters]) look();
+	}
+
+	private tell(set: WorkerSet): void {
 		for (const name of set.publicNames) {
 			const model = this.models.get(name);
 			if (model !== undefined && set.committed) this.observer?.onReadiness(name, model.ready);
 		}
-		for (const look of [...this.waiters]) look();
 	}
 
 	removeSet(set: WorkerSet): void {
+		set.group.sets.delete(set);
 		for (const name of set.publicNames) {
 			const model = this.models.get(name);
 			if (model === undefined || !model.sets.delete(set)) continue;
@@ -107,5 +112,6 @@ export class ModelManager {
 				this.observer?.onGone(name);
 			}
 		}
+		for (const member of set.group.sets) this.tell(member);
 	}
 }

@@ -22,6 +22,7 @@ import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-
 import type { ModelFiles } from "./model-files.js";
 import type { ModelManager } from "./model-manager.js";
 import { loadMaterials } from "./model-materials.js";
+import { WorkerGroup } from "./worker-group.js";
 import { WorkerSet, workerSetKey } from "./worker-set.js";
 
 export interface ModelWatcherOptions {
@@ -61,6 +62,7 @@ export class ModelWatcher {
 	private readonly log: Logger;
 	private readonly records = new Map<string, KnownRecord>();
 	private readonly sets = new Map<string, WorkerSet>();
+	private readonly groups = new Map<string, WorkerGroup>();
 	private readonly endpoints = new Map<string, EndpointRecord>();
 	private readonly watches: Watch[] = [];
 	private closed = false;
@@ -95,6 +97,7 @@ export class ModelWatcher {
 			set.close();
 		}
 		this.sets.clear();
+		this.groups.clear();
 		this.records.clear();
 		this.endpoints.clear();
 	}
@@ -153,17 +156,17 @@ export class ModelWatcher {
 			return;
 		}
 		if (set === undefined) {
-			set = new WorkerSet(record, this.createGroup(record.card_json));
+			set = new WorkerSet(record, this.createRouting(record.card_json), this.groupOf(record));
 			this.sets.set(setKey, set);
 			this.manager.addSet(set);
 			this.materialise(set).catch((error: unknown) => this.log.error("Model watcher failed", { error: String(error) }));
 		}
 		entry.set = set;
-		set.add(record.instance_id, key);
+		set.add(record.instance_id, key, record.card_json);
 		this.manager.refresh(set);
 	}
 
-	private createGroup(card: ModelDeploymentCard): RoutingGroup {
+	private createRouting(card: ModelDeploymentCard): RoutingGroup {
 		const workers = kvWorkersOf(card);
 		const { firstRank, rankCount } = workers;
 		const load = new LoadMonitor({
@@ -174,7 +177,10 @@ export class ModelWatcher {
 			firstRank,
 			rankCount,
 		});
-		const policy = createRouter(this.options.routerMode, { workers, options: this.options.kvRouter });
+		const { routerMode, kvRouter } = this.options;
+		// A prefill worker has a prompt's blocks only until they are handed over, so that its backlog is all its load.
+		const options = card.worker_type === "prefill" ? { ...kvRouter, trackActiveBlocks: false } : kvRouter;
+		const policy = createRouter(routerMode, { workers, options });
 		return new RoutingGroup({ policy, load, firstRank, rankCount });
 	}
 
@@ -183,6 +189,16 @@ export class ModelWatcher {
 		const opened = load.open(this.runtime, endpoint);
 		if (load.limited) return opened;
 		opened.catch((error: Error) => this.log.warn("Workers' load cannot be listened to", { error: error.message }));
+	}
+
+	private groupOf(record: ModelRecord): WorkerGroup {
+		const key = JSON.stringify([record.namespace, record.card_json.display_name]);
+		let group = this.groups.get(key);
+		if (group === undefined) {
+			group = new WorkerGroup();
+			this.groups.set(key, group);
+		}
+		return group;
 	}
 
 	private forget(key: string): void {
@@ -199,11 +215,16 @@ export class ModelWatcher {
 		this.sets.delete(set.key);
 		this.manager.removeSet(set);
 		set.close();
+		if (set.group.sets.size === 0) this.dropGroup(set.group);
 		this.log.info("Removed model group", { model: set.name, namespace: set.namespace, component: set.component });
 		// Those that the departed card kept out may now come in.
 		for (const [otherKey, other] of this.records) {
 			if (other.set === undefined && workerSetKey(other.record) === set.key) this.place(otherKey, other);
 		}
+	}
+
+	private dropGroup(group: WorkerGroup): void {
+		for (const [key, known] of this.groups) if (known === group) this.groups.delete(key);
 	}
 
 	private async materialise(set: WorkerSet): Promise<void> {

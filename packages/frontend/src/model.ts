@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { ModelType, WorkerType } from "@dynamo-ts/protocols/internal";
 import type { BusyThresholds } from "@dynamo-ts/router";
+import { inTurn } from "./worker-group.js";
 import type { WorkerSet } from "./worker-set.js";
 
 /** Readiness of one namespace of a model, as `/v1/models/{id}/ready` tells it. */
@@ -21,9 +22,14 @@ export class Model {
 		this.name = name;
 	}
 
-	/** Sets that requests of this kind can go to when they have live workers. */
+	/** Sets that requests of this kind can go to once they and those that they need have live workers. */
 	serving(type: ModelType): WorkerSet[] {
-		return [...this.sets].filter((set) => set.committed && set.modelTypes.has(type) && this.isServing(set));
+		return [...this.sets].filter((set) => set.committed && set.modelTypes.has(type) && set.answers);
+	}
+
+	/** Those of them that have what they need. */
+	callable(type: ModelType): WorkerSet[] {
+		return this.serving(type).filter((set) => set.needsMet);
 	}
 
 	/** Files of all its sets are there; before that it is still starting. */
@@ -35,22 +41,16 @@ export class Model {
 	/** A request of some kind would find a worker now. */
 	get ready(): boolean {
 		for (const set of this.sets) {
-			if (set.modelTypes.size > 0 && this.isServing(set) && set.candidates().length > 0) return true;
+			if (isReady(set)) return true;
 		}
 		return false;
 	}
 
 	/** The set whose turn it is; sets get turns in proportion to their live workers. Undefined: no live worker. */
 	pick(type: ModelType): WorkerSet | undefined {
-		const sets = this.serving(type);
+		const sets = this.callable(type);
 		if (sets.length === 1) return (sets[0] as WorkerSet).candidates().length > 0 ? sets[0] : undefined;
-		const total = sets.reduce((sum, set) => sum + set.candidates().length, 0);
-		if (total === 0) return undefined;
-		let at = this.turn++ % total;
-		return sets.find((set) => {
-			at -= set.candidates().length;
-			return at < 0;
-		});
+		return inTurn(sets, this.turn++);
 	}
 
 	/** The limits above which its workers get no more; undefined while no set of it watches their load. */
@@ -84,7 +84,7 @@ export class Model {
 			if (known === undefined) entry.worker_types[set.workerType] = { workers, needs: set.card.needs ?? [] };
 			else known.workers += workers;
 			if (workers > 0 && !entry.present.includes(set.workerType)) entry.present.push(set.workerType);
-			if (workers > 0 && set.modelTypes.size > 0 && this.isServing(set)) entry.ready = true;
+			if (isReady(set)) entry.ready = true;
 		}
 		for (const entry of Object.values(namespaces)) {
 			const needed = Object.values(entry.worker_types).flatMap(({ needs }) => needs[0] ?? []);
@@ -93,10 +93,8 @@ export class Model {
 		}
 		return { model: this.name, ready: this.ready, namespaces };
 	}
+}
 
-	/** Workers that need others beside them (a decode worker its prefill worker) cannot be called on their own. */
-	private isServing(set: WorkerSet): boolean {
-		const needs = set.card.needs ?? [];
-		return set.workerType !== "prefill" && set.workerType !== "encode" && needs.length === 0;
-	}
+function isReady(set: WorkerSet): boolean {
+	return set.modelTypes.size > 0 && set.answers && set.needsMet && set.candidates().length > 0;
 }

@@ -9,9 +9,23 @@ export interface NvextReport {
 	readonly promptLogprobs: boolean;
 }
 
+/** Who a prompt went to, and what was known then. */
+export interface LegWorkers {
+	/** The same worker twice where one does both. */
+	prefillId: bigint | undefined;
+	decodeId: bigint | undefined;
+	/** Data-parallel ranks; undefined where the router does not choose them. */
+	prefillRank: number | undefined;
+	decodeRank: number | undefined;
+	/** The share of the prompt's blocks that the prefill worker had cached; undefined where the router does not know. */
+	hitRate: number | undefined;
+	/** `performance.now()` when a prefill worker had computed the prompt; undefined: the decode worker does it. */
+	prefilledAt: number | undefined;
+}
+
 /** What the report is made of. */
 export interface ReportSource {
-	readonly workerId: bigint | undefined;
+	readonly workers: LegWorkers;
 	/** `performance.now()` when the request was sent, and when its first delta came. */
 	readonly sentAt: number;
 	readonly firstAt: number | undefined;
@@ -33,10 +47,7 @@ export function nvextReport(extraFields: readonly string[] | null | undefined): 
  */
 export function nvextJson(report: NvextReport, source: ReportSource, last: boolean): string | undefined {
 	const parts: string[] = [];
-	if (report.workerId && source.workerId !== undefined) {
-		const id = source.workerId;
-		parts.push(`"worker_id":${stringifyJson({ prefill_worker_id: id, decode_worker_id: id })}`);
-	}
+	if (report.workerId && source.workers.prefillId !== undefined) parts.push(`"worker_id":${workerIds(source.workers)}`);
 	if (report.timing && last) {
 		const now = performance.now();
 		const { receivedAt } = source.tracker.request.exchange;
@@ -47,6 +58,7 @@ export function nvextJson(report: NvextReport, source: ReportSource, last: boole
 			prefill_time_ms: firstAt - source.sentAt,
 			ttft_ms: firstAt - receivedAt,
 			total_time_ms: now - receivedAt,
+			...routerTiming(source),
 		};
 		parts.push(`"timing":${JSON.stringify(timing)}`);
 	}
@@ -55,4 +67,24 @@ export function nvextJson(report: NvextReport, source: ReportSource, last: boole
 		if (json !== undefined) parts.push(`"prompt_logprobs":${json}`);
 	}
 	return parts.length === 0 ? undefined : `{${parts.join(",")}}`;
+}
+
+/** JSON of the ids, in Dynamo's order; what is not known is left out. */
+export function workerIds({ prefillId, prefillRank, decodeId, decodeRank }: LegWorkers): string {
+	return stringifyJson({
+		...(prefillId === undefined ? {} : { prefill_worker_id: prefillId }),
+		...(prefillRank === undefined ? {} : { prefill_dp_rank: prefillRank }),
+		...(decodeId === undefined ? {} : { decode_worker_id: decodeId }),
+		...(decodeRank === undefined ? {} : { decode_dp_rank: decodeRank }),
+	});
+}
+
+/** What there is to say only with a router that weighs, or with a prefill worker. */
+function routerTiming({ workers, firstAt }: ReportSource): Record<string, number> {
+	const { hitRate, prefilledAt } = workers;
+	const transfer = prefilledAt === undefined || firstAt === undefined ? undefined : firstAt - prefilledAt;
+	return {
+		...(hitRate === undefined ? {} : { kv_hit_rate: hitRate, router_queue_depth: 0 }),
+		...(transfer === undefined ? {} : { kv_transfer_estimated_latency_ms: Math.max(0, transfer) }),
+	};
 }

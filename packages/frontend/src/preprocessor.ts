@@ -13,6 +13,7 @@ import type { FrontendMetrics } from "./frontend-metrics.js";
 import { guidedDecoding } from "./guided-decoding.js";
 import type { PromptRequest } from "./leg.js";
 import type { ModelMaterials } from "./model-materials.js";
+import { BYPASS_ANNOTATION } from "./prefill-leg.js";
 import { type RoutingHeaders, routingHints } from "./routing-hints.js";
 import type { WorkerSet } from "./worker-set.js";
 
@@ -195,7 +196,7 @@ export class Preprocessor {
 			},
 			eos_token_ids: eosTokenIds,
 			mdc_sum: this.set.sum,
-			annotations: [...(nvext?.annotations ?? [])],
+			annotations: (nvext?.annotations ?? []).filter((annotation) => annotation !== BYPASS_ANNOTATION),
 			routing: routingHints(request, headers, this.set.card.lora?.name),
 			router_config_override: null,
 			...optionalMembers(request),

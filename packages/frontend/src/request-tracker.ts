@@ -114,8 +114,14 @@ export class RequestTracker {
 		this.request.exchange.release();
 	}
 
-	/** Moves the request to a stage of the pipeline; undefined: to none. */
-	enterStage(name: "preprocess" | "route" | "dispatch" | undefined): void {
+	/**
+	 * Moves the request to a stage of the pipeline; undefined: to none.
+	 * @param phase which worker it is on its way to; none while it is preprocessed.
+	 */
+	enterStage(
+		name: "preprocess" | "route" | "dispatch" | undefined,
+		phase: "" | "prefill" | "decode" | "aggregated" = "",
+	): void {
 		const now = performance.now();
 		if (this.stage !== undefined) {
 			const { name: before, phase, startedAt } = this.stage;
@@ -127,7 +133,6 @@ export class RequestTracker {
 			this.stage = undefined;
 			return;
 		}
-		const phase = name === "preprocess" ? "" : "aggregated";
 		this.stage = { name, phase, startedAt: now };
 		this.metrics.stageRequests.withLabelValues(phase, name).inc();
 	}
@@ -163,8 +168,9 @@ export class RequestTracker {
 		tokens.audio.observe(media.audio);
 		tokens.videos.observe(media.videos);
 		this.leaveQueue();
-		if (this.workerId !== undefined) {
-			const labels = ["none", this.workerId.toString(), "decode"];
+		const prompted = this.prefillWorkerId ?? this.workerId;
+		if (prompted !== undefined) {
+			const labels = ["none", prompted.toString(), this.prefillWorkerId === undefined ? "decode" : "prefill"];
 			this.metrics.workerTimeToFirstToken.withLabelValues(...labels).set(this.timeToFirstTokenMs / 1000);
 			this.metrics.workerInputTokens.withLabelValues(...labels).set(this.inputTokens);
 			this.workerLatency = this.metrics.workerInterTokenLatency.withLabelValues(...labels);

@@ -64,7 +64,7 @@ export class TextPassthrough implements ResponseSink {
 			this.dispatch.kill();
 			this.tracker.finish({ kind: "disconnected" });
 		});
-		this.tracker.enterStage("dispatch");
+		this.tracker.enterStage("dispatch", "aggregated");
 		this.dispatch.start();
 	}
 

@@ -11,6 +11,7 @@ import {
 import type { LoadMonitor, RoutingGroup } from "@dynamo-ts/router";
 import type { EndpointClient } from "@dynamo-ts/runtime";
 import type { ModelMaterials } from "./model-materials.js";
+import { WorkerGroup } from "./worker-group.js";
 
 /** Identifies a set of workers whose cards must agree. */
 export function workerSetKey(record: ModelRecord): string {
@@ -44,20 +45,25 @@ export class WorkerSet {
 	readonly router: RoutingGroup;
 	/** Knows which members are too full; absent: nobody asks. */
 	readonly load: LoadMonitor | undefined;
+	/** All sets of the model in the namespace, this one among them. */
+	readonly group: WorkerGroup;
 	/** Aborted when the set goes; ends the fetching of files. */
 	readonly closing = new AbortController();
-	/** Keys of accepted model records, by instance. */
-	private readonly members = new Map<bigint, Set<string>>();
+	/** Accepted model records, by instance. */
+	private readonly members = new Map<bigint, { readonly keys: Set<string>; readonly card: ModelDeploymentCard }>();
 	private parts: WorkerSetParts | undefined;
 	/** Requests under way; a closed set keeps its client for them. */
 	private inflight = 0;
 	private seen: readonly EndpointRecord[] | undefined;
 	private usable: readonly EndpointRecord[] = [];
+	private seenLive: readonly EndpointRecord[] | undefined;
+	private ownLive: readonly EndpointRecord[] = [];
 	private roomy: readonly EndpointRecord[] = [];
 	private roomyOf: readonly EndpointRecord[] | undefined;
 	private roomyAt = -1;
 
-	constructor(record: ModelRecord, router: RoutingGroup) {
+	/** @param group absent: the model has no other set in the namespace. */
+	constructor(record: ModelRecord, router: RoutingGroup, group: WorkerGroup = new WorkerGroup()) {
 		this.key = workerSetKey(record);
 		this.name = record.card_json.display_name;
 		this.namespace = record.namespace;
@@ -69,6 +75,25 @@ export class WorkerSet {
 		this.workerType = record.card_json.worker_type ?? "aggregated";
 		this.router = router;
 		this.load = router.load;
+		this.group = group;
+		group.sets.add(this);
+	}
+
+	/** Requests of clients can come to it, if it has what it needs. */
+	get answers(): boolean {
+		return this.workerType !== "prefill" && this.workerType !== "encode";
+	}
+
+	/** One of the card's alternatives is there: of each type in it a live worker in the same namespace. */
+	get needsMet(): boolean {
+		const { needs } = this.card;
+		if (needs === null || needs === undefined || needs.length === 0) return true;
+		return needs.some((types) => types.every((type) => this.group.has(type)));
+	}
+
+	/** Prompts are computed by other workers, where there are any. */
+	get takesPrefill(): boolean {
+		return this.workerType === "decode";
 	}
 
 	/** Names that clients call the model by. */
@@ -108,20 +133,27 @@ export class WorkerSet {
 		return this.parts?.materials;
 	}
 
-	add(instanceId: bigint, recordKey: string): void {
-		const keys = this.members.get(instanceId);
-		if (keys === undefined) this.members.set(instanceId, new Set([recordKey]));
-		else keys.add(recordKey);
+	add(instanceId: bigint, recordKey: string, card: ModelDeploymentCard = this.card): void {
+		const member = this.members.get(instanceId);
+		if (member === undefined) this.members.set(instanceId, { keys: new Set([recordKey]), card });
+		else member.keys.add(recordKey);
 		this.seen = undefined;
+		this.seenLive = undefined;
+	}
+
+	/** A member's own card: those of a set may differ in `runtime_config`. */
+	cardOf(instanceId: bigint): ModelDeploymentCard | undefined {
+		return this.members.get(instanceId)?.card;
 	}
 
 	remove(instanceId: bigint, recordKey: string): void {
-		const keys = this.members.get(instanceId);
+		const keys = this.members.get(instanceId)?.keys;
 		if (keys?.delete(recordKey) && keys.size === 0) {
 			this.members.delete(instanceId);
 			this.load?.forget(instanceId);
 		}
 		this.seen = undefined;
+		this.seenLive = undefined;
 	}
 
 	commit(parts: WorkerSetParts): void {
@@ -152,16 +184,20 @@ export class WorkerSet {
 		return this.roomy;
 	}
 
-	/** Live members, failed ones included. */
-	liveCount(): number {
-		if (!this.committed) return 0;
-		return this.client.instances().filter((instance) => this.members.has(instance.instance_id)).length;
+	/** Live members, failed ones included; the same array until something changes. */
+	live(): readonly EndpointRecord[] {
+		if (!this.committed) return [];
+		const instances = this.client.instances();
+		if (instances !== this.seenLive) {
+			this.seenLive = instances;
+			this.ownLive = instances.filter((instance) => this.members.has(instance.instance_id));
+		}
+		return this.ownLive;
 	}
 
 	/** A live member by its id; for requests that ask for a certain worker. */
 	member(instanceId: bigint): EndpointRecord | undefined {
-		if (!this.committed || !this.members.has(instanceId)) return undefined;
-		return this.client.instances().find((instance) => instance.instance_id === instanceId);
+		return this.live().find((instance) => instance.instance_id === instanceId);
 	}
 
 	/** To be called for each request that is sent, with one {@link release} at its end. */

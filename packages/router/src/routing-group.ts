@@ -65,7 +65,8 @@ export class RoutingGroup implements Router {
 
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
 		this.policy.onStart?.(instanceId, requestId, request);
-		this.#prefills?.add(requestId, instanceId, request.tokenIds?.length ?? 0);
+		const tokens = request.overrides?.trackPrefillTokens === false ? 0 : (request.tokenIds?.length ?? 0);
+		this.#prefills?.add(requestId, instanceId, tokens);
 	}
 
 	onFirstItem(requestId: string): void {

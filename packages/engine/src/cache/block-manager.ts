@@ -69,6 +69,11 @@ export class BlockManager {
 		return this.byName.size;
 	}
 
+	/** Whether a block can be found by name. */
+	isNamed(block: number): boolean {
+		return this.names[block] !== undefined;
+	}
+
 	/** Names of all blocks that can be found, in no order. */
 	cachedNames(): bigint[] {
 		return [...this.byName.keys()];

@@ -238,6 +238,7 @@ export class MockCore {
 			usedBlocks: this.pool.used,
 			totalBlocks: this.totalBlocks,
 			cachedBlocks: this.pool.numNamed,
+			heldBlocks: 0,
 			...this.counters,
 		};
 	}

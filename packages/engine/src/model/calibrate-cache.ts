@@ -34,6 +34,7 @@ export function calibrateCache(
 	const runner = new OrtModelRunner(modelPath, {
 		config,
 		weightFormats: [],
+		modelSum: "trial",
 		maxNumSeqs: 1,
 		maxModelLen: numBlocks * blockSize,
 		blockSize,

@@ -4,6 +4,7 @@
 // is copied block by block into a pool: per block [layers, 2, kvHeads, blockSize, headDim].
 // Memory comes zeroed and its pages are only committed when first written, so unused length costs nothing.
 
+import type { SharedBlocks } from "../kv/kv-port.js";
 import type { CacheGeometry } from "./cache-memory.js";
 
 /**
@@ -29,6 +30,8 @@ export class CpuKvCache {
 	readonly slotBytes: number;
 	/** Bytes of one block in the pool. */
 	readonly blockBytes: number;
+	/** The pool; other threads may read and write blocks of theirs. */
+	readonly shared: SharedBlocks;
 	private readonly pool: readonly Uint8Array[];
 	private readonly blocksPerBuffer: number;
 	private readonly heads: number;
@@ -51,12 +54,13 @@ export class CpuKvCache {
 		this.blocksPerBuffer = Math.max(1, Math.floor(POOL_BUFFER_BYTES / this.blockBytes));
 		try {
 			this.slots = carve(sides, numSlots * this.slotBytes);
-			const pool: Uint8Array[] = [];
+			const pool: SharedArrayBuffer[] = [];
 			for (let left = numBlocks; left > 0; left -= this.blocksPerBuffer) {
 				const count = Math.min(left, this.blocksPerBuffer);
-				pool.push(new Uint8Array(Math.max(count * this.blockBytes, MIN_BUFFER_BYTES)));
+				pool.push(new SharedArrayBuffer(Math.max(count * this.blockBytes, MIN_BUFFER_BYTES)));
 			}
-			this.pool = pool;
+			this.pool = pool.map((buffer) => new Uint8Array(buffer));
+			this.shared = { buffers: pool, blocksPerBuffer: this.blocksPerBuffer, blockBytes: this.blockBytes };
 		} catch (cause) {
 			const bytes = sides * numSlots * this.slotBytes + numBlocks * this.blockBytes;
 			throw new RangeError(
@@ -75,29 +79,31 @@ export class CpuKvCache {
 		return buffer.subarray(at, at + this.blockBytes);
 	}
 
-	/** Copies block number `index` of a slot into the pool. */
+	/** Copies block number `index` of a slot into the pool, also where the slot ends within it. */
 	store(slot: number, index: number, block: number): void {
 		const target = this.block(block);
 		const piece = this.blockSize * this.tokenBytes;
+		const length = Math.min(piece, this.headBytes - index * piece);
 		let to = 0;
 		for (const array of this.slots) {
 			for (let head = 0; head < this.heads; head++) {
 				const from = slot * this.slotBytes + head * this.headBytes + index * piece;
-				target.set(array.subarray(from, from + piece), to);
+				target.set(array.subarray(from, from + length), to);
 				to += piece;
 			}
 		}
 	}
 
-	/** Copies a block of the pool into a slot, as its block number `index`. */
+	/** Copies a block of the pool into a slot, as its block number `index`, as far as the slot reaches. */
 	load(block: number, slot: number, index: number): void {
 		const source = this.block(block);
 		const piece = this.blockSize * this.tokenBytes;
+		const length = Math.min(piece, this.headBytes - index * piece);
 		let from = 0;
 		for (const array of this.slots) {
 			for (let head = 0; head < this.heads; head++) {
 				const to = slot * this.slotBytes + head * this.headBytes + index * piece;
-				array.set(source.subarray(from, from + piece), to);
+				array.set(source.subarray(from, from + length), to);
 				from += piece;
 			}
 		}

@@ -54,6 +54,8 @@ export interface CudaModelRunnerOptions {
 	readonly capture?: boolean | undefined;
 	/** See `ModelRunner.weightFormats`. */
 	readonly weightFormats: readonly string[];
+	/** Gives `ModelRunner.modelSum`, once the tokens of a sequence are known. */
+	modelSum(maxModelLen: number): string;
 	/** Called as steps are captured; `fraction` runs from 0 to 1. */
 	onCapture?(fraction: number): void;
 }
@@ -86,6 +88,8 @@ export class CudaModelRunner implements ModelRunner {
 	readonly kvBytesPerToken: number;
 	readonly kvCacheDtype = "fp16";
 	readonly blockBytes: number;
+	readonly blockOrder = "layer,side,token,head,dim";
+	readonly modelSum: string;
 	readonly weightFormats: readonly string[];
 	readonly #device: PagedDevice;
 	readonly #limits: RunLimits;
@@ -151,6 +155,7 @@ export class CudaModelRunner implements ModelRunner {
 		});
 		this.numBlocks = sizing.numBlocks;
 		this.maxModelLen = sizing.maxModelLen;
+		this.modelSum = options.modelSum(this.maxModelLen);
 		for (let i = 0; i < config.numLayers * 2; i++) {
 			this.#cache.push(device.allocate((blockBytes / (config.numLayers * 2)) * (this.numBlocks + SCRATCH_BLOCKS)));
 		}

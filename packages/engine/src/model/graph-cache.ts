@@ -4,14 +4,11 @@
 
 import { createHash, randomBytes } from "node:crypto";
 import {
-	closeSync,
 	existsSync,
 	mkdirSync,
-	openSync,
 	readdirSync,
 	readFileSync,
 	readlinkSync,
-	readSync,
 	renameSync,
 	rmSync,
 	statSync,
@@ -24,18 +21,17 @@ import type { CacheFormat } from "../onnx/attention-emitter.js";
 import { buildDecoderGraph, GRAPH_VERSION } from "../onnx/decoder-graph.js";
 import type { GraphTarget } from "../onnx/matrix-writer.js";
 import { WeightsWriter } from "../onnx/weights-writer.js";
+import { addSamples } from "../weights/file-samples.js";
 import { ModelFileError } from "../weights/model-file-error.js";
 import { calibrateCache } from "./calibrate-cache.js";
 import type { KvCacheDtype, Quantization } from "./model-runner.js";
 import type { OpenModel } from "./open-model.js";
 
 const MODEL_FILE = "model.onnx";
-const WEIGHTS_FILE = "weights.bin";
+/** Beside the .onnx file. */
+export const WEIGHTS_FILE = "weights.bin";
 const TRIAL_FILE = "trial.onnx";
 const MANIFEST_FILE = "manifest.json";
-/** Pieces of each file that go into its fingerprint, spread evenly; the first holds the table of tensors. */
-const FINGERPRINT_PIECES = 64;
-const FINGERPRINT_BYTES = 1 << 13;
 /** Graphs that are kept when a new one is built, the new one included; the ones used last stay. */
 const KEPT_GRAPHS = 4;
 /** A graph used so recently may be about to be loaded by another process. */
@@ -61,19 +57,10 @@ export function graphKey(
 ): string {
 	const hash = createHash("sha256");
 	hash.update(JSON.stringify([GRAPH_VERSION, target, quantization, kvCacheDtype, model.description.config]));
-	const piece = Buffer.alloc(FINGERPRINT_BYTES);
 	for (const path of model.description.files) {
 		const { size, mtimeMs } = statSync(path);
 		hash.update(JSON.stringify([size, mtimeMs]));
-		const fd = openSync(path, "r");
-		try {
-			for (let i = 0; i < FINGERPRINT_PIECES; i++) {
-				const read = readSync(fd, piece, 0, piece.length, Math.floor((size / FINGERPRINT_PIECES) * i));
-				hash.update(piece.subarray(0, read));
-			}
-		} finally {
-			closeSync(fd);
-		}
+		addSamples(hash, path);
 	}
 	return hash.digest("hex").slice(0, 32);
 }

@@ -16,6 +16,8 @@ const CHUNK_TOKENS = 32;
 export interface ImportedModelRunnerOptions extends OrtSessionOptions, CacheSize {
 	/** See `ModelRunner.deviceNote`. */
 	readonly deviceNote?: string | undefined;
+	/** See `ModelRunner.modelSum`. */
+	readonly modelSum: string;
 	readonly model: ImportedModel;
 }
 

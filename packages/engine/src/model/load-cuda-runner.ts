@@ -8,6 +8,7 @@ import { CudaModelRunner } from "./cuda-model-runner.js";
 import { CudaPagedDevice } from "./cuda-paged-device.js";
 import { cachedGraph } from "./graph-cache.js";
 import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";
+import { sumOfGraph } from "./model-sum.js";
 import type { OpenModel } from "./open-model.js";
 
 /** Share of the device's memory that is used unless another is asked for. */
@@ -43,6 +44,7 @@ export function loadCudaRunner(model: OpenModel, options: ModelRunnerOptions): M
 			kvCacheMemory: options.kvCacheMemory,
 			gpuMemoryUtilization: options.gpuMemoryUtilization ?? DEFAULT_UTILIZATION,
 			capture: options.enforceEager !== true,
+			modelSum: (maxModelLen) => sumOfGraph(graph.modelPath, config, maxModelLen),
 			weightFormats: weightFormats(config, model.weights, quantization, "cuda"),
 			onCapture: (fraction) => onProgress?.("load", fraction),
 		});

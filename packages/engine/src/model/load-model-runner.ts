@@ -10,6 +10,7 @@ import { cachedGraph } from "./graph-cache.js";
 import { findImportedModel, type ImportedModel } from "./imported-model.js";
 import { ImportedModelRunner } from "./imported-model-runner.js";
 import type { ModelRunner, ModelRunnerOptions } from "./model-runner.js";
+import { sumOfFiles, sumOfGraph } from "./model-sum.js";
 import { openModel } from "./open-model.js";
 import { OrtModelRunner } from "./ort-model-runner.js";
 
@@ -63,6 +64,7 @@ export async function loadModelRunner(options: ModelRunnerOptions): Promise<Mode
 			...size,
 			config,
 			weightFormats: weightFormats(config, model.weights, quantization),
+			modelSum: sumOfGraph(graph.modelPath, config, size.maxModelLen),
 			kvCacheDtype,
 			intraOpThreads: options.intraOpThreads ?? 1,
 			spinning: options.spinning ?? false,
@@ -95,6 +97,7 @@ async function loadImported(model: ImportedModel, options: ModelRunnerOptions): 
 	const runner = ImportedModelRunner.load({
 		...size,
 		model,
+		modelSum: sumOfFiles(model.files),
 		deviceNote: note,
 		intraOpThreads: options.intraOpThreads ?? 1,
 		spinning: options.spinning ?? false,

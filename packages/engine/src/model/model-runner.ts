@@ -2,6 +2,7 @@
 // The seam between scheduling and computing: the engine thread decides which tokens to run, a
 // ModelRunner runs them. Calls are synchronous because the engine has a thread of its own.
 
+import type { SharedBlocks } from "../kv/kv-port.js";
 import type { DeviceChoice } from "./choose-device.js";
 import type { ModelFamily } from "./families.js";
 
@@ -165,8 +166,8 @@ export interface ModelRunner {
 	/** How the matrices are held, e.g. "q4_1 as stored" or "int8"; most weights first. */
 	readonly weightFormats: readonly string[];
 	/**
-	 * Runs one step. A sequence's first row may start behind tokens that are in its blocks already (whole blocks, all
-	 * persisted); each later one starts at or before the end of the last.
+	 * Runs one step. A sequence's first row may start behind tokens that are in its blocks already (persisted or written, the
+	 * last block in part perhaps); each later one starts at or before the end of the last.
 	 * @throws when an operator fails; what the rows' blocks hold is in doubt then.
 	 */
 	execute(rows: readonly RunnerRow[]): StepLogits;
@@ -177,6 +178,12 @@ export interface ModelRunner {
 	persist(id: number, index: number, block: number): void;
 	/** The sequence has ended or lost its blocks: what is kept for it alone is forgotten. Unknown ids are ignored. */
 	release(id: number): void;
+	/** Sum of the weights and of everything else that keys and values depend on. */
+	readonly modelSum: string;
+	/** The order of the numbers in a block, as `readBlock` gives it: equal where blocks can be exchanged. */
+	readonly blockOrder: string;
+	/** The blocks, where they are memory that other threads can see: what `readBlock` reads and `writeBlock` writes. */
+	readonly sharedBlocks?: SharedBlocks | undefined;
 	/** Bytes of one block over all layers, as `readBlock` gives them. */
 	readonly blockBytes: number;
 	/** Copies the content of a persisted block, for another process. */

@@ -306,7 +306,6 @@ describe("numbers do not depend on company", () => {
 			for (let id = 0; id < 4; id++) runner.prefill(id, ids([1]), 0, true);
 			expect(() => runner.prefill(4, ids([1]), 0, true)).toThrow(/more than 4 sequences/);
 			runner.release(3);
-			expect(() => runner.prefill(5, ids([1]), 3, true)).toThrow(/not whole blocks/);
 			expect(() => runner.prefill(0, ids([]), 0, true)).toThrow(RangeError);
 			expect(() => runner.prefill(0, ids(new Array(65).fill(1)), 0, true)).toThrow(/do not fit a sequence of 64/);
 			expect(() => runner.prefill(0, ids([200]), 0, true)).toThrow(/token 200/);

@@ -13,6 +13,8 @@ export interface OrtModelRunnerOptions extends OrtSessionOptions, CacheSize {
 	readonly config: ModelConfig;
 	/** See `ModelRunner.weightFormats`. */
 	readonly weightFormats: readonly string[];
+	/** See `ModelRunner.modelSum`. */
+	readonly modelSum: string;
 	/** See `ModelRunner.deviceNote`. */
 	readonly deviceNote?: string | undefined;
 	/** Of the graph's cache; default fp32. */

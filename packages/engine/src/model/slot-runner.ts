@@ -4,6 +4,7 @@
 // of its own: ONNX Runtime's attention takes more than one new token only of one sequence at a time. How a run is bound
 // to a graph is the business of the class below.
 
+import type { SharedBlocks } from "../kv/kv-port.js";
 import { type CacheGeometry, type CacheSize, kvBytesPerToken } from "./cache-memory.js";
 import { CpuKvCache } from "./cpu-kv-cache.js";
 import type { KvCacheDtype, ModelRunner, ModelShape, RunnerRow, StepLogits } from "./model-runner.js";
@@ -14,6 +15,8 @@ export interface SlotRunnerOptions extends CacheSize {
 	readonly config: ModelShape;
 	/** See `ModelRunner.weightFormats`. */
 	readonly weightFormats: readonly string[];
+	/** See `ModelRunner.modelSum`. */
+	readonly modelSum: string;
 	/** See `ModelRunner.deviceNote`. */
 	readonly deviceNote?: string | undefined;
 	/** "fp32", "fp16" or "int8". */
@@ -54,6 +57,8 @@ export abstract class SlotRunner implements ModelRunner {
 	readonly kvCacheDtype: KvCacheDtype;
 	readonly weightFormats: readonly string[];
 	readonly deviceNote: string | undefined;
+	readonly modelSum: string;
+	readonly blockOrder = "layer,side,head,token,dim";
 	protected readonly kv: CpuKvCache;
 	/** Token ids of a run. */
 	protected ids: Int32Array = fixedInts(64);
@@ -82,6 +87,7 @@ export abstract class SlotRunner implements ModelRunner {
 		this.numBlocks = options.numBlocks;
 		this.weightFormats = options.weightFormats;
 		this.deviceNote = options.deviceNote;
+		this.modelSum = options.modelSum;
 		this.kvCacheDtype = options.kvCacheDtype;
 		const geometry: CacheGeometry = {
 			numLayers: config.numLayers,
@@ -95,6 +101,10 @@ export abstract class SlotRunner implements ModelRunner {
 		this.#slots = new SlotTable(options.maxNumSeqs);
 		this.#allLogits = options.allLogits;
 		this.#growLogits(this.maxNumSeqs);
+	}
+
+	get sharedBlocks(): SharedBlocks {
+		return this.kv.shared;
 	}
 
 	get blockBytes(): number {
@@ -198,9 +208,8 @@ export abstract class SlotRunner implements ModelRunner {
 			this.#slots.setLength(found, row.start);
 			return;
 		}
-		const count = row.start / this.blockSize;
-		if (!Number.isInteger(count))
-			throw new RangeError(`a sequence begins behind ${row.start} tokens: not whole blocks`);
+		// The last one may be filled in part; what is behind is written over.
+		const count = Math.ceil(row.start / this.blockSize);
 		const slot = this.#slots.take(row.id);
 		for (let i = 0; i < count; i++) this.kv.load(row.blocks[i]!, slot, i);
 		this.#slots.setLength(slot, row.start);

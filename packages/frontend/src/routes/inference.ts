@@ -11,6 +11,7 @@ import {
 	parseChatCompletionRequest,
 	parseCompletionRequest,
 	parseLenientJson,
+	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
 import type { Span } from "@dynamo-ts/runtime";
 import type { FastifyInstance } from "fastify";
@@ -128,7 +129,7 @@ async function handle(
 	const tracker = startTracking();
 	try {
 		const routing = state.config.disableNvext ? {} : routingHeaders(incoming.headers);
-		const pinned = pinnedWorker(routing, request, model.serving(api.type));
+		const pinned = pinnedWorker(routing, request, model.callable(api.type));
 		if (pinned !== undefined) set = pinned.set;
 		await answer(state, api, incoming, response, request, body, set, routing, pinned?.instance, tracker);
 	} catch (error) {
@@ -158,7 +159,7 @@ async function answer(
 		migrations: metrics.migrationObserver(request.model),
 		...(tracker.span === undefined
 			? {}
-			: { trace: routeTrace(state, tracker.span, requestId, request.stream === true) }),
+			: { trace: routeTrace(state, set, tracker.span, requestId, request.stream === true) }),
 	};
 	const { span: http } = tracker.request.exchange;
 	setRequestAttributes(http, request, incoming.headers.host, config.traceContent);
@@ -185,6 +186,7 @@ async function answer(
 			? await preprocessor.chat(request as ChatCompletionRequest, routing)
 			: await preprocessor.completion(request as CompletionRequest, routing);
 	if (response.destroyed) throw new ClientGoneError("the client left before its request was sent to a worker");
+	checkPinnedPrefill(prepared.prompts[0]?.body.routing, set);
 	const identity = { requestId, model: request.model, created: Math.floor(Date.now() / 1000) };
 	const format: ChunkFormat =
 		api.kind === "chat"
@@ -208,6 +210,7 @@ async function answer(
 			report: nvextReport(request.nvext?.extra_fields),
 			headers,
 			dispatch,
+			prefill: { enforce: config.enforceDisagg, conditional: config.conditionalDisagg, log: state.log },
 			migration: { limit: config.migrationLimit, maxSeqLen: config.migrationMaxSeqLen },
 			keepAliveMs: config.sseKeepAliveIntervalMs,
 			content: config.traceContent && http?.recording === true ? new ContentAttribute(http) : undefined,
@@ -220,9 +223,16 @@ async function answer(
 	generation.start();
 }
 
-function routeTrace(state: FrontendState, parent: Span, requestId: string, stream: boolean): RouteTrace {
+function routeTrace(
+	state: FrontendState,
+	set: WorkerSet,
+	parent: Span,
+	requestId: string,
+	stream: boolean,
+): RouteTrace {
 	const cancelSignal = stream ? "stream_drop" : "kill";
-	return { parent, phase: "Aggregated", logs: state.routeLogs, requestId, cancelSignal };
+	const phase = set.takesPrefill ? "Decode" : "Aggregated";
+	return { parent, phase, logs: state.routeLogs, requestId, cancelSignal };
 }
 
 /** False for a body that could not be read or does not have the types: such requests are not counted as requests. */
@@ -277,6 +287,16 @@ function pinnedWorker(
 		if (instance !== undefined) return { set, instance };
 	}
 	throw new DynamoError("InvalidArgument", `there is no worker ${given} of this model`);
+}
+
+/**
+ * The prefill worker that the client asked for is checked before anything is sent.
+ * @throws DynamoError `InvalidArgument` for a worker that is not there.
+ */
+function checkPinnedPrefill(routing: RoutingHints | undefined, set: WorkerSet): void {
+	const id = routing?.prefill_worker_id;
+	if (id === undefined || !set.takesPrefill || set.group.prefillSetOf(id) !== undefined) return;
+	throw new DynamoError("InvalidArgument", `there is no prefill worker ${id} of this model`);
 }
 
 /** Parts of the messages that are not text. */

@@ -21,8 +21,10 @@ export interface Stack {
 	readonly completions: string;
 	/** The frontend's runtime. */
 	readonly runtime: DistributedRuntime;
-	/** Starts a worker with a runtime of its own; resolves when its model can be called. */
-	worker(options: Partial<ScriptedWorkerOptions> & Pick<ScriptedWorkerOptions, "script">): Promise<ScriptedWorker>;
+	/** Starts a worker with a runtime of its own; resolves when its model can be called, or at once when it is `alone`. */
+	worker(
+		options: Partial<ScriptedWorkerOptions> & Pick<ScriptedWorkerOptions, "script"> & { readonly alone?: boolean },
+	): Promise<ScriptedWorker>;
 	/** Another runtime in the same discovery. */
 	join(): Promise<DistributedRuntime>;
 	metrics(): Promise<PromPage>;
@@ -78,7 +80,7 @@ export async function startStack(
 			const model = options.model ?? MODEL;
 			const worker = await startScriptedWorker(await join_(), { folder: TINY_MODEL, ...options, model });
 			workers.push(worker);
-			if (options.withoutCard !== true) await frontend.waitForModel(model, 5000);
+			if (options.withoutCard !== true && options.alone !== true) await frontend.waitForModel(model, 5000);
 			return worker;
 		},
 		close: async () => {

@@ -52,6 +52,7 @@ export class ScriptedEngine implements Engine {
 			running: 2,
 			waiting: 1,
 			usedBlocks: 14,
+			heldBlocks: 3,
 			totalBlocks: 56,
 			cachedBlocks: 20,
 			prefillTokens: 100,

@@ -27,6 +27,7 @@ try {
 		maxNumBatchedTokens: 64,
 		gpuMemoryUtilization: 0.9,
 		weightFormats: [],
+		modelSum: () => "test",
 	});
 } catch (error) {
 	device.close();

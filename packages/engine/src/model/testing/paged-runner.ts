@@ -33,6 +33,7 @@ export function interpretedRunner(
 		kvCacheMemory: 25 * pagedBlockBytes(opened.description.config, 16),
 		gpuMemoryUtilization: 0.9,
 		weightFormats: [],
+		modelSum: () => "test",
 		...rest,
 	});
 	return { runner, device };
