@@ -84,7 +84,8 @@ export function notReadyError(model: string): DynamoError {
 	});
 }
 
-function overloadedError(model: string): DynamoError {
+/** The error for a model whose workers are all too full. */
+export function overloadedError(model: string): DynamoError {
 	return new DynamoError(
 		"WorkerOverloaded",
 		`every worker of model ${model} that may take the request is above one of the limits that /busy_threshold shows`,

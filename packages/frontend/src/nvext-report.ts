@@ -70,7 +70,12 @@ export function nvextJson(report: NvextReport, source: ReportSource, last: boole
 }
 
 /** JSON of the ids, in Dynamo's order; what is not known is left out. */
-export function workerIds({ prefillId, prefillRank, decodeId, decodeRank }: LegWorkers): string {
+export function workerIds({
+	prefillId,
+	prefillRank,
+	decodeId,
+	decodeRank,
+}: Pick<LegWorkers, "prefillId" | "prefillRank" | "decodeId" | "decodeRank">): string {
 	return stringifyJson({
 		...(prefillId === undefined ? {} : { prefill_worker_id: prefillId }),
 		...(prefillRank === undefined ? {} : { prefill_dp_rank: prefillRank }),
@@ -81,10 +86,12 @@ export function workerIds({ prefillId, prefillRank, decodeId, decodeRank }: LegW
 
 /** What there is to say only with a router that weighs, or with a prefill worker. */
 function routerTiming({ workers, firstAt }: ReportSource): Record<string, number> {
-	const { hitRate, prefilledAt } = workers;
-	const transfer = prefilledAt === undefined || firstAt === undefined ? undefined : firstAt - prefilledAt;
+	const { hitRate, prefilledAt, prefillId, decodeId } = workers;
+	const handedOver = decodeId !== undefined && prefillId !== decodeId && firstAt !== undefined;
+	// The prefill worker may say that it is done only after the first token.
+	const transfer = handedOver ? Math.max(0, firstAt - (prefilledAt ?? firstAt)) : undefined;
 	return {
 		...(hitRate === undefined ? {} : { kv_hit_rate: hitRate, router_queue_depth: 0 }),
-		...(transfer === undefined ? {} : { kv_transfer_estimated_latency_ms: Math.max(0, transfer) }),
+		...(transfer === undefined ? {} : { kv_transfer_estimated_latency_ms: transfer }),
 	};
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Requests that take two workers: one for the prompt, one for the answer.
+import { readFile } from "node:fs/promises";
 import { DynamoError, type PreprocessedRequest } from "@dynamo-ts/protocols/internal";
 import { KvPolicy } from "@dynamo-ts/router";
 import type { RuntimeConfig } from "@dynamo-ts/runtime";
@@ -10,7 +11,6 @@ import { type Script, type ScriptedCall, type ScriptedWorker, sendAll } from "./
 import { chatBody, MODEL, type Stack, startStack } from "./test-support/stack.js";
 
 const IDS = [70, 71, 72];
-const DETAILS = { audio_tokens: null, cached_tokens: 16 };
 const BYPASS = "x-bypass-remote-prefill";
 
 let stack: Stack | undefined;
@@ -22,16 +22,17 @@ afterEach(async () => {
 
 const gone = (): DynamoError => new DynamoError("Disconnected", "the worker is gone");
 
+const usage = (cached_tokens: number) => ({
+	prompt_tokens: 1,
+	completion_tokens: 1,
+	total_tokens: 2,
+	prompt_tokens_details: { audio_tokens: null, cached_tokens },
+});
+
 /** What a prefill worker answers with when all is well. */
 const prefilled: Script = (call) => {
-	const n = call.body.token_ids.length;
-	const completion_usage = {
-		prompt_tokens: n,
-		completion_tokens: 1,
-		total_tokens: n + 1,
-		prompt_tokens_details: DETAILS,
-	};
-	call.send({ token_ids: [99], disaggregated_params: { handle: 2n ** 60n, of: n }, completion_usage });
+	const of = call.body.token_ids.length;
+	call.send({ token_ids: [99], disaggregated_params: { handle: 2n ** 60n, of }, completion_usage: usage(16) });
 	call.finish("length").end();
 };
 
@@ -190,7 +191,7 @@ describe("prefill first, then decode", () => {
 		expect(second.routing).toEqual({ prefill_worker_id: id });
 		expect(prefill_result).toEqual({
 			disaggregated_params: { handle: 2n ** 60n, of: first.token_ids.length },
-			prompt_tokens_details: DETAILS,
+			prompt_tokens_details: usage(16).prompt_tokens_details,
 		});
 		expect(router_config_override).toEqual({
 			overlap_score_credit: 0,
@@ -515,6 +516,50 @@ describe("prefill and decode at once", () => {
 	});
 });
 
+describe("recorded requests of Dynamo's frontend", () => {
+	const recorded = async (name: string): Promise<Record<string, unknown>> => {
+		const url = new URL(`../fixtures/disagg/disagg-${name}.json`, import.meta.url);
+		return JSON.parse(await readFile(url, "utf8")).body;
+	};
+
+	it.each([
+		["nobootstrap", []],
+		["bootstrap", [18_900]],
+	])("have the same members as ours: %s", async (variant, ports) => {
+		const { prefill, decode } = await start(
+			[
+				(call) =>
+					void call
+						.send({ token_ids: [9], disaggregated_params: "dummy", completion_usage: usage(0) })
+						.finish("length")
+						.end(),
+			],
+			[sendAll(IDS)],
+			{},
+			ports,
+		);
+		expect((await chat({ max_tokens: 3 })).status).toBe(200);
+		for (const [i, body] of [...bodies(prefill), ...bodies(decode)].entries()) {
+			const golden = await recorded(`${variant}.req${i + 1}`);
+			expect(Object.keys(body)).toEqual(Object.keys(golden));
+			const { model, token_ids, eos_token_ids, mdc_sum, routing, bootstrap_info: info } = body;
+			const ofGolden = golden.bootstrap_info as Record<string, unknown> | undefined;
+			if (info !== undefined) expect(Object.keys(info)).toEqual(Object.keys(ofGolden ?? {}));
+			expect(body).toEqual({
+				...golden,
+				...{ model, token_ids, eos_token_ids, mdc_sum, routing },
+				stop_conditions: { ...(golden.stop_conditions as object), stop_token_ids_hidden: eos_token_ids },
+				...(info === undefined
+					? {}
+					: {
+							bootstrap_info: { ...ofGolden, bootstrap_room: info.bootstrap_room, handoff_id: info.handoff_id },
+						}),
+			});
+			expect(Object.keys(routing)).toEqual(Object.keys(golden.routing as object));
+		}
+	});
+});
+
 describe("conditional disaggregation", () => {
 	const settings = {
 		policy: "isl_bounding",
@@ -585,6 +630,36 @@ describe("what is told", () => {
 			.map((sample) => sample.labels);
 		expect(labels).toMatchObject([{ worker_id: String(prefill[0]?.record.instance_id), worker_type: "prefill" }]);
 	});
+
+	it.each([
+		["chat", false],
+		["chat", true],
+		["completions", false],
+		["completions", true],
+	] as const)(
+		"to a query for workers (%s, stream %s): who would do it, and nothing is done",
+		async (kind, streamed) => {
+			const { prefill, decode } = await start([prefilled], [sendAll(IDS)], { routerMode: "kv" });
+			const ids = {
+				prefill_worker_id: String(prefill[0]?.record.instance_id),
+				decode_worker_id: String(decode[0]?.record.instance_id),
+			};
+			const { chat: chatUrl, completions } = stack as Stack;
+			const nvext = { annotations: ["query_instance_id:"] };
+			const prompt = [70, 71];
+			const body = kind === "chat" ? chatBody({ nvext }) : { model: MODEL, prompt, nvext };
+			const answer = await http(kind === "chat" ? chatUrl : completions, { body: { ...body, stream: streamed } });
+			expect([answer.status, idsOf(answer.body)]).toEqual([200, ids]);
+			const json = streamed ? JSON.parse(answer.body.slice("data: ".length).split("\n", 1)[0] as string) : answer.json;
+			const text = { index: 0, text: "" };
+			const message = streamed ? { delta: { role: "assistant" } } : { message: { content: null, role: "assistant" } };
+			expect(json.choices).toMatchObject([kind === "chat" ? { ...message, finish_reason: null } : text]);
+			if (kind === "completions") expect(json.nvext.token_ids).toEqual(prompt);
+			expect(json.nvext.worker_id).toMatchObject({ prefill_dp_rank: 0, decode_dp_rank: 0 });
+			if (streamed) expect(answer.body.endsWith("data: [DONE]\n\n")).toBe(true);
+			expect([bodies(prefill), bodies(decode)]).toEqual([[], []]);
+		},
+	);
 
 	it("the router of each leg counts every request once, whatever becomes of it", async () => {
 		const started = vi.spyOn(KvPolicy.prototype, "onStart");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
+import { DISAGG_FLAGS } from "./disagg-flags.js";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { KV_ROUTER_FLAGS } from "./kv-router-flags.js";
 import { AIS_FLAGS, MISSING_ROUTER_FLAGS, OTHER_FRONTEND_FLAGS, TLS_FLAGS } from "./missing-flags.js";
@@ -125,13 +126,6 @@ export const FRONTEND_COMMAND: CommandSpec = {
 			status: { kind: "ignored", why: "the block size comes from the model's card" },
 		},
 		{
-			flag: "enforce-disagg",
-			env: ENV.DYN_ENFORCE_DISAGG,
-			type: "boolean",
-			help: "Deprecated in Dynamo too.",
-			status: { kind: "ignored", why: "readiness follows from the workers that are there" },
-		},
-		{
 			flag: "trust-remote-code",
 			env: ENV.DYN_TRUST_REMOTE_CODE,
 			type: "boolean",
@@ -174,6 +168,7 @@ export const FRONTEND_COMMAND: CommandSpec = {
 		...MIGRATION_FLAGS,
 		ROUTER_MODE_FLAG,
 		...KV_ROUTER_FLAGS,
+		...DISAGG_FLAGS,
 		...RUNTIME_FLAGS,
 		...TLS_FLAGS,
 		...MISSING_ROUTER_FLAGS,

@@ -65,8 +65,6 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 		},
 		{ flag: "router-queue-threshold", env: ENV.DYN_ROUTER_QUEUE_THRESHOLD, type: "string" },
 		{ flag: "router-policy-config", env: ENV.DYN_ROUTER_POLICY_CONFIG, type: "string" },
-		{ flag: "router-conditional-disagg", env: ENV.DYN_ROUTER_CONDITIONAL_DISAGG, type: "boolean" },
-		{ flag: "router-conditional-disagg-config", env: ENV.DYN_ROUTER_CONDITIONAL_DISAGG_CONFIG, type: "string" },
 		{ flag: "router-prefill-policy", env: ENV.DYN_ROUTER_PREFILL_POLICY, type: "string" },
 		{ flag: "router-decode-policy", env: ENV.DYN_ROUTER_DECODE_POLICY, type: "string" },
 		{ flag: "router-event-threads", env: ENV.DYN_ROUTER_EVENT_THREADS, type: "number", default: 4 },

@@ -22,13 +22,16 @@ import type { FrontendState } from "../frontend-state.js";
 import { ContentAttribute, setRequestAttributes } from "../gen-ai-attributes.js";
 import { Generation } from "../generation.js";
 import type { Failure } from "../http-errors.js";
+import type { PromptRequest } from "../leg.js";
 import { nvextReport } from "../nvext-report.js";
 import { Preprocessor } from "../preprocessor.js";
 import { ClientGoneError, readBody } from "../request-body.js";
 import { type ApiEndpoint, type MediaParts, NO_MEDIA, RequestTracker, UNKNOWN_MODEL } from "../request-tracker.js";
 import type { RouteTrace } from "../route-span.js";
 import { type RoutingHeaders, routingHeaders } from "../routing-hints.js";
+import { SseWriter } from "../sse.js";
 import { TextPassthrough } from "../text-passthrough.js";
+import { isWorkerQuery, queryAnswer, queryWorkers } from "../worker-query.js";
 import type { WorkerSet } from "../worker-set.js";
 import { modelNotFound } from "./models.js";
 
@@ -188,6 +191,18 @@ async function answer(
 	if (response.destroyed) throw new ClientGoneError("the client left before its request was sent to a worker");
 	checkPinnedPrefill(prepared.prompts[0]?.body.routing, set);
 	const identity = { requestId, model: request.model, created: Math.floor(Date.now() / 1000) };
+	if (isWorkerQuery(request.nvext?.annotations)) {
+		const [first] = prepared.prompts as [PromptRequest];
+		const workers = queryWorkers(set, first.body, pinned);
+		const json = queryAnswer(api.kind, stream, identity, workers, first.body.token_ids);
+		if (stream) {
+			const writer = new SseWriter(response, 0, { onBlocked: () => {}, onDrain: () => {} });
+			writer.queue(`data: ${json}\n\n`);
+			writer.end();
+		} else state.sendJson(response, 200, json);
+		tracker.finish({ kind: "success" });
+		return;
+	}
 	const format: ChunkFormat =
 		api.kind === "chat"
 			? new ChatChunkFormat(identity)
