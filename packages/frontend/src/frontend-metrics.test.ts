@@ -7,6 +7,7 @@ import { FrontendMetrics } from "./frontend-metrics.js";
 import type { WorkerSet } from "./worker-set.js";
 
 const SET = {
+	answers: true,
 	publicNames: ["smol", "other-name"],
 	modelTypes: new Set(["Chat", "Completions"]),
 	contextWindow: 2048,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Engine, EngineInfo, EngineStats } from "@dynamo-ts/engine";
 import { LABELS, METRICS } from "@dynamo-ts/protocols/internal";
-import type { MetricsRegistry } from "@dynamo-ts/runtime";
+import type { Counter, MetricsRegistry } from "@dynamo-ts/runtime";
 import { openCounter, openGauge } from "@dynamo-ts/runtime/internal";
 
 const FAMILIES = METRICS.engine;
@@ -37,7 +37,7 @@ export function registerEngineMetrics(metrics: MetricsRegistry, engine: Engine, 
 		[LABELS.device]: info.device,
 		[LABELS.note]: info.deviceNote ?? "",
 	}).set(1);
-	const counters = COUNTERS.map(([key, family]) => ({ key, counter: openCounter(metrics, family, labels), seen: 0 }));
+	const follow = followCounters(COUNTERS.map(([key, family]) => [key, openCounter(metrics, family, labels)]));
 
 	metrics.addUpdateCallback(() => {
 		const stats = engine.stats();
@@ -53,11 +53,24 @@ export function registerEngineMetrics(metrics: MetricsRegistry, engine: Engine, 
 		oldHitRate.set(hits);
 		running.set(stats.running);
 		waiting.set(stats.waiting);
-		// The engine counts by itself; a counter of the page is moved on by what came since.
-		for (const one of counters) {
-			const now = stats[one.key];
-			if (now > one.seen) one.counter.inc(now - one.seen);
-			one.seen = now;
-		}
+		follow(stats);
 	});
+}
+
+/**
+ * The engine counts by itself; counters of the page are moved on by what came since.
+ * @returns to be called with the engine's numbers.
+ */
+export function followCounters(
+	counters: readonly (readonly [keyof EngineStats, Counter])[],
+): (stats: EngineStats) => void {
+	const seen = new Map<keyof EngineStats, number>();
+	return (stats) => {
+		for (const [key, counter] of counters) {
+			const now = stats[key];
+			const before = seen.get(key) ?? 0;
+			if (now > before) counter.inc(now - before);
+			seen.set(key, now);
+		}
+	};
 }

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Puts an engine on the runtime: start, register, serve, and leave in an order in which no request gets lost.
 import { type Engine, type EngineInfo, KvEventTap } from "@dynamo-ts/engine";
-import type { EndpointId, ModelDeploymentCard, ModelRecord } from "@dynamo-ts/protocols/internal";
+import {
+	type EndpointId,
+	LABELS,
+	METRIC_PREFIXES,
+	type ModelDeploymentCard,
+	type ModelRecord,
+} from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { buildCard, hostModelFiles } from "./card.js";
 import { formatEndpointAddress } from "./endpoint-address.js";
@@ -12,6 +18,7 @@ import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
 import { WorkerEvents } from "./kv-events/worker-events.js";
 import { type ModelFiles, readSamplingDefaults } from "./model-files.js";
 import { checkNeighbours, ModelRegistration, tokensHealthCheck } from "./registration.js";
+import { VllmMetrics } from "./vllm-metrics.js";
 import { DEFAULT_COMPONENT, type WorkerRole } from "./worker-role.js";
 
 export interface WorkerOptions {
@@ -128,10 +135,20 @@ async function serve(
 
 	const endpoint = runtime.namespace(id.namespace).component(id.component).endpoint(id.name);
 	const eosTokenIds = [...new Set([...info.eosTokenIds, ...(options.eosTokenIds ?? [])])];
+	const metricLabels = { [LABELS.model]: options.modelName };
+	const unprefixed = runtime.metrics.level({ prefix: METRIC_PREFIXES.vllm, labels: null });
+	const vllm = new VllmMetrics(unprefixed, engine, info, options.modelName);
 	// Before the card: a router that reads there of events must find where they come from.
-	const events = await WorkerEvents.open(runtime, { engine, endpoint: id, blockSize: info.blockSize, tap, kvEvents });
+	const events = await WorkerEvents.open(runtime, {
+		engine,
+		endpoint: id,
+		blockSize: info.blockSize,
+		tap,
+		kvEvents,
+		metricLabels,
+	});
 	const handler = createGenerateHandler({
-		engine: events.watched,
+		engine: vllm.watch(events.watched),
 		disaggregatedParams: role === "prefill" ? () => prefillParams(info) : undefined,
 		context: {
 			maxModelLen: info.maxModelLen,
@@ -146,6 +163,7 @@ async function serve(
 	const served = await endpoint
 		.serve(handler, {
 			register: false,
+			metricLabels,
 			healthCheckPayload: tokensHealthCheck(options.modelName),
 			...(info.device === "mock" ? {} : { deviceType: info.device }),
 		})

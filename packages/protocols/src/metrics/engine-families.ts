@@ -75,7 +75,7 @@ export const VLLM_FAMILIES = {
 	cacheConfigInfo: gauge("vllm:cache_config_info", "1; the labels say how the KV cache is made", [
 		MORE_LABELS.blockSize,
 		MORE_LABELS.cacheDtype,
-		MORE_LABELS.engine,
+		...ENGINE,
 		MORE_LABELS.numGpuBlocks,
 	]),
 	e2eRequestLatencySeconds: histogram(

@@ -7,6 +7,7 @@ import {
 	encodeRouterEvents,
 	KV_EVENTS_TOPIC,
 	type KvCacheEvent,
+	METRICS,
 	type RouterEvent,
 	type RouterEventData,
 	type StorageTier,
@@ -16,7 +17,8 @@ import {
 	workerKvQueryEndpoint,
 	workerKvQueryFromWire,
 } from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime, EndpointHandler, EventPublisher, ServedEndpoint } from "@dynamo-ts/runtime";
+import type { Counter, DistributedRuntime, EndpointHandler, EventPublisher, ServedEndpoint } from "@dynamo-ts/runtime";
+import { openCounter } from "@dynamo-ts/runtime/internal";
 import { BlockIndex } from "./block-index.js";
 
 export interface KvEventPublisherOptions {
@@ -30,6 +32,8 @@ export interface KvEventPublisherOptions {
 	readonly bufferedEvents?: number | undefined;
 	/** The worker that the blocks belong to, where that is another process than this one. */
 	readonly workerId?: bigint | undefined;
+	/** Of the metrics of the endpoint that answers routers. */
+	readonly metricLabels?: Readonly<Record<string, string>> | undefined;
 }
 
 const DEFAULT_BUFFERED_EVENTS = 65_536;
@@ -59,11 +63,17 @@ export class KvEventPublisher {
 	#source: EventSourceRecord | undefined;
 	readonly #runtime: DistributedRuntime;
 	readonly #endpoint: EndpointId;
+	readonly #metricLabels: Readonly<Record<string, string>>;
+	readonly #engineDropped: Counter;
 	#closing: Promise<void> | undefined;
 
 	private constructor(runtime: DistributedRuntime, options: KvEventPublisherOptions) {
 		this.#runtime = runtime;
 		this.#endpoint = options.endpoint;
+		this.#metricLabels = options.metricLabels ?? {};
+		const { namespace, component } = options.endpoint;
+		const { metrics } = runtime.namespace(namespace).component(component);
+		this.#engineDropped = openCounter(metrics, METRICS.component.kvPublisherEnginesDroppedEventsTotal);
 		this.#workerId = options.workerId ?? runtime.instanceId;
 		this.#dpRank = options.dpRank ?? 0;
 		this.#blockSize = options.blockSize;
@@ -103,6 +113,11 @@ export class KvEventPublisher {
 	/** Blocks on the device. */
 	get blocks(): number {
 		return this.#indices.device.size;
+	}
+
+	/** The engine made events that never came here. */
+	countEngineDropped(events: number): void {
+		this.#engineDropped.inc(events);
 	}
 
 	/** Messages that found no room on the event plane; routers find the gap and ask. */
@@ -216,7 +231,7 @@ export class KvEventPublisher {
 			.namespace(this.#endpoint.namespace)
 			.component(this.#endpoint.component)
 			.endpoint(workerKvQueryEndpoint(publisherId))
-			.serve(this.#handle, { instanceId: this.#workerId });
+			.serve(this.#handle, { instanceId: this.#workerId, metricLabels: this.#metricLabels });
 		const { type: _type, ...recoveryTarget } = this.#served.record;
 		this.#source = {
 			type: "EventSource",

@@ -5,7 +5,6 @@ import {
 	decodeVllmBatch,
 	type EndpointId,
 	encodeVllmSequence,
-	METRICS,
 	VLLM_REPLAY_END,
 	type VllmEventBatch,
 } from "@dynamo-ts/protocols/internal";
@@ -94,7 +93,6 @@ class Relay implements KvEventsRelay {
 	readonly #reading: Promise<void>;
 	readonly #abort = new AbortController();
 	readonly #log;
-	readonly #dropped;
 	/** Sequence of the next batch; undefined before the first. */
 	#next: bigint | undefined;
 	/** Batches that wait for missed ones; undefined when nothing is missing. */
@@ -110,9 +108,6 @@ class Relay implements KvEventsRelay {
 		this.#publisher = publisher;
 		this.#converter = new VllmConverter(options.blockSize);
 		this.#log = rateLimited(runtime.log.child("dynamo_llm::kv_router::publisher"));
-		const { namespace, component } = options.endpoint;
-		const { name, help } = METRICS.component.kvPublisherEnginesDroppedEventsTotal;
-		this.#dropped = runtime.namespace(namespace).component(component).metrics.createCounter(name, help);
 		this.failed = new Promise((_, reject) => {
 			this.#fail = reject;
 		});
@@ -174,7 +169,7 @@ class Relay implements KvEventsRelay {
 			if (sequence > this.#next) {
 				const gap = sequence - this.#next;
 				this.lost += Number(gap);
-				this.#dropped.inc(Number(gap));
+				this.#publisher.countEngineDropped(Number(gap));
 				this.#log.warn("KV events of the engine are lost for good: routers forget its blocks", {
 					from: this.#next,
 					gap,

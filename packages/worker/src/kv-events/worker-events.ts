@@ -15,6 +15,8 @@ export interface WorkerEventsOptions {
 	readonly blockSize: number;
 	readonly tap: KvEventTap | undefined;
 	readonly kvEvents: KvEventsConfig;
+	/** Of the metrics of the endpoints that are served for it. */
+	readonly metricLabels?: Readonly<Record<string, string>> | undefined;
 }
 
 export class WorkerEvents {
@@ -41,11 +43,11 @@ export class WorkerEvents {
 	}
 
 	async #open(runtime: DistributedRuntime, options: WorkerEventsOptions): Promise<void> {
-		const { engine, endpoint, blockSize, tap, kvEvents } = options;
+		const { engine, endpoint, blockSize, tap, kvEvents, metricLabels } = options;
 		this.#load = await LoadPublisher.open(runtime, engine, endpoint);
 		this.#parts.push(this.#load);
 		if (tap === undefined || !kvEvents.enabled) return;
-		const publisher = await KvEventPublisher.open(runtime, { endpoint, blockSize });
+		const publisher = await KvEventPublisher.open(runtime, { endpoint, blockSize, metricLabels });
 		this.#parts.push(publisher);
 		let socket: EngineSocket | undefined;
 		if (kvEvents.socket !== undefined) {
