@@ -11,6 +11,18 @@ export interface RoutingRequest {
 	readonly cacheSalt?: string | undefined;
 	/** The data-parallel rank that the client asked for. */
 	readonly dpRank?: number | undefined;
+	/** The only worker, of those that are there, that may take it. */
+	readonly pinned?: bigint | undefined;
+	/** The workers that may take it; absent: all. */
+	readonly allowed?: readonly bigint[] | undefined;
+	/** Words that a worker must have on its card (`runtime_config.taints`). */
+	readonly requiredTaints?: readonly string[] | undefined;
+	/** Words that make a worker that has them cheaper, by their weight. */
+	readonly preferredTaints?: Readonly<Record<string, number>> | undefined;
+	/** While requests wait: who goes first, by how many seconds it counts as earlier, and the class that it belongs to. */
+	readonly strictPriority?: number | undefined;
+	readonly priorityJump?: number | undefined;
+	readonly policyClass?: string | undefined;
 	/** What holds for this request in place of the router's settings. */
 	readonly overrides?: RoutingOverrides | undefined;
 	/** What the choice is recorded in; absent: nobody records it. */
