@@ -15,6 +15,9 @@ export { DEFAULT_KV_ROUTER_OPTIONS, KvPolicy, type KvRouterOptions, type KvWorke
 export { kvWorkersOf } from "./kv-workers.js";
 export { LeastLoadedPolicy } from "./least-loaded.js";
 export { PowerOfTwoPolicy } from "./power-of-two.js";
+export type { AdmissionObserver, Applicant, Ticket } from "./queue/admission.js";
+export { RouterPolicyConfig } from "./queue/policy-config.js";
+export { type PolicyClass, PolicyProfile, type QueueOrder } from "./queue/policy-profile.js";
 export { RandomPolicy } from "./random.js";
 export { RoundRobinPolicy } from "./round-robin.js";
 export {
@@ -28,3 +31,9 @@ export {
 } from "./router.js";
 export { RoutingGroup, type RoutingGroupParts } from "./routing-group.js";
 export { StandaloneRouter, type StandaloneRouterOptions } from "./service/standalone-router.js";
+export {
+	SESSION_AFFINITY_MODES,
+	SessionAffinity,
+	type SessionAffinityMode,
+	type SessionAffinityOptions,
+} from "./session-affinity.js";

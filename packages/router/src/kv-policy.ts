@@ -2,19 +2,20 @@
 // The policy "kv": the worker that has most of the prompt in its cache and the least to do.
 import {
 	blockTokensHashes,
-	ENV,
 	type EndpointId,
 	type EndpointRecord,
-	type RouterEvent,
 	sequenceHashes,
 	type WorkerRank,
 } from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime, Logger } from "@dynamo-ts/runtime";
+import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { ACTIVE_REQUEST_EXPIRY_MS } from "./kv/active-sequences.js";
 import { ApproximateIndex } from "./kv/approximate-index.js";
 import { type CostWeights, DEFAULT_COST_WEIGHTS } from "./kv/cost.js";
 import { type KvChoice, type KvRequest, KvScheduler } from "./kv/kv-scheduler.js";
-import { type KvEventSink, KvEventSubscriber } from "./kv-events/kv-event-subscriber.js";
+import { type ReplicaSink, ReplicaSync } from "./kv/replica-sync.js";
+import { KvFeed } from "./kv-events/kv-feed.js";
+import { Admission, type AdmissionHost, type Applicant, type Ticket } from "./queue/admission.js";
+import { PolicyProfile } from "./queue/policy-profile.js";
 import type { RankLoad, Router, RoutingDecision, RoutingRequest } from "./router.js";
 
 /** Settings of the policy "kv"; `--router-*` flags. */
@@ -34,6 +35,18 @@ export interface KvRouterOptions {
 	readonly expiryMs: number;
 	/** No event so long after the first prompt is an error, milliseconds. */
 	readonly eventsDeadlineMs: number;
+	/** Without events: what gives way first, blocks that are too old, or those unused for longest when there is no room. */
+	readonly approximateCachePolicy: "ttl" | "lru";
+	/** With events: how long a prompt's blocks are believed to be there before the worker tells; undefined: not at all. */
+	readonly predictedTtlMs: number | undefined;
+	/** Count blocks that requests generate. */
+	readonly trackOutputBlocks: boolean;
+	/** Tell other routers of the same workers what was given to them, and hear it from them. */
+	readonly replicaSync: boolean;
+	/** Which requests wait, and in what order, while workers have much to compute. */
+	readonly profile: PolicyProfile;
+	/** Longest wait, milliseconds. */
+	readonly queueDeadlineMs: number;
 }
 
 /** Dynamo's defaults. */
@@ -47,6 +60,12 @@ export const DEFAULT_KV_ROUTER_OPTIONS: KvRouterOptions = {
 	assumeKvReuse: true,
 	expiryMs: ACTIVE_REQUEST_EXPIRY_MS,
 	eventsDeadlineMs: 10_000,
+	approximateCachePolicy: "ttl",
+	predictedTtlMs: undefined,
+	trackOutputBlocks: false,
+	replicaSync: false,
+	profile: PolicyProfile.single("fcfs", undefined),
+	queueDeadlineMs: 300_000,
 };
 
 /** What the workers' card says. */
@@ -58,13 +77,12 @@ export interface KvWorkers {
 	readonly rankCount: number;
 	/** The workers tell what they hold. */
 	readonly publishEvents: boolean;
+	/** Their engines look one token ahead, and so do the hashes of their blocks. */
+	readonly eagle?: boolean | undefined;
+	/** Blocks of a rank, and tokens of a step of its engine; undefined: unknown. */
+	readonly totalKvBlocks?: number | undefined;
+	readonly maxNumBatchedTokens?: number | undefined;
 }
-
-/** A worker is asked for everything at most so often because its events did not fit, milliseconds. */
-const RESYNC_PAUSE_MS = 10_000;
-
-/** Workers that do not say in this time what they hold are not waited for, milliseconds. */
-const FIRST_ANSWERS_MS = 2000;
 
 /** What was worked out for a request when it was given to a worker. */
 interface Plan {
@@ -90,80 +108,87 @@ function within<T>(request: RoutingRequest, name: string, module: string, part: 
 export class KvPolicy implements Router {
 	readonly name = "kv";
 	readonly scheduler: KvScheduler;
+	readonly admission: Admission;
+	readonly feed: KvFeed;
 	readonly #options: KvRouterOptions;
 	readonly #workers: KvWorkers;
+	/** Of what workers hold that do not tell, or of what they will tell. */
 	readonly #approximate: ApproximateIndex | undefined;
 	#candidates: readonly EndpointRecord[] = [];
 	/** Slots of all ranks of the candidates, and whose they are. */
 	#slots: number[] = [];
 	#records: EndpointRecord[] = [];
 	#plan: Plan | undefined;
-	#subscriber: KvEventSubscriber | undefined;
-	#log: Logger | undefined;
-	#deadline: NodeJS.Timeout | undefined;
-	readonly #resyncedAt = new Map<number, number>();
-	#onAnswer: (() => void) | undefined;
+	#replicas: ReplicaSync | undefined;
+	/** Requests under way as workers know them, by the attempt; only while other routers are told. */
+	readonly #told = new Map<string, { readonly requestId: string; readonly worker: WorkerRank }>();
+	#onLoad: ((load: RankLoad) => void) | undefined;
+	#taintsOf: (workerId: bigint) => readonly string[] = () => [];
 	#closed = false;
 
 	/** @param random a source of numbers in [0, 1). */
 	constructor(workers: KvWorkers, options: Partial<KvRouterOptions> = {}, random: () => number = Math.random) {
 		this.#workers = workers;
 		this.#options = { ...DEFAULT_KV_ROUTER_OPTIONS, ...options };
-		this.scheduler = new KvScheduler({ ...this.#options, blockSize: workers.blockSize, random });
-		if (!this.#options.useKvEvents) {
-			this.#approximate = new ApproximateIndex(this.scheduler.tree, this.#options.ttlMs);
-		}
+		const { useKvEvents, predictedTtlMs, profile, queueDeadlineMs, eventsDeadlineMs } = this.#options;
+		const predict = useKvEvents && predictedTtlMs !== undefined;
+		this.scheduler = new KvScheduler({ ...this.#options, blockSize: workers.blockSize, random, predict });
+		const { tree, slots, predicted, active } = this.scheduler;
+		if (!useKvEvents) this.#approximate = this.#approximation();
+		else if (predicted !== undefined) this.#approximate = new ApproximateIndex(predicted, predictedTtlMs ?? 0);
+		this.feed = new KvFeed(tree, slots, eventsDeadlineMs);
+		const { maxNumBatchedTokens } = workers;
+		this.admission = new Admission(this.#host, { profile, maxNumBatchedTokens, deadlineMs: queueDeadlineMs });
+		active.onChange = (slot) => this.#onChange(slot);
+	}
+
+	#approximation(): ApproximateIndex {
+		const { approximateCachePolicy, ttlMs } = this.#options;
+		const { totalKvBlocks } = this.#workers;
+		// Without a known size there is nothing that gives way, as in Dynamo: then time decides.
+		return approximateCachePolicy === "lru" && totalKvBlocks !== undefined
+			? new ApproximateIndex(this.scheduler.tree, Number.POSITIVE_INFINITY, totalKvBlocks)
+			: new ApproximateIndex(this.scheduler.tree, ttlMs);
 	}
 
 	/**
-	 * Begins to listen to the workers of an endpoint; does nothing when routing goes without events. Resolves when
-	 * those that are there have told what they hold, or after two seconds.
+	 * Begins to listen to the workers of an endpoint, and to other routers if that is wanted. Resolves when those workers
+	 * that are there have told what they hold, or after two seconds.
 	 * @throws DynamoError `Unavailable` when the event plane or discovery cannot be used; may be called again then.
 	 */
 	async open(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void> {
-		if (!this.#options.useKvEvents || this.#subscriber !== undefined || this.#closed) return;
-		this.#log ??= runtime.log.child("dynamo_llm::kv_router");
-		if (!this.#workers.publishEvents) {
-			this.#log.warn(
-				`The workers' card says that they publish no KV events: requests go by load alone. ${this.#cure()}`,
-				{ component: endpoint.component, endpoint: endpoint.name },
-			);
-			return;
+		if (this.#closed) return;
+		const { replicaSync, useKvEvents } = this.#options;
+		if (replicaSync && this.#replicas === undefined) {
+			const replicas = await ReplicaSync.open(runtime, endpoint, this.#replicaSink);
+			if (this.#closed) await replicas.close();
+			else this.#replicas = replicas;
 		}
-		const subscriber = await KvEventSubscriber.open(runtime, endpoint, this.#sink);
-		if (this.#closed) {
-			await subscriber.close();
-			return;
-		}
-		this.#subscriber = subscriber;
-		await this.#firstAnswers(subscriber);
+		if (useKvEvents) await this.feed.open(runtime, endpoint, this.#workers.publishEvents);
 	}
 
 	async close(): Promise<void> {
 		this.#closed = true;
-		clearTimeout(this.#deadline);
-		this.#onAnswer?.();
-		try {
-			await this.#subscriber?.close();
-		} catch (error) {
-			this.#log?.warn("The subscription to KV events could not be closed", { error });
-		}
+		this.admission.close();
+		await Promise.all([this.feed.close(), this.#replicas?.close()]);
 	}
 
-	/** A router that is younger than its workers should not choose before it has heard what they hold. */
-	#firstAnswers(subscriber: KvEventSubscriber): Promise<void> {
-		return new Promise((resolve) => {
-			const finish = (): void => {
-				clearTimeout(timer);
-				this.#onAnswer = undefined;
-				resolve();
-			};
-			const timer = setTimeout(finish, FIRST_ANSWERS_MS);
-			this.#onAnswer = () => {
-				if (this.#closed || subscriber.workers().every(({ inSync }) => inSync)) finish();
-			};
-			this.#onAnswer();
-		});
+	/** Words on a worker's card; requests can prefer some. */
+	knowTaints(taintsOf: (workerId: bigint) => readonly string[]): void {
+		this.#taintsOf = taintsOf;
+	}
+
+	watchLoad(listener: (load: RankLoad) => void): void {
+		this.#onLoad = listener;
+	}
+
+	admit(applicant: Applicant): Ticket | undefined {
+		return this.admission.admit(applicant);
+	}
+
+	/** Requests of other routers under way. */
+	get replicaRequests(): number {
+		return this.#replicas?.remote ?? 0;
 	}
 
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined {
@@ -173,13 +198,14 @@ export class KvPolicy implements Router {
 		this.#approximate?.expire(now);
 		let slots = this.#slots;
 		let records = this.#records;
-		if (request.dpRank !== undefined && this.#workers.rankCount > 1) {
+		if (request.dpRank !== undefined) {
 			const own = slots.map((slot) => this.scheduler.slots.workerOf(slot)?.dpRank === request.dpRank);
 			slots = slots.filter((_, i) => own[i]);
 			records = records.filter((_, i) => own[i]);
 		}
 		const hashed = this.#hash(request);
-		const choice = within(request, "schedule", SCHEDULE, () => this.scheduler.choose(hashed, slots));
+		const factorOf = this.#factorOf(request);
+		const choice = within(request, "schedule", SCHEDULE, () => this.scheduler.choose(hashed, slots, factorOf));
 		if (choice === undefined) return undefined;
 		const record = records[choice.index] as EndpointRecord;
 		this.#plan = { request, hashed, instanceId: record.instance_id, choice };
@@ -189,18 +215,52 @@ export class KvPolicy implements Router {
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
 		const { hashed, choice } = this.#planFor(instanceId, request);
 		const now = performance.now();
-		this.scheduler.admit(requestId, choice.slot, hashed, choice.effectivePrefillTokens, now);
+		const admitted = this.scheduler.admit(requestId, choice.slot, hashed, choice.effectivePrefillTokens, now);
 		this.#approximate?.assume(choice.slot, hashed, now);
 		this.#plan = undefined;
-		if (this.#deadline === undefined && hashed.tokensHashes.length > 0) this.#expectEvents();
+		if (hashed.tokensHashes.length > 0) this.feed.expectEvents();
+		const worker = this.scheduler.slots.workerOf(choice.slot);
+		if (this.#replicas === undefined || worker === undefined) return;
+		const told = { requestId: request.requestId ?? requestId, worker };
+		this.#told.set(requestId, told);
+		const { hashes, prefillTokens } = admitted;
+		const { expectedOutputTokens } = request;
+		this.#replicas.tell(
+			told.requestId,
+			worker,
+			{
+				type: "add",
+				tokenSequence: hashes,
+				trackPrefillTokens: request.overrides?.trackPrefillTokens ?? this.#options.trackPrefillTokens,
+				expectedOutputTokens: expectedOutputTokens === undefined ? undefined : BigInt(expectedOutputTokens),
+				prefillLoadHint: prefillTokens === 0 ? undefined : { initialEffectivePrefillTokens: BigInt(prefillTokens) },
+			},
+			request.loraName,
+		);
 	}
 
 	onFirstItem(requestId: string): void {
 		this.scheduler.active.prefillDone(requestId);
+		const told = this.#told.get(requestId);
+		if (told !== undefined) this.#replicas?.tell(told.requestId, told.worker, { type: "prefill_completed" });
+	}
+
+	/** Undefined where what is generated is not counted. */
+	get onTokens(): ((requestId: string, tokens: number) => void) | undefined {
+		return this.#options.trackOutputBlocks ? (id, tokens) => this.scheduler.active.grow(id, tokens) : undefined;
 	}
 
 	onEnd(_instanceId: bigint, requestId: string): void {
 		this.scheduler.active.free(requestId);
+		const told = this.#told.get(requestId);
+		if (told === undefined) return;
+		this.#told.delete(requestId);
+		this.#replicas?.tell(told.requestId, told.worker, { type: "free" });
+	}
+
+	/** There are other workers, or fewer: requests that wait may go to them. */
+	recheck(): void {
+		this.admission.recheck();
 	}
 
 	rankFor(instanceId: bigint, request: RoutingRequest): number | undefined {
@@ -245,27 +305,76 @@ export class KvPolicy implements Router {
 		return plan;
 	}
 
-	watchLoad(listener: (load: RankLoad) => void): void {
-		const { active, slots } = this.scheduler;
-		active.onChange = (slot) => {
-			const worker = slots.workerOf(slot);
-			if (worker === undefined) return;
-			listener({ ...worker, activeBlocks: active.blocksOf(slot), prefillTokens: active.prefillTokensOf(slot) });
-		};
-	}
-
 	#hash(request: RoutingRequest): KvRequest {
-		const { tokenIds = [], loraName, cacheSalt } = request;
+		const { tokenIds = [], loraName, cacheSalt, expectedOutputTokens } = request;
+		const { eagle } = this.#workers;
 		const tokensHashes = within(request, "compute_block_hashes", HASHES, () =>
-			blockTokensHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt }),
+			blockTokensHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt, eagle }),
 		);
 		return {
 			promptTokens: tokenIds.length,
 			tokensHashes,
 			sequenceHashes: within(request, "compute_seq_hashes", HASHES, () => sequenceHashes(tokensHashes)),
+			expectedOutputTokens,
 			overrides: request.overrides,
 		};
 	}
+
+	/** What preferred words do to the cost: exp(-tanh(sum of the weights of those that the worker has)). */
+	#factorOf({ preferredTaints }: RoutingRequest): ((slot: number) => number) | undefined {
+		const wanted = Object.entries(preferredTaints ?? {});
+		if (wanted.length === 0) return undefined;
+		return (slot) => {
+			const worker = this.scheduler.slots.workerOf(slot);
+			const taints = worker === undefined ? [] : this.#taintsOf(worker.workerId);
+			const sum = wanted.reduce((total, [taint, weight]) => total + (taints.includes(taint) ? weight : 0), 0);
+			return Math.exp(-Math.tanh(sum));
+		};
+	}
+
+	#onChange(slot: number): void {
+		this.admission.recheck();
+		const worker = this.#onLoad === undefined ? undefined : this.scheduler.slots.workerOf(slot);
+		if (worker === undefined) return;
+		const { active } = this.scheduler;
+		this.#onLoad?.({ ...worker, activeBlocks: active.blocksOf(slot), prefillTokens: active.prefillTokensOf(slot) });
+	}
+
+	/** Slots of the candidates' ranks that may take the request. */
+	#slotsOf({ dpRank }: RoutingRequest, candidates: readonly EndpointRecord[]): number[] {
+		const { firstRank, rankCount } = this.#workers;
+		const slots: number[] = [];
+		for (const { instance_id } of candidates) {
+			for (let rank = firstRank; rank < firstRank + rankCount; rank++) {
+				if (dpRank === undefined || dpRank === rank) slots.push(this.scheduler.slots.obtain(instance_id, rank));
+			}
+		}
+		return slots;
+	}
+
+	readonly #host: AdmissionHost = {
+		prefillTokens: (request, candidates) =>
+			this.#slotsOf(request, candidates).map((slot) => this.scheduler.active.prefillTokensOf(slot)),
+		cachedTokens: (request, candidates) => {
+			const choice = this.scheduler.choose(this.#hash(request), this.#slotsOf(request, candidates));
+			return (choice?.mostOverlapBlocks ?? 0) * this.scheduler.blockSize;
+		},
+	};
+
+	readonly #replicaSink: ReplicaSink = {
+		add: (key, { workerId, dpRank }, { tokenSequence, trackPrefillTokens, prefillLoadHint }) => {
+			const { firstRank, rankCount } = this.#workers;
+			if (dpRank < firstRank || dpRank >= firstRank + rankCount) return;
+			const { scheduler } = this;
+			const prefill = trackPrefillTokens ? Number(prefillLoadHint?.initialEffectivePrefillTokens ?? 0n) : 0;
+			const hashes = this.#options.trackActiveBlocks ? (tokenSequence ?? []) : [];
+			const tracked = this.#options.trackPrefillTokens ? prefill : 0;
+			scheduler.active.add(key, scheduler.slots.obtain(workerId, dpRank), hashes, tracked, performance.now());
+		},
+		prefillDone: (key) => this.scheduler.active.prefillDone(key),
+		free: (key) => this.scheduler.active.free(key),
+		has: (key) => this.scheduler.active.has(key),
+	};
 
 	#learn(candidates: readonly EndpointRecord[]): void {
 		this.#candidates = candidates;
@@ -279,63 +388,5 @@ export class KvPolicy implements Router {
 			}
 		}
 		this.scheduler.sweep(new Set(this.#slots));
-	}
-
-	readonly #sink: KvEventSink = {
-		onReset: (worker) => {
-			this.#forget(worker);
-			// What the worker holds follows in the same turn.
-			if (this.#onAnswer !== undefined) setImmediate(() => this.#onAnswer?.());
-		},
-		onWorkerGone: (worker) => {
-			this.#forget(worker);
-			// The slot may be another worker's next.
-			const slot = this.scheduler.slots.find(worker.workerId, worker.dpRank);
-			if (slot !== undefined) this.#resyncedAt.delete(slot);
-		},
-		onEvent: (event) => this.#apply(event),
-	};
-
-	#forget({ workerId, dpRank }: WorkerRank): void {
-		const slot = this.scheduler.slots.find(workerId, dpRank);
-		if (slot !== undefined) this.scheduler.tree.clear(slot);
-	}
-
-	#apply(event: RouterEvent): void {
-		// A cache that outlives its worker is not the worker's to lose.
-		if (event.residencyDomain === "cache_owner") return;
-		const { workerId, dpRank } = event;
-		const slot = this.scheduler.slots.obtain(workerId, dpRank);
-		if (this.scheduler.tree.apply(slot, event.storageTier, event.data)) return;
-		const now = performance.now();
-		if (now - (this.#resyncedAt.get(slot) ?? Number.NEGATIVE_INFINITY) < RESYNC_PAUSE_MS) return;
-		this.#resyncedAt.set(slot, now);
-		this.#log?.warn("A worker's KV event names a parent block that is not known; it is asked for all blocks", {
-			worker_id: workerId,
-			dp_rank: dpRank,
-		});
-		this.#subscriber?.resync({ workerId, dpRank });
-	}
-
-	/** Routing by cache that knows of no cache must not go unnoticed. */
-	#expectEvents(): void {
-		const subscriber = this.#subscriber;
-		if (subscriber === undefined) return;
-		const { eventsDeadlineMs } = this.#options;
-		this.#deadline = setTimeout(() => {
-			if (this.#closed || subscriber.counts.applied > 0) return;
-			this.#log?.error(
-				`No KV event came within ${eventsDeadlineMs / 1000} s of a prompt: requests go by load alone. ${this.#cure()}`,
-				{ sources: subscriber.workers().length, malformed: subscriber.counts.malformed },
-			);
-		}, eventsDeadlineMs);
-		this.#deadline.unref();
-	}
-
-	#cure(): string {
-		return (
-			`Give all processes the same event plane (${ENV.DYN_EVENT_PLANE}), let the workers publish KV events, ` +
-			`or route by assumption: --no-router-kv-events (${ENV.DYN_ROUTER_USE_KV_EVENTS}=false)`
-		);
 	}
 }

@@ -9,5 +9,8 @@ export function kvWorkersOf({ kv_cache_block_size, runtime_config }: ModelDeploy
 		firstRank: runtime_config?.data_parallel_start_rank ?? 0,
 		rankCount: Math.max(1, runtime_config?.data_parallel_size ?? 1),
 		publishEvents: runtime_config?.kv_event_publishing_enabled !== false,
+		eagle: runtime_config?.enable_eagle === true,
+		totalKvBlocks: runtime_config?.total_kv_blocks ?? undefined,
+		maxNumBatchedTokens: runtime_config?.max_num_batched_tokens ?? undefined,
 	};
 }

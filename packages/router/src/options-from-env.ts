@@ -4,7 +4,10 @@ import { ENV } from "@dynamo-ts/protocols/internal";
 import type { EnvReader } from "@dynamo-ts/runtime/internal";
 import type { BusyThresholds } from "./kv/eligibility.js";
 import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions } from "./kv-policy.js";
+import { RouterPolicyConfig } from "./queue/policy-config.js";
+import { PolicyProfile } from "./queue/policy-profile.js";
 import { ROUTER_MODES, type RouterMode } from "./router.js";
+import { SESSION_AFFINITY_MODES, type SessionAffinityOptions } from "./session-affinity.js";
 
 /** The largest weight that makes sense to anybody. */
 const MOST = 1_000_000;
@@ -13,6 +16,29 @@ const MOST = 1_000_000;
 function optionalNumber(read: EnvReader, name: string, max: number): number | undefined {
 	const text = read.text(name, "none").toLowerCase();
 	return text === "none" ? undefined : read.number(name, 0, 0, max);
+}
+
+function optionalSeconds(read: EnvReader, name: string): number | undefined {
+	return read.text(name, "none").toLowerCase() === "none" ? undefined : read.seconds(name, 0);
+}
+
+/**
+ * Undefined: sessions are nobody's affair.
+ * @throws DynamoError `InvalidArgument` that names the variable, its value and what is valid.
+ */
+export function sessionAffinityFromEnv(read: EnvReader): SessionAffinityOptions | undefined {
+	const mode = read.choice(ENV.DYN_ROUTER_SESSION_AFFINITY_MODE, SESSION_AFFINITY_MODES, "hard");
+	const ttlMs = optionalSeconds(read, ENV.DYN_ROUTER_SESSION_AFFINITY_TTL_SECS);
+	return ttlMs === undefined || ttlMs === 0 ? undefined : { ttlMs, mode };
+}
+
+/**
+ * What the file of DYN_ROUTER_POLICY_CONFIG says; undefined: there is none.
+ * @throws DynamoError `InvalidArgument` that names the file and what is wrong in it.
+ */
+export function policyConfigFromEnv(read: EnvReader): RouterPolicyConfig | undefined {
+	const path = read.text(ENV.DYN_ROUTER_POLICY_CONFIG, "");
+	return path === "" ? undefined : RouterPolicyConfig.fromFile(path);
 }
 
 /**
@@ -65,6 +91,15 @@ export function kvRouterOptionsFromEnv(read: EnvReader): KvRouterOptions {
 		assumeKvReuse: read.flag(ENV.DYN_ROUTER_ASSUME_KV_REUSE, defaults.assumeKvReuse),
 		expiryMs: read.seconds(ENV.DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS, defaults.expiryMs / 1000),
 		eventsDeadlineMs: defaults.eventsDeadlineMs,
+		approximateCachePolicy: read.choice(ENV.DYN_ROUTER_APPROXIMATE_CACHE_POLICY, ["ttl", "lru"], "ttl"),
+		predictedTtlMs: optionalSeconds(read, ENV.DYN_ROUTER_PREDICTED_TTL_SECS),
+		trackOutputBlocks: read.flag(ENV.DYN_ROUTER_TRACK_OUTPUT_BLOCKS, defaults.trackOutputBlocks),
+		replicaSync: read.flag(ENV.DYN_ROUTER_REPLICA_SYNC, defaults.replicaSync),
+		profile: PolicyProfile.single(
+			read.choice(ENV.DYN_ROUTER_QUEUE_POLICY, ["fcfs", "wspt"], "fcfs"),
+			optionalNumber(read, ENV.DYN_ROUTER_QUEUE_THRESHOLD, MOST),
+		),
+		queueDeadlineMs: defaults.queueDeadlineMs,
 	};
 	return read.flag(ENV.DYN_ROUTER_LOAD_AWARE, false) ? byLoadAlone(options) : options;
 }

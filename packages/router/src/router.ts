@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { DynamoError, EndpointId, EndpointRecord, WorkerRank } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime, Span } from "@dynamo-ts/runtime";
+import type { Applicant, Ticket } from "./queue/admission.js";
 
 /** What a policy may look at. */
 export interface RoutingRequest {
@@ -9,6 +10,12 @@ export interface RoutingRequest {
 	/** What else than tokens makes cached blocks differ. */
 	readonly loraName?: string | undefined;
 	readonly cacheSalt?: string | undefined;
+	/** The request's id, as workers know it. */
+	readonly requestId?: string | undefined;
+	/** Names the session that it belongs to. */
+	readonly sessionId?: string | undefined;
+	/** Tokens that it is expected to generate. */
+	readonly expectedOutputTokens?: number | undefined;
 	/** The data-parallel rank that the client asked for. */
 	readonly dpRank?: number | undefined;
 	/** The only worker, of those that are there, that may take it. */
@@ -66,6 +73,12 @@ export interface Router {
 	 * @param candidates in discovery's order; the same array until something changes.
 	 */
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined;
+	/**
+	 * Lets a request in, before {@link pick}, or makes it wait until a worker has less to do; absent: nobody waits.
+	 * @returns undefined: it can be picked for now.
+	 * @throws DynamoError `WorkerOverloaded` when it would have to wait and there is no room for it.
+	 */
+	admit?(applicant: Applicant): Ticket | undefined;
 	/** Why {@link pick} picked nobody, where that is not for want of candidates. */
 	refusal?(): DynamoError | undefined;
 	/** The data-parallel rank for a request that goes to the instance; undefined: the worker decides. */
@@ -82,6 +95,8 @@ export interface Router {
 	onStart?(instanceId: bigint, requestId: string, request: RoutingRequest): void;
 	/** The first item of its answer came. */
 	onFirstItem?(requestId: string): void;
+	/** It generated tokens. Undefined where nobody counts them. */
+	readonly onTokens?: ((requestId: string, tokens: number) => void) | undefined;
 	/** That request ended, whatever its outcome. */
 	onEnd?(instanceId: bigint, requestId: string): void;
 	/**
@@ -91,6 +106,10 @@ export interface Router {
 	open?(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void>;
 	/** Names the one listener that is told what the router counts of a worker's rank, whenever that changes. */
 	watchLoad?(listener: (load: RankLoad) => void): void;
+	/** There are other workers, or fewer. */
+	recheck?(): void;
+	/** Names who knows the words on workers' cards that requests can prefer. */
+	knowTaints?(taintsOf: (workerId: bigint) => readonly string[]): void;
 	/** Ends what {@link open} began. */
 	close?(): Promise<void>;
 }

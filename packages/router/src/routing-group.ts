@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// A policy and what goes with every policy: which workers of the group are too full for more.
-import type { DynamoError, EndpointId, EndpointRecord } from "@dynamo-ts/protocols/internal";
+// A policy and what goes with every policy: who may take a request at all, who is too full for more, and which worker
+// a session is bound to.
+import { DynamoError, type EndpointId, type EndpointRecord, type WorkerRank } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import { type EligibilityFacts, eligibleWorkers, type Refusal } from "./kv/eligibility.js";
 import type { LoadMonitor } from "./kv/load-monitor.js";
 import { PrefillCounts } from "./prefill-counts.js";
-import type { Router, RouterMode, RoutingRequest } from "./router.js";
+import type { Applicant, Ticket } from "./queue/admission.js";
+import type { Router, RouterMode, RoutingDecision, RoutingRequest } from "./router.js";
+import type { SessionAffinity } from "./session-affinity.js";
 
 /** What a group is made of. */
 export interface RoutingGroupParts {
+	/** The model, for messages. */
+	readonly model: string;
 	readonly policy: Router;
 	/** Told what the group's own requests occupy; absent: nobody asks. */
 	readonly load?: LoadMonitor | undefined;
+	/** Absent: sessions are nobody's affair. */
+	readonly affinity?: SessionAffinity | undefined;
 	/** Data-parallel ranks of each worker. */
 	readonly firstRank: number;
 	readonly rankCount: number;
@@ -20,13 +28,35 @@ export interface RoutingGroupParts {
 export class RoutingGroup implements Router {
 	readonly policy: Router;
 	readonly load: LoadMonitor | undefined;
+	readonly affinity: SessionAffinity | undefined;
+	readonly #parts: RoutingGroupParts;
 	/** For policies that keep no account of prompts themselves. */
 	readonly #prefills: PrefillCounts | undefined;
+	readonly #taints = new Map<bigint, readonly string[]>();
+	readonly #facts: EligibilityFacts;
+	/** Sessions of requests under way. */
+	readonly #sessions = new Map<string, string>();
+	/** Those with room among the candidates that were asked about last. */
+	#roomy: readonly EndpointRecord[] = [];
+	#roomyOf: readonly EndpointRecord[] | undefined;
+	#roomyAt = -1;
+	/** A request that was given to the worker of its session, and how the policy is to see it. */
+	#bound: { readonly request: RoutingRequest; readonly as: RoutingRequest } | undefined;
+	#refused: { readonly why: Refusal; readonly request: RoutingRequest } | undefined;
 
 	constructor(parts: RoutingGroupParts) {
-		const { policy, load, firstRank, rankCount } = parts;
+		const { policy, load, affinity, firstRank, rankCount } = parts;
+		this.#parts = parts;
 		this.policy = policy;
 		this.load = load;
+		this.affinity = affinity;
+		this.#facts = {
+			firstRank,
+			rankCount,
+			taintsOf: (id) => this.#taints.get(id) ?? [],
+			isBusy: (id) => load?.isBusy(id) ?? false,
+		};
+		policy.knowTaints?.(this.#facts.taintsOf);
 		if (load === undefined) return;
 		if (policy.watchLoad !== undefined) {
 			policy.watchLoad(({ workerId, dpRank, activeBlocks, prefillTokens }) =>
@@ -46,25 +76,120 @@ export class RoutingGroup implements Router {
 		return this.policy.name;
 	}
 
+	/** Words on a worker's card, which may change while it lives. */
+	setTaints(workerId: bigint, taints: readonly string[]): void {
+		if (taints.length > 0) this.#taints.set(workerId, taints);
+		else this.#taints.delete(workerId);
+		this.policy.recheck?.();
+	}
+
+	/** The worker is gone. */
+	forget(workerId: bigint): void {
+		this.#taints.delete(workerId);
+		this.load?.forget(workerId);
+		this.affinity?.forget(workerId);
+	}
+
+	/** Those of the candidates that may take the request; the same array until something changes, if it demands nothing. */
+	eligible(candidates: readonly EndpointRecord[], request: RoutingRequest): readonly EndpointRecord[] {
+		const { pinned, allowed, requiredTaints, dpRank } = request;
+		if (pinned === undefined && allowed === undefined && requiredTaints === undefined && dpRank === undefined) {
+			const roomy = this.#withRoom(candidates);
+			this.#refuse(roomy.length > 0 ? undefined : candidates.length > 0 ? "overloaded" : "no_worker", request);
+			return roomy;
+		}
+		const found = eligibleWorkers(candidates, request, this.#facts);
+		const refused = typeof found === "string" ? found : undefined;
+		this.#refuse(refused, request);
+		return typeof found === "string" ? [] : found;
+	}
+
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined {
-		return this.policy.pick(candidates, request);
+		const eligible = this.eligible(candidates, request);
+		if (eligible.length === 0) return undefined;
+		if (request.pinned !== undefined) return eligible[0];
+		const bound = this.#boundTo(candidates, request);
+		if (bound !== undefined) {
+			const record = eligible.find(({ instance_id }) => instance_id === bound.workerId);
+			if (record !== undefined) {
+				this.#bound = { request, as: this.#parts.rankCount > 1 ? { ...request, dpRank: bound.dpRank } : request };
+				return record;
+			}
+			if (this.affinity?.options.mode === "hard") {
+				this.#refuse("overloaded", request);
+				return undefined;
+			}
+		}
+		return this.policy.pick(eligible, request);
+	}
+
+	admit(applicant: Applicant): Ticket | undefined {
+		if (this.policy.admit === undefined) return undefined;
+		const bound = this.affinity?.options.mode === "hard" && this.#boundTo(applicant.candidates(), applicant.request);
+		const request = bound ? { ...applicant.request, pinned: bound.workerId } : applicant.request;
+		return this.policy.admit({
+			request,
+			candidates: () => this.eligible(applicant.candidates(), request),
+			onTurn: () => applicant.onTurn(),
+			onRefused: (error) => applicant.onRefused(error),
+		});
 	}
 
 	refusal(): DynamoError | undefined {
-		return this.policy.refusal?.();
+		const { model } = this.#parts;
+		switch (this.#refused?.why) {
+			case "overloaded":
+				return new DynamoError(
+					"WorkerOverloaded",
+					`every worker of model ${model} that may take the request is above one of the limits that /busy_threshold shows`,
+				);
+			case "dp_rank":
+				return new DynamoError(
+					"InvalidArgument",
+					`workers of model ${model} have no data-parallel rank ${this.#refused.request.dpRank}`,
+				);
+			case "taints":
+				return new DynamoError(
+					"Unavailable",
+					`no worker of model ${model} has all of the taints ${this.#refused.request.requiredTaints?.join(", ")}`,
+					{ reason: "backend.unavailable" },
+				);
+			case "not_allowed":
+				return new DynamoError(
+					"Unavailable",
+					`none of the workers of model ${model} that may take the request is there`,
+					{
+						reason: "backend.unavailable",
+					},
+				);
+			default:
+				return this.policy.refusal?.();
+		}
 	}
 
 	rankFor(instanceId: bigint, request: RoutingRequest): number | undefined {
-		return this.policy.rankFor?.(instanceId, request);
+		return this.policy.rankFor?.(instanceId, this.#asSeen(request));
 	}
 
 	/** Absent where the policy does not look at caches. */
-	get explain(): Router["explain"] {
-		return this.policy.explain?.bind(this.policy);
+	get explain(): ((instanceId: bigint, request: RoutingRequest) => RoutingDecision) | undefined {
+		const { policy } = this;
+		if (policy.explain === undefined) return undefined;
+		return (instanceId, request) =>
+			(policy.explain as NonNullable<Router["explain"]>)(instanceId, this.#asSeen(request));
 	}
 
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
-		this.policy.onStart?.(instanceId, requestId, request);
+		const seen = this.#asSeen(request);
+		const { sessionId } = request;
+		if (this.affinity !== undefined && sessionId !== undefined) {
+			const { rankCount, firstRank } = this.#parts;
+			const rank = rankCount > 1 ? (this.rankFor(instanceId, request) ?? request.dpRank) : undefined;
+			this.affinity.begin(sessionId, instanceId, rank ?? firstRank);
+			this.#sessions.set(requestId, sessionId);
+		}
+		this.policy.onStart?.(instanceId, requestId, seen);
+		this.#bound = undefined;
 		const tokens = request.overrides?.trackPrefillTokens === false ? 0 : (request.tokenIds?.length ?? 0);
 		this.#prefills?.add(requestId, instanceId, tokens);
 	}
@@ -74,16 +199,64 @@ export class RoutingGroup implements Router {
 		this.#prefills?.done(requestId);
 	}
 
+	get onTokens(): Router["onTokens"] {
+		return this.policy.onTokens;
+	}
+
 	onEnd(instanceId: bigint, requestId: string): void {
 		this.policy.onEnd?.(instanceId, requestId);
 		this.#prefills?.done(requestId);
+		const sessionId = this.#sessions.get(requestId);
+		if (sessionId === undefined) return;
+		this.#sessions.delete(requestId);
+		this.affinity?.end(sessionId);
 	}
 
-	async open(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void> {
+	recheck(): void {
+		this.policy.recheck?.();
+	}
+
+	/**
+	 * @param isMember true for a worker of the group; bindings of sessions to others are not taken over.
+	 * @throws DynamoError `Unavailable` when that is not possible now; it is tried again then.
+	 */
+	async open(
+		runtime: DistributedRuntime,
+		endpoint: EndpointId,
+		isMember: (workerId: bigint) => boolean = () => true,
+	): Promise<void> {
+		await this.affinity?.open(runtime, endpoint, isMember);
 		await this.policy.open?.(runtime, endpoint);
 	}
 
 	async close(): Promise<void> {
-		await this.policy.close?.();
+		await Promise.all([this.policy.close?.(), this.load?.close(), this.affinity?.close()]);
+	}
+
+	/** The worker that the request's session is bound to, while it is among the candidates. */
+	#boundTo(candidates: readonly EndpointRecord[], { sessionId }: RoutingRequest): WorkerRank | undefined {
+		const bound = sessionId === undefined ? undefined : this.affinity?.boundTo(sessionId);
+		if (bound === undefined) return undefined;
+		return candidates.some(({ instance_id }) => instance_id === bound.workerId) ? bound : undefined;
+	}
+
+	#asSeen(request: RoutingRequest): RoutingRequest {
+		return this.#bound?.request === request ? this.#bound.as : request;
+	}
+
+	#withRoom(candidates: readonly EndpointRecord[]): readonly EndpointRecord[] {
+		const { load } = this;
+		if (load === undefined) return candidates;
+		if (candidates !== this.#roomyOf || load.version !== this.#roomyAt) {
+			this.#roomyOf = candidates;
+			this.#roomyAt = load.version;
+			const roomy = candidates.filter(({ instance_id }) => !load.isBusy(instance_id));
+			this.#roomy = roomy.length === candidates.length ? candidates : roomy;
+		}
+		return this.#roomy;
+	}
+
+	#refuse(why: Refusal | undefined, request: RoutingRequest): void {
+		this.#refused = why === undefined ? undefined : { why, request };
 	}
 }

@@ -16,6 +16,8 @@ export interface BlockHashOptions {
 	readonly cacheSalt?: string | undefined;
 	/** Hashes of images and the like, by block; undefined for a block without, absent: no block has any. */
 	readonly mmHashes?: readonly (readonly bigint[] | undefined)[] | undefined;
+	/** Engines that look one token ahead (EAGLE): a block is named by its tokens and the one after them. */
+	readonly eagle?: boolean | undefined;
 }
 
 /** The seed of a block's own hash under the given adapter and salt. */
@@ -64,7 +66,7 @@ export interface BlockHashes {
 	readonly sequenceHashes: bigint[];
 }
 
-/** The own hash of each full block of `blockSize` tokens. */
+/** The own hash of each full block of `blockSize` tokens; with `eagle` of each that the token behind it is known of. */
 export function blockTokensHashes(
 	tokens: ArrayLike<number>,
 	blockSize: number,
@@ -72,8 +74,9 @@ export function blockTokensHashes(
 ): bigint[] {
 	const seed = blockSeed(options);
 	const hashes: bigint[] = [];
-	for (let end = blockSize; end <= tokens.length; end += blockSize) {
-		hashes.push(tokensHash(tokens, end - blockSize, end, seed, options.mmHashes?.[hashes.length]));
+	const ahead = options.eagle === true ? 1 : 0;
+	for (let end = blockSize; end + ahead <= tokens.length; end += blockSize) {
+		hashes.push(tokensHash(tokens, end - blockSize, end + ahead, seed, options.mmHashes?.[hashes.length]));
 	}
 	return hashes;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What workers probably hold when they do not tell: the prompts that went to them, for a while.
+// What workers probably hold when they do not tell: the prompts that went to them, for a while or while there is room.
 import type { KvRequest } from "./kv-scheduler.js";
 import type { RadixTree } from "./radix-tree.js";
 
@@ -14,15 +14,20 @@ interface Assumed {
 export class ApproximateIndex {
 	readonly #tree: RadixTree;
 	readonly #ttlMs: number;
+	readonly #capacity: number;
 	/** When each slot's blocks run out, by sequence hash. */
 	readonly #until = new Map<number, Map<bigint, number>>();
 	#queue: Assumed[] = [];
 	#head = 0;
 
-	/** @param ttlMs how long a prompt's blocks are believed to be there, milliseconds. */
-	constructor(tree: RadixTree, ttlMs: number) {
+	/**
+	 * @param ttlMs how long a prompt's blocks are believed to be there, milliseconds; infinite: until there is no room.
+	 * @param capacity blocks of a worker's rank; those that were not used for longest give way.
+	 */
+	constructor(tree: RadixTree, ttlMs: number, capacity: number = Number.POSITIVE_INFINITY) {
 		this.#tree = tree;
 		this.#ttlMs = ttlMs;
+		this.#capacity = capacity;
 	}
 
 	/** A prompt went to the worker: it is believed to hold its full blocks from now on, those it had for longer. */
@@ -37,8 +42,30 @@ export class ApproximateIndex {
 			this.#until.set(slot, ends);
 		}
 		const until = now + this.#ttlMs;
-		for (const hash of hashes) ends.set(hash, until);
-		this.#queue.push({ slot, hashes, until });
+		// Kept in the order of use, a prompt's end before its beginning: what is before a block must outlive it.
+		for (let i = hashes.length - 1; i >= 0; i--) {
+			const hash = hashes[i] as bigint;
+			ends.delete(hash);
+			ends.set(hash, until);
+		}
+		if (ends.size > this.#capacity) this.#makeRoom(slot, ends);
+		if (until !== Number.POSITIVE_INFINITY) this.#queue.push({ slot, hashes, until });
+	}
+
+	/** The worker is gone. */
+	forget(slot: number): void {
+		this.#until.delete(slot);
+		this.#tree.clear(slot);
+	}
+
+	#makeRoom(slot: number, ends: Map<bigint, number>): void {
+		const blockHashes: bigint[] = [];
+		for (const hash of ends.keys()) {
+			if (ends.size - blockHashes.length <= this.#capacity) break;
+			blockHashes.push(hash);
+		}
+		for (const hash of blockHashes) ends.delete(hash);
+		this.#tree.apply(slot, "device", { type: "removed", blockHashes });
 	}
 
 	/** Gives up what is too old. */

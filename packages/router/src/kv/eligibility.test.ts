@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { describe, expect, it } from "vitest";
-import { type Eligible, eligibleWorkers, isBusy } from "./eligibility.js";
+import { type EligibilityFacts, eligibleWorkers, isBusy } from "./eligibility.js";
 
-const worker = (workerId: bigint, more: Partial<Eligible> = {}): Eligible => ({ workerId, dpRank: 0, ...more });
+const worker = (instance_id: bigint): EndpointRecord => ({
+	type: "Endpoint",
+	namespace: "n",
+	component: "c",
+	endpoint: "e",
+	instance_id,
+	transport: { tcp: "127.0.0.1:1/x" },
+});
 
 describe("who may take a request", () => {
 	it("a worker is busy above half of its blocks, not at half", () => {
@@ -21,17 +29,23 @@ describe("who may take a request", () => {
 	});
 
 	it("what leaves nobody is named, in the order of the checks", () => {
-		const busy = worker(2n, { kvUsedBlocks: 9, totalKvBlocks: 10, taints: ["a"] });
-		const list = [worker(1n), busy];
-		const limits = { activeDecodeBlocks: 0.5 };
-		expect(eligibleWorkers([], {}, limits)).toBe("no_worker");
-		expect(eligibleWorkers(list, {}, limits)).toEqual([worker(1n)]);
-		expect(eligibleWorkers(list, { pinned: 3n, dpRank: 7 }, limits)).toBe("not_allowed");
-		expect(eligibleWorkers(list, { allowed: new Set([3n]) }, limits)).toBe("not_allowed");
-		expect(eligibleWorkers(list, { dpRank: 7, requiredTaints: ["b"] }, limits)).toBe("dp_rank");
-		expect(eligibleWorkers(list, { requiredTaints: ["b"] }, limits)).toBe("taints");
-		expect(eligibleWorkers(list, { requiredTaints: ["a"] }, limits)).toBe("overloaded");
-		expect(eligibleWorkers(list, { pinned: 2n }, limits)).toBe("overloaded");
-		expect(eligibleWorkers(list, { pinned: 2n }, {})).toEqual([busy]);
+		const list = [worker(1n), worker(2n)];
+		const facts: EligibilityFacts = {
+			firstRank: 4,
+			rankCount: 2,
+			taintsOf: (id) => (id === 2n ? ["a", "b"] : []),
+			isBusy: (id) => id === 2n,
+		};
+		const idle = { ...facts, isBusy: () => false };
+		expect(eligibleWorkers([], {}, facts)).toBe("no_worker");
+		expect(eligibleWorkers(list, {}, facts)).toEqual([worker(1n)]);
+		expect(eligibleWorkers(list, { pinned: 3n, dpRank: 7 }, facts)).toBe("not_allowed");
+		expect(eligibleWorkers(list, { allowed: [3n] }, facts)).toBe("not_allowed");
+		expect(eligibleWorkers(list, { dpRank: 6, requiredTaints: ["c"] }, facts)).toBe("dp_rank");
+		expect(eligibleWorkers(list, { dpRank: 5, requiredTaints: ["c"] }, facts)).toBe("taints");
+		expect(eligibleWorkers(list, { requiredTaints: ["a", "b"] }, facts)).toBe("overloaded");
+		expect(eligibleWorkers(list, { pinned: 2n }, facts)).toBe("overloaded");
+		expect(eligibleWorkers(list, { pinned: 2n, requiredTaints: ["b"] }, idle)).toEqual([worker(2n)]);
+		expect(eligibleWorkers(list, { allowed: [2n, 9n] }, idle)).toEqual([worker(2n)]);
 	});
 });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which workers may take a request at all, in Dynamo's order: allowed or pinned, rank, taints, and last how full they are.
+import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 
 /** Limits above which a worker gets no more; an absent one is no limit. */
 export interface BusyThresholds {
@@ -21,21 +22,23 @@ export interface WorkerFill {
 	readonly maxNumBatchedTokens?: number | undefined;
 }
 
-/** A rank of a worker that could take the request. */
-export interface Eligible extends WorkerFill {
-	readonly workerId: bigint;
-	readonly dpRank: number;
-	/** Words that requests can demand. */
-	readonly taints?: readonly string[] | undefined;
-}
-
 /** What a request demands. */
 export interface Demands {
 	/** Only this worker. */
 	readonly pinned?: bigint | undefined;
-	readonly allowed?: ReadonlySet<bigint> | undefined;
+	readonly allowed?: readonly bigint[] | undefined;
 	readonly dpRank?: number | undefined;
 	readonly requiredTaints?: readonly string[] | undefined;
+}
+
+/** What is known of the workers. */
+export interface EligibilityFacts {
+	/** Data-parallel ranks of each. */
+	readonly firstRank: number;
+	readonly rankCount: number;
+	/** Words on its card (`runtime_config.taints`). */
+	taintsOf(workerId: bigint): readonly string[];
+	isBusy(workerId: bigint): boolean;
 }
 
 /** The demand or limit that left nobody. */
@@ -54,23 +57,26 @@ export function isBusy(thresholds: BusyThresholds, fill: WorkerFill): boolean {
 }
 
 /** Those of `workers` that may take the request, or what left none. */
-export function eligibleWorkers<W extends Eligible>(
-	workers: readonly W[],
+export function eligibleWorkers(
+	workers: readonly EndpointRecord[],
 	demands: Demands,
-	thresholds: BusyThresholds,
-): readonly W[] | Refusal {
-	const { pinned, allowed, dpRank, requiredTaints } = demands;
+	facts: EligibilityFacts,
+): readonly EndpointRecord[] | Refusal {
+	const { pinned, allowed, dpRank, requiredTaints = [] } = demands;
 	if (workers.length === 0) return "no_worker";
 	let left = workers;
-	if (pinned !== undefined) left = left.filter(({ workerId }) => workerId === pinned);
-	if (allowed !== undefined) left = left.filter(({ workerId }) => allowed.has(workerId));
+	if (pinned !== undefined) left = left.filter(({ instance_id }) => instance_id === pinned);
+	if (allowed !== undefined) left = left.filter(({ instance_id }) => allowed.includes(instance_id));
 	if (left.length === 0) return "not_allowed";
-	if (dpRank !== undefined) left = left.filter((worker) => worker.dpRank === dpRank);
-	if (left.length === 0) return "dp_rank";
-	if (requiredTaints !== undefined && requiredTaints.length > 0) {
-		left = left.filter(({ taints = [] }) => requiredTaints.every((taint) => taints.includes(taint)));
+	if (dpRank !== undefined && (dpRank < facts.firstRank || dpRank >= facts.firstRank + facts.rankCount))
+		return "dp_rank";
+	if (requiredTaints.length > 0) {
+		left = left.filter(({ instance_id }) => {
+			const taints = facts.taintsOf(instance_id);
+			return requiredTaints.every((taint) => taints.includes(taint));
+		});
+		if (left.length === 0) return "taints";
 	}
-	if (left.length === 0) return "taints";
-	left = left.filter((worker) => !isBusy(thresholds, worker));
+	left = left.filter(({ instance_id }) => !facts.isBusy(instance_id));
 	return left.length === 0 ? "overloaded" : left;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses by cached prefix and load: what the index, the active sequences and the cost say together.
 
+import { randomBytes } from "node:crypto";
 import type { RoutingOverrides } from "../router.js";
 import { ActiveSequences } from "./active-sequences.js";
 import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, idleInputs, workerCost } from "./cost.js";
@@ -18,6 +19,10 @@ export interface KvSchedulerOptions {
 	readonly trackActiveBlocks?: boolean | undefined;
 	/** Requests under way share blocks; false: each has blocks of its own. Default true. */
 	readonly assumeKvReuse?: boolean | undefined;
+	/** Count blocks that requests generate; default false. */
+	readonly trackOutputBlocks?: boolean | undefined;
+	/** Keep an index of what workers probably hold, beside what they tell; default false. */
+	readonly predict?: boolean | undefined;
 	/** Milliseconds after which a request that never ended is forgotten. */
 	readonly expiryMs?: number | undefined;
 	readonly random?: (() => number) | undefined;
@@ -30,6 +35,8 @@ export interface KvRequest {
 	/** Hashes of its full blocks: by their tokens alone, and in their place. */
 	readonly tokensHashes: readonly bigint[];
 	readonly sequenceHashes: readonly bigint[];
+	/** Tokens that it is expected to generate. */
+	readonly expectedOutputTokens?: number | undefined;
 	/** What holds for it in place of the scheduler's settings. */
 	readonly overrides?: RoutingOverrides | undefined;
 }
@@ -42,13 +49,24 @@ export interface KvChoice {
 	readonly cost: number;
 	/** Leading blocks that the worker holds in device memory. */
 	readonly overlapBlocks: number;
+	/** The same of the eligible one that holds most. */
+	readonly mostOverlapBlocks: number;
 	/** Prompt tokens that it must compute. */
 	readonly effectivePrefillTokens: number;
+}
+
+/** What a request counts as at its worker. */
+export interface Admitted {
+	/** Names of its blocks; undefined where none are counted. */
+	readonly hashes: readonly bigint[] | undefined;
+	readonly prefillTokens: number;
 }
 
 export class KvScheduler {
 	readonly slots = new WorkerSlots();
 	readonly tree = new RadixTree();
+	/** What workers are believed to hold beside what {@link tree} says; the larger of both counts. */
+	readonly predicted: RadixTree | undefined;
 	readonly active: ActiveSequences;
 	readonly blockSize: number;
 	readonly #weights: CostWeights;
@@ -56,8 +74,9 @@ export class KvScheduler {
 	readonly #trackPrefill: boolean;
 	readonly #trackBlocks: boolean;
 	readonly #reuse: boolean;
-	/** A name that no block has: hashes have 64 bits. */
-	#nextName = 1n << 64n;
+	readonly #trackOutput: boolean;
+	/** Names that no block has: any number will do, as hashes are spread over all of them. */
+	#nextName = randomBytes(8).readBigUInt64LE();
 	readonly #random: () => number;
 	#costs = new Float64Array(16);
 	/** One object for all workers and calls. */
@@ -70,13 +89,18 @@ export class KvScheduler {
 		this.#trackPrefill = options.trackPrefillTokens ?? true;
 		this.#trackBlocks = options.trackActiveBlocks ?? true;
 		this.#reuse = options.assumeKvReuse ?? true;
+		this.#trackOutput = options.trackOutputBlocks ?? false;
+		this.predicted = options.predict === true ? new RadixTree() : undefined;
 		this.#random = options.random ?? Math.random;
 		this.active = new ActiveSequences(options.expiryMs);
 		this.#inputs = idleInputs(options.blockSize);
 	}
 
-	/** The cheapest of the eligible slots, or as the temperature draws; undefined when there is none. */
-	choose(request: KvRequest, eligible: ArrayLike<number>): KvChoice | undefined {
+	/**
+	 * The cheapest of the eligible slots, or as the temperature draws; undefined when there is none.
+	 * @param factorOf what a slot's cost is multiplied by; absent: 1.
+	 */
+	choose(request: KvRequest, eligible: ArrayLike<number>, factorOf?: (slot: number) => number): KvChoice | undefined {
 		const count = eligible.length;
 		if (count === 0) return undefined;
 		if (this.#costs.length < count) this.#costs = new Float64Array(count * 2);
@@ -84,6 +108,7 @@ export class KvScheduler {
 		const inputs = this.#inputs;
 		const { active } = this;
 		const found = this.tree.find(request.tokensHashes);
+		const predicted = this.predicted?.find(request.tokensHashes).device;
 		let least = Number.POSITIVE_INFINITY;
 		for (let i = 0; i < count; i++) least = Math.min(least, active.prefillTokensOf(eligible[i] as number));
 		const { overlapScoreCredit, assumeKvReuse = this.#reuse } = request.overrides ?? {};
@@ -94,21 +119,28 @@ export class KvScheduler {
 			const slot = eligible[i] as number;
 			inputs.activePrefillTokens = active.prefillTokensOf(slot);
 			// A slot without any block may be beyond the arrays.
-			inputs.deviceBlocks = found.device[slot] ?? 0;
+			inputs.deviceBlocks = Math.max(found.device[slot] ?? 0, predicted?.[slot] ?? 0);
 			inputs.hostBlocks = found.hostPinned[slot] ?? 0;
 			inputs.diskBlocks = found.disk[slot] ?? 0;
 			inputs.decodeBlocks = this.#decodeBlocks(slot, request.sequenceHashes, assumeKvReuse);
 			inputs.activeRequests = active.requestsOf(slot);
-			costs[i] = workerCost(weights, inputs);
+			const cost = workerCost(weights, inputs);
+			costs[i] = factorOf === undefined ? cost : cost * factorOf(slot);
 		}
 		const at = drawByCost(costs, count, this.#temperature, this.#random);
 		const slot = eligible[at] as number;
-		const overlapBlocks = found.device[slot] ?? 0;
+		const overlapBlocks = Math.max(found.device[slot] ?? 0, predicted?.[slot] ?? 0);
+		let mostOverlap = overlapBlocks;
+		for (let i = 0; i < count; i++) {
+			const other = eligible[i] as number;
+			mostOverlap = Math.max(mostOverlap, found.device[other] ?? 0, predicted?.[other] ?? 0);
+		}
 		return {
 			index: at,
 			slot,
 			cost: costs[at] as number,
 			overlapBlocks,
+			mostOverlapBlocks: mostOverlap,
 			effectivePrefillTokens: this.#effectiveTokens(request, slot, overlapBlocks, found),
 		};
 	}
@@ -142,19 +174,33 @@ export class KvScheduler {
 		return Math.max(0, request.promptTokens - Math.floor(cached * this.blockSize));
 	}
 
-	/** The request goes to the slot. Followed by one `active.free` of its id, whatever becomes of it. */
-	admit(id: string, slot: number, request: KvRequest, effectivePrefillTokens: number, now: number): void {
+	/**
+	 * The request goes to the slot. Followed by one `active.free` of its id, whatever becomes of it.
+	 * @returns what it counts as.
+	 */
+	admit(id: string, slot: number, request: KvRequest, effectivePrefillTokens: number, now: number): Admitted {
 		const { sequenceHashes } = request;
 		let hashes: readonly bigint[] = [];
 		const reuse = request.overrides?.assumeKvReuse ?? this.#reuse;
-		if (this.#trackBlocks) hashes = reuse ? sequenceHashes : sequenceHashes.map(() => this.#nextName++);
-		this.active.add(id, slot, hashes, this.#tracksPrefill(request) ? effectivePrefillTokens : 0, now);
+		if (this.#trackBlocks) hashes = reuse ? sequenceHashes : sequenceHashes.map(() => this.#newName());
+		const prefill = this.#tracksPrefill(request) ? effectivePrefillTokens : 0;
+		const { blockSize } = this;
+		const { promptTokens, expectedOutputTokens: expectedTokens } = request;
+		const output = this.#trackOutput && this.#trackBlocks ? { blockSize, promptTokens, expectedTokens } : undefined;
+		this.active.add(id, slot, hashes, prefill, now, output);
+		return { hashes: this.#trackBlocks ? hashes : undefined, prefillTokens: prefill };
+	}
+
+	#newName(): bigint {
+		this.#nextName = BigInt.asUintN(64, this.#nextName + 1n);
+		return this.#nextName;
 	}
 
 	/** Gives up the numbers of workers that are not in `kept`, hold no block and have no request. */
 	sweep(kept: ReadonlySet<number>): void {
 		for (let slot = 0; slot < this.slots.capacity; slot++) {
 			if (kept.has(slot) || this.tree.blocksOf(slot) > 0 || this.active.requestsOf(slot) > 0) continue;
+			if ((this.predicted?.blocksOf(slot) ?? 0) > 0) continue;
 			this.slots.release(slot);
 		}
 	}
