@@ -2,8 +2,20 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { type BucketRange, ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
-import type { BusyThresholds, KvRouterOptions, RouterMode } from "@dynamo-ts/router";
-import { busyThresholdsFromEnv, kvRouterOptionsFromEnv, routerModeFromEnv } from "@dynamo-ts/router/internal";
+import type {
+	BusyThresholds,
+	KvRouterOptions,
+	RouterMode,
+	RouterPolicyConfig,
+	SessionAffinityOptions,
+} from "@dynamo-ts/router";
+import {
+	busyThresholdsFromEnv,
+	kvRouterOptionsFromEnv,
+	policyConfigFromEnv,
+	routerModeFromEnv,
+	sessionAffinityFromEnv,
+} from "@dynamo-ts/router/internal";
 import { EnvReader } from "@dynamo-ts/runtime/internal";
 import { type ConditionalDisagg, parseConditionalDisagg } from "./conditional-disagg.js";
 
@@ -64,6 +76,10 @@ export interface FrontendConfig {
 	readonly routerMode: RouterMode;
 	/** For the router mode kv. */
 	readonly kvRouter: KvRouterOptions;
+	/** What the file of router policies says: which requests wait, and in what order; undefined: there is none. */
+	readonly policyConfig: RouterPolicyConfig | undefined;
+	/** Requests of a session stay with one worker; undefined: they do not. */
+	readonly sessionAffinity: SessionAffinityOptions | undefined;
 	/** Workers above them get no more; they can be changed while running. */
 	readonly busyThresholds: BusyThresholds;
 	/** No routes that change settings. */
@@ -123,6 +139,8 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		fileTimeoutMs: 60_000,
 		routerMode: routerModeFromEnv(read),
 		kvRouter: kvRouterOptionsFromEnv(read),
+		policyConfig: policyConfigFromEnv(read),
+		sessionAffinity: sessionAffinityFromEnv(read),
 		busyThresholds: busyThresholdsFromEnv(read),
 		disableAdminApi: read.flag(ENV.DYN_DISABLE_FRONTEND_ADMIN_API, false),
 		conditionalDisagg: read.flag(ENV.DYN_ROUTER_CONDITIONAL_DISAGG, false)

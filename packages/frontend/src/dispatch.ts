@@ -3,77 +3,21 @@ import {
 	type Annotated,
 	DynamoError,
 	type EndpointRecord,
+	type LLMEngineOutput,
 	mayTryAnother,
 	type PreprocessedRequest,
 	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
-import type { RoutingDecision, RoutingOverrides, RoutingRequest } from "@dynamo-ts/router";
-import type { ActiveRequest, OutgoingRequest, RequestOptions, ResponseSink } from "@dynamo-ts/runtime";
-import { type Continuation, isLoss, type MigrationObserver, type MigrationType } from "./migration.js";
-import { beginSelection, RouteSpan, type RouteTrace } from "./route-span.js";
+import type { RoutingDecision, RoutingRequest, Ticket } from "@dynamo-ts/router";
+import type { ActiveRequest, OutgoingRequest, ResponseSink } from "@dynamo-ts/runtime";
+import type { DispatchOptions, Handover, PrefillHost, RoutingConstraints } from "./dispatch-options.js";
+import { asDynamoError } from "./http-errors.js";
+import { isLoss, type MigrationType } from "./migration.js";
+import { beginSelection, RouteSpan } from "./route-span.js";
 import type { WorkerSet } from "./worker-set.js";
 
 /** Most instances that a request is offered to in a row without an item from any of them. */
 const MAX_ATTEMPTS = 8;
-
-export interface DispatchOptions extends RequestOptions {
-	/** Send to this instance and no other. */
-	readonly pinned?: EndpointRecord;
-	/** Where the spans of attempts belong; absent: there are none. */
-	readonly trace?: RouteTrace;
-	/** Told about each instance that is tried, before it is, and what its choice was made by. */
-	readonly onAttempt?: (instance: EndpointRecord, decision: RoutingDecision | undefined) => void;
-	/** The body for an instance and rank that were chosen, called for each that is tried; absent: the same for all. */
-	readonly bodyFor?: (body: PreprocessedRequest, instance: EndpointRecord, rank?: number) => PreprocessedRequest;
-	/** Nothing of the answer is shown before its end, so that it can begin anew elsewhere; asked after each loss. */
-	readonly mayRepeat?: () => boolean;
-	/** What comes before the request goes to a worker of the set. */
-	readonly prefill?: PrefillStep;
-	/** Told about workers that were lost with the request. */
-	readonly migrations?: MigrationObserver;
-	/** What the request says about its way. */
-	readonly routing?: RoutingHints;
-	/** What the request becomes when its stream was lost; absent: it fails. */
-	readonly continuation?: Continuation;
-}
-
-/** Lets another worker compute a request's prompt before, or while, the request is at a worker of the set. */
-export interface PrefillStep {
-	/** Begins, or begins again; what came of the run before counts no more. */
-	run(request: OutgoingRequest, tokenIds: readonly number[], host: PrefillHost): void;
-	/** The worker that took the request failed before its first item: true when the hand-over may be to blame. */
-	mayBeBlamed(error: DynamoError): boolean;
-	/** Abandons what is under way; the host hears nothing more. */
-	cancel(): void;
-	/** The answer is complete: what is under way may end by itself, but is not waited for long. */
-	release(): void;
-}
-
-/** Told what came of a {@link PrefillStep}; some of it may come before `run` has returned. */
-export interface PrefillHost {
-	/** The request can be sent. */
-	onHandover(handover: Handover): void;
-	/**
-	 * What was handed over last is worth nothing.
-	 * @returns false when the worker has begun to answer all the same, and so does not need it.
-	 */
-	onWithdrawn(): boolean;
-	/** The prefill worker's items are the whole answer. */
-	onAnswer(items: readonly Annotated<unknown>[]): void;
-	/** The request cannot go on. Never called before `run` has returned. */
-	onPrefillError(error: DynamoError): void;
-}
-
-/** What a request goes on with after its {@link PrefillStep}. */
-export interface Handover {
-	/** Members of the body that replace the request's. */
-	readonly body: Partial<PreprocessedRequest>;
-	readonly overrides?: RoutingOverrides;
-	/** The worker that it was decided for. */
-	readonly preferred?: EndpointRecord;
-	/** One worker can use it, and once. */
-	readonly once?: boolean;
-}
 
 let attemptsEver = 0;
 
@@ -82,14 +26,6 @@ export function notReadyError(model: string): DynamoError {
 	return new DynamoError("Unavailable", `no worker of model ${model} can be reached`, {
 		reason: "backend.unavailable",
 	});
-}
-
-/** The error for a model whose workers are all too full. */
-export function overloadedError(model: string): DynamoError {
-	return new DynamoError(
-		"WorkerOverloaded",
-		`every worker of model ${model} that may take the request is above one of the limits that /busy_threshold shows`,
-	);
 }
 
 /**
@@ -129,6 +65,10 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	private prefillDue: boolean;
 	private handover: Handover | undefined;
 	private withdrawing = false;
+	/** While it waits for its turn. */
+	private waiting: { readonly ticket: Ticket; readonly routing: RoutingRequest } | undefined;
+	/** Why it may not even be picked for. */
+	private denied: DynamoError | undefined;
 	private paused = false;
 	private over = false;
 
@@ -162,6 +102,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		const { call } = this;
 		if (complete) this.route?.succeeded();
 		else this.route?.cancelled();
+		this.leaveQueue();
 		this.settle("cancelled");
 		this.finish(() => {});
 		call?.kill();
@@ -191,8 +132,10 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		this.delivered = true;
 		if (this.silent) {
 			this.silent = false;
-			this.set.router.onFirstItem?.(this.attemptId);
+			this.set.router.onFirstItem(this.attemptId);
 		}
+		const tokens = (item.data as Partial<LLMEngineOutput> | null | undefined)?.token_ids?.length;
+		if (tokens !== undefined && tokens > 0) this.set.router.onTokens(this.attemptId, tokens);
 		if (this.lost !== undefined) this.settle("success");
 		this.sink.onItem(item);
 	}
@@ -212,6 +155,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 
 	onWithdrawn(): boolean {
 		if (this.over || !this.silent) return false;
+		this.leaveQueue();
 		this.handover = undefined;
 		const { call, instance } = this;
 		this.call = undefined;
@@ -291,23 +235,54 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	}
 
 	private hasInstance(): boolean {
-		const { pinned } = this.options;
-		if (pinned !== undefined) return this.roomAt(pinned) !== undefined;
-		return this.set.router.name !== "direct" && this.fresh().length > 0;
+		const { router } = this.set;
+		if (this.options.pinned === undefined && router.name === "direct") return false;
+		return router.eligible(this.fresh(), this.routingRequest()).length > 0;
 	}
 
-	/** Candidates that have not been tried. */
+	/** Candidates that have not been tried, full ones included. */
 	private fresh(): readonly EndpointRecord[] {
-		const candidates = this.set.withRoom();
+		const { pinned } = this.options;
+		const candidates = pinned === undefined ? this.set.candidates() : [pinned];
 		if (this.tried.size === 0) return candidates;
 		return candidates.filter(({ instance_id }) => !this.tried.has(instance_id));
 	}
 
+	/** Goes to an instance, or waits for one. */
 	private attempt(): boolean {
 		if (this.attempts >= MAX_ATTEMPTS) return false;
-		const { pinned, onAttempt } = this.options;
-		const routing = this.routingRequest();
-		const instance = pinned === undefined ? this.pick(routing) : this.roomAt(pinned);
+		const routing: RoutingRequest = {
+			...this.routingRequest(),
+			span: beginSelection(this.options.trace, this.set.router),
+		};
+		try {
+			const ticket = this.set.router.admit({
+				request: routing,
+				candidates: () => this.fresh(),
+				onTurn: () => {
+					this.waiting = undefined;
+					if (!this.place(routing)) this.refuse();
+				},
+				onRefused: (error) => {
+					this.leaveQueue();
+					this.denied = error;
+					this.refuse();
+				},
+			});
+			if (ticket === undefined) return this.place(routing);
+			this.waiting = { ticket, routing };
+			return true;
+		} catch (error) {
+			routing.span?.end();
+			this.denied = asDynamoError(error);
+			return false;
+		}
+	}
+
+	private place(routing: RoutingRequest): boolean {
+		const { onAttempt } = this.options;
+		const { router } = this.set;
+		const instance = this.pick(routing);
 		routing.span?.end();
 		if (instance === undefined) return false;
 		this.attempts++;
@@ -316,15 +291,22 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		this.opened = false;
 		this.silent = true;
 		this.attemptId = String(attemptsEver++);
-		const rank = this.set.router.rankFor?.(instance.instance_id, routing);
-		const decision = this.set.router.explain?.(instance.instance_id, routing);
+		const rank = router.rankFor(instance.instance_id, routing);
+		const decision = router.explain?.(instance.instance_id, routing);
 		this.beginRoute(instance, decision);
 		const request = { ...withRank(this.requestFor(instance, rank), rank), span: this.route?.span };
-		this.set.router.onStart?.(instance.instance_id, this.attemptId, routing);
+		router.onStart(instance.instance_id, this.attemptId, routing);
 		onAttempt?.(instance, decision);
 		this.call = this.set.client.send(instance, request, this, this.options);
 		if (this.paused) this.call.pause();
 		return true;
+	}
+
+	private leaveQueue(): void {
+		const { waiting } = this;
+		this.waiting = undefined;
+		waiting?.ticket.cancel();
+		waiting?.routing.span?.end();
 	}
 
 	private beginRoute(instance: EndpointRecord, decision: RoutingDecision | undefined): void {
@@ -341,9 +323,14 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	}
 
 	private pick(routing: RoutingRequest): EndpointRecord | undefined {
+		const { router } = this.set;
 		const fresh = this.fresh();
 		const preferred = this.handover?.preferred;
-		return preferred !== undefined && fresh.includes(preferred) ? preferred : this.set.router.pick(fresh, routing);
+		// A session's worker comes before the one that was found for the prompt.
+		if (preferred !== undefined && (routing.sessionId === undefined || router.affinity === undefined)) {
+			if (router.eligible(fresh, routing).includes(preferred)) return preferred;
+		}
+		return router.pick(fresh, routing);
 	}
 
 	private requestFor(instance: EndpointRecord, rank: number | undefined): OutgoingRequest {
@@ -352,10 +339,6 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		if (handover === undefined && bodyFor === undefined) return request;
 		const body = { ...(request.payload as PreprocessedRequest), ...handover?.body };
 		return { ...request, payload: bodyFor === undefined ? body : bodyFor(body, instance, rank) };
-	}
-
-	private roomAt(instance: EndpointRecord): EndpointRecord | undefined {
-		return this.set.load?.isBusy(instance.instance_id) ? undefined : instance;
 	}
 
 	private refuse(): void {
@@ -368,21 +351,27 @@ export class Dispatch implements ResponseSink, PrefillHost {
 
 	/** Why nobody was there for the request in the first place. */
 	private refusal(): DynamoError {
-		// One that is pinned is passed over only for being full.
-		const full = this.options.pinned !== undefined || this.set.withRoom().length === 0;
-		const known = this.options.pinned !== undefined || this.set.candidates().length > 0;
-		if (full && known) return overloadedError(this.set.name);
-		return this.set.router.refusal?.() ?? notReadyError(this.set.name);
+		return this.denied ?? this.set.router.refusal() ?? notReadyError(this.set.name);
 	}
 
 	private routingRequest(): RoutingRequest {
-		const { routing } = this.options;
+		const { routing, sessionId, policyClass, pinned } = this.options;
+		const constraints = (routing?.routing_constraints ?? {}) as RoutingConstraints;
 		return {
 			tokenIds: this.tokenIds,
+			requestId: this.request.id,
+			sessionId,
+			policyClass,
 			loraName: routing?.lora_name,
 			cacheSalt: routing?.cache_salt,
 			dpRank: routing?.dp_rank,
-			span: beginSelection(this.options.trace, this.set.router),
+			expectedOutputTokens: routing?.expected_output_tokens,
+			pinned: pinned?.instance_id,
+			allowed: routing?.allowed_worker_ids,
+			requiredTaints: constraints.required_taints?.length ? constraints.required_taints : undefined,
+			preferredTaints: constraints.preferred_taints,
+			strictPriority: routing?.strict_priority,
+			priorityJump: routing?.priority_jump,
 			overrides: this.handover?.overrides,
 		};
 	}
@@ -405,7 +394,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		const { instance } = this;
 		if (instance === undefined) return;
 		this.instance = undefined;
-		this.set.router.onEnd?.(instance.instance_id, this.attemptId);
+		this.set.router.onEnd(instance.instance_id, this.attemptId);
 	}
 
 	private finish(tell: () => void): void {

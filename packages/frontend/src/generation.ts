@@ -3,7 +3,7 @@ import type { ServerResponse } from "node:http";
 import type { CompletionTokensDetails, DynamoError, PromptTokensDetails } from "@dynamo-ts/protocols/internal";
 import type { ChoiceRules, ChoiceState } from "./choice-state.js";
 import { annotationEvent, type ChunkFormat, commentEvent, type UsageCounts } from "./chunk-format.js";
-import type { DispatchOptions } from "./dispatch.js";
+import type { DispatchOptions } from "./dispatch-options.js";
 import type { ContentAttribute } from "./gen-ai-attributes.js";
 import type { Failure, FailureContext } from "./http-errors.js";
 import { Leg, type PromptRequest } from "./leg.js";

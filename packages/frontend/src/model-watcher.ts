@@ -16,7 +16,10 @@ import {
 	kvWorkersOf,
 	LoadMonitor,
 	type RouterMode,
+	type RouterPolicyConfig,
 	RoutingGroup,
+	SessionAffinity,
+	type SessionAffinityOptions,
 } from "@dynamo-ts/router";
 import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
 import type { ModelFiles } from "./model-files.js";
@@ -32,6 +35,10 @@ export interface ModelWatcherOptions {
 	readonly namespacePrefix: string | undefined;
 	readonly routerMode: RouterMode;
 	readonly kvRouter?: KvRouterOptions;
+	/** Classes of requests that wait for their turn, by model. */
+	readonly policyConfig?: RouterPolicyConfig | undefined;
+	/** Absent: sessions are not kept together. */
+	readonly sessionAffinity?: SessionAffinityOptions | undefined;
 	/** Workers above them get no more. */
 	readonly busy?: BusyThresholds;
 	/** An instance left discovery. */
@@ -125,7 +132,10 @@ export class ModelWatcher {
 	private take(key: string, record: ModelRecord): void {
 		const known = this.records.get(key);
 		if (known !== undefined) {
-			if (sameCard(known.record, record)) return;
+			if (sameCard(known.record, record)) {
+				known.set?.renew(record.instance_id, record.card_json);
+				return;
+			}
 			this.log.warn("Rejecting immutable discovery model-card mutation", {
 				key,
 				model: known.record.card_json.display_name,
@@ -177,11 +187,17 @@ export class ModelWatcher {
 			firstRank,
 			rankCount,
 		});
-		const { routerMode, kvRouter } = this.options;
-		// A prefill worker has a prompt's blocks only until they are handed over, so that its backlog is all its load.
-		const options = card.worker_type === "prefill" ? { ...kvRouter, trackActiveBlocks: false } : kvRouter;
+		const { routerMode, kvRouter, policyConfig, sessionAffinity } = this.options;
+		const profile = policyConfig?.profileOf(card.display_name);
+		const options: Partial<KvRouterOptions> = {
+			...kvRouter,
+			...(profile === undefined ? {} : { profile }),
+			// A prefill worker has a prompt's blocks only until they are handed over, so that its backlog is all its load.
+			...(card.worker_type === "prefill" ? { trackActiveBlocks: false } : {}),
+		};
 		const policy = createRouter(routerMode, { workers, options });
-		return new RoutingGroup({ policy, load, firstRank, rankCount });
+		const affinity = sessionAffinity === undefined ? undefined : new SessionAffinity(sessionAffinity);
+		return new RoutingGroup({ model: card.display_name, policy, load, affinity, firstRank, rankCount });
 	}
 
 	/** Workers' load is needed when there is a limit; without one it is only listened to, in case that one is set. */
@@ -237,7 +253,7 @@ export class ModelWatcher {
 				const endpoint = this.runtime.namespace(set.namespace).component(set.component).endpoint(set.endpoint);
 				const { namespace, component } = set;
 				const id = { namespace, component, name: set.endpoint };
-				await set.router.open?.(this.runtime, id);
+				await set.router.open(this.runtime, id, (workerId) => set.member(workerId) !== undefined);
 				if (set.load !== undefined) await this.watchLoad(set.load, id);
 				const client = await endpoint.client();
 				if (signal.aborted) {
@@ -245,7 +261,10 @@ export class ModelWatcher {
 					return;
 				}
 				set.commit({ client, materials });
-				client.onChange(() => this.manager.refresh(set));
+				client.onChange(() => {
+					this.manager.refresh(set);
+					set.router.recheck();
+				});
 				this.manager.committed(set);
 				this.log.info("Committed discovered model group", {
 					model: set.name,

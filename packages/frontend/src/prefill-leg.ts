@@ -15,14 +15,8 @@ import {
 import type { RoutingDecision, RoutingOverrides } from "@dynamo-ts/router";
 import type { Logger, OutgoingRequest, ResponseSink, Span } from "@dynamo-ts/runtime";
 import { bypassesPrefill, type ConditionalDisagg } from "./conditional-disagg.js";
-import {
-	Dispatch,
-	type DispatchOptions,
-	type Handover,
-	notReadyError,
-	type PrefillHost,
-	type PrefillStep,
-} from "./dispatch.js";
+import { Dispatch, notReadyError } from "./dispatch.js";
+import type { DispatchOptions, Handover, PrefillHost, PrefillStep } from "./dispatch-options.js";
 import { failureOf } from "./http-errors.js";
 import { isLoss } from "./migration.js";
 import type { WorkerSet } from "./worker-set.js";
@@ -197,13 +191,13 @@ export class PrefillLeg implements PrefillStep {
 		const { lora_name: loraName, cache_salt: cacheSalt, dp_rank: dpRank, prefill_dp_rank } = body.routing;
 		const routing = { tokenIds, loraName, cacheSalt };
 		const onDecode = { ...routing, dpRank };
-		const decode = this.decode.pinned ?? decodeSet.router.pick(decodeSet.withRoom(), onDecode);
+		const decode = this.decode.pinned ?? decodeSet.router.pick(decodeSet.candidates(), onDecode);
 		if (decode === undefined) return undefined;
 		const { cachedTokens, decodeBlocks } = decodeSet.router.explain(decode.instance_id, onDecode);
 		let prefillLoad: number | undefined;
 		if (conditional.policy !== "isl_bounding") {
 			const onPrefill = { ...routing, dpRank: prefill_dp_rank };
-			const chosen = prefillSet.router.pick(prefillSet.withRoom(), onPrefill);
+			const chosen = prefillSet.router.pick(prefillSet.candidates(), onPrefill);
 			const decision = chosen && prefillSet.router.explain?.(chosen.instance_id, onPrefill);
 			const most = prefillSet.card.runtime_config?.max_num_batched_tokens ?? 0;
 			if (decision !== undefined && most > 0) prefillLoad = decision.activePrefillTokens / most;
@@ -237,6 +231,8 @@ class PrefillRun implements ResponseSink {
 	private instance: EndpointRecord | undefined;
 	private rank: number | undefined;
 	private info: BootstrapInfo | undefined;
+	private started = false;
+	private met = false;
 	private readonly span: Span | undefined;
 	over = false;
 	/** The prompt is computed. */
@@ -280,7 +276,14 @@ class PrefillRun implements ResponseSink {
 
 	start(): void {
 		this.dispatch.start();
-		if (this.info === undefined) return;
+		this.started = true;
+		this.meet();
+	}
+
+	/** The prefill worker has the request, and waits for the other one. */
+	private meet(): void {
+		if (this.info === undefined || this.met || this.over) return;
+		this.met = true;
 		this.events.onMeeting();
 		this.events.onHandover({ ...this.handover({ bootstrap_info: this.info }), once: true });
 	}
@@ -352,6 +355,8 @@ class PrefillRun implements ResponseSink {
 		this.instance = instance;
 		this.rank = rank;
 		this.info = this.meetingAt(instance, rank);
+		// One that had to wait for its turn is sent once this call has returned.
+		if (this.started && this.info !== undefined) queueMicrotask(() => this.meet());
 		const { max_tokens: _all, min_tokens, ...stop } = body.stop_conditions;
 		return {
 			...body,

@@ -78,6 +78,8 @@ export async function startFrontend(
 		routerMode: full.routerMode,
 		kvRouter: full.kvRouter,
 		busy: full.busyThresholds,
+		policyConfig: full.policyConfig,
+		sessionAffinity: full.sessionAffinity,
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});
 	const state = new FrontendState(runtime, full, metrics, manager, watcher, log);

@@ -3,7 +3,8 @@
 import type { ServerResponse } from "node:http";
 import { type Annotated, DynamoError, isJsonObject, stringifyJson } from "@dynamo-ts/protocols/internal";
 import type { ResponseSink } from "@dynamo-ts/runtime";
-import { Dispatch, type DispatchOptions } from "./dispatch.js";
+import { Dispatch } from "./dispatch.js";
+import type { DispatchOptions } from "./dispatch-options.js";
 import type { GenerationHost } from "./generation.js";
 import type { RequestTracker } from "./request-tracker.js";
 import { SseWriter } from "./sse.js";

@@ -3,7 +3,7 @@
 import type { EndpointRecord, PreprocessedRequest } from "@dynamo-ts/protocols/internal";
 import type { RoutingRequest } from "@dynamo-ts/router";
 import type { AnswerIdentity } from "./chunk-format.js";
-import { notReadyError, overloadedError } from "./dispatch.js";
+import { notReadyError } from "./dispatch.js";
 import { type LegWorkers, workerIds } from "./nvext-report.js";
 import type { WorkerSet } from "./worker-set.js";
 
@@ -42,12 +42,8 @@ function chosen(
 	request: RoutingRequest,
 	pinned: EndpointRecord | undefined,
 ): { id: bigint; rank: number | undefined } {
-	const room = set.withRoom();
-	const instance = pinned ?? set.router.pick(room, request);
-	if (instance === undefined) {
-		const full = room.length === 0 && set.candidates().length > 0;
-		throw full ? overloadedError(set.name) : (set.router.refusal() ?? notReadyError(set.name));
-	}
+	const instance = pinned ?? set.router.pick(set.candidates(), request);
+	if (instance === undefined) throw set.router.refusal() ?? notReadyError(set.name);
 	const id = instance.instance_id;
 	return { id, rank: set.router.explain?.(id, request).dpRank };
 }

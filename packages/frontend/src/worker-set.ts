@@ -58,9 +58,6 @@ export class WorkerSet {
 	private usable: readonly EndpointRecord[] = [];
 	private seenLive: readonly EndpointRecord[] | undefined;
 	private ownLive: readonly EndpointRecord[] = [];
-	private roomy: readonly EndpointRecord[] = [];
-	private roomyOf: readonly EndpointRecord[] | undefined;
-	private roomyAt = -1;
 
 	/** @param group absent: the model has no other set in the namespace. */
 	constructor(record: ModelRecord, router: RoutingGroup, group: WorkerGroup = new WorkerGroup()) {
@@ -137,8 +134,17 @@ export class WorkerSet {
 		const member = this.members.get(instanceId);
 		if (member === undefined) this.members.set(instanceId, { keys: new Set([recordKey]), card });
 		else member.keys.add(recordKey);
+		this.router.setTaints(instanceId, taintsOf(card));
 		this.seen = undefined;
 		this.seenLive = undefined;
+	}
+
+	/** A member's card is the same but for what may change while it lives. */
+	renew(instanceId: bigint, card: ModelDeploymentCard): void {
+		const member = this.members.get(instanceId);
+		if (member === undefined) return;
+		this.members.set(instanceId, { keys: member.keys, card });
+		this.router.setTaints(instanceId, taintsOf(card));
 	}
 
 	/** A member's own card: those of a set may differ in `runtime_config`. */
@@ -150,7 +156,7 @@ export class WorkerSet {
 		const keys = this.members.get(instanceId)?.keys;
 		if (keys?.delete(recordKey) && keys.size === 0) {
 			this.members.delete(instanceId);
-			this.load?.forget(instanceId);
+			this.router.forget(instanceId);
 		}
 		this.seen = undefined;
 		this.seenLive = undefined;
@@ -169,19 +175,6 @@ export class WorkerSet {
 			this.usable = available.filter((instance) => this.members.has(instance.instance_id));
 		}
 		return this.usable;
-	}
-
-	/** The {@link candidates} that have room for more; the same array until something changes. */
-	withRoom(): readonly EndpointRecord[] {
-		const candidates = this.candidates();
-		const { load } = this;
-		if (load === undefined) return candidates;
-		if (candidates !== this.roomyOf || load.version !== this.roomyAt) {
-			this.roomyOf = candidates;
-			this.roomyAt = load.version;
-			this.roomy = candidates.filter(({ instance_id }) => !load.isBusy(instance_id));
-		}
-		return this.roomy;
 	}
 
 	/** Live members, failed ones included; the same array until something changes. */
@@ -219,7 +212,12 @@ export class WorkerSet {
 	private closeClient(): void {
 		if (!this.closing.signal.aborted || this.inflight > 0) return;
 		this.parts?.client.close();
-		void this.router.close?.();
-		void this.load?.close();
+		void this.router.close();
 	}
+}
+
+/** Words on a card that requests can demand or prefer. */
+function taintsOf({ runtime_config }: ModelDeploymentCard): readonly string[] {
+	const taints: unknown = runtime_config?.taints;
+	return Array.isArray(taints) ? taints.filter((taint) => typeof taint === "string") : [];
 }

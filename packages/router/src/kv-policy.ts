@@ -245,9 +245,8 @@ export class KvPolicy implements Router {
 		if (told !== undefined) this.#replicas?.tell(told.requestId, told.worker, { type: "prefill_completed" });
 	}
 
-	/** Undefined where what is generated is not counted. */
-	get onTokens(): ((requestId: string, tokens: number) => void) | undefined {
-		return this.#options.trackOutputBlocks ? (id, tokens) => this.scheduler.active.grow(id, tokens) : undefined;
+	onTokens(requestId: string, tokens: number): void {
+		if (this.#options.trackOutputBlocks) this.scheduler.active.grow(requestId, tokens);
 	}
 
 	onEnd(_instanceId: bigint, requestId: string): void {

@@ -95,8 +95,8 @@ export interface Router {
 	onStart?(instanceId: bigint, requestId: string, request: RoutingRequest): void;
 	/** The first item of its answer came. */
 	onFirstItem?(requestId: string): void;
-	/** It generated tokens. Undefined where nobody counts them. */
-	readonly onTokens?: ((requestId: string, tokens: number) => void) | undefined;
+	/** It generated tokens. */
+	onTokens?(requestId: string, tokens: number): void;
 	/** That request ended, whatever its outcome. */
 	onEnd?(instanceId: bigint, requestId: string): void;
 	/**

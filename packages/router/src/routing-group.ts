@@ -92,13 +92,15 @@ export class RoutingGroup implements Router {
 
 	/** Those of the candidates that may take the request; the same array until something changes, if it demands nothing. */
 	eligible(candidates: readonly EndpointRecord[], request: RoutingRequest): readonly EndpointRecord[] {
-		const { pinned, allowed, requiredTaints, dpRank } = request;
+		const { pinned, allowed, requiredTaints } = request;
+		// Other policies leave the rank to the worker, a bad one too.
+		const dpRank = this.policy.rankFor === undefined ? undefined : request.dpRank;
 		if (pinned === undefined && allowed === undefined && requiredTaints === undefined && dpRank === undefined) {
 			const roomy = this.#withRoom(candidates);
 			this.#refuse(roomy.length > 0 ? undefined : candidates.length > 0 ? "overloaded" : "no_worker", request);
 			return roomy;
 		}
-		const found = eligibleWorkers(candidates, request, this.#facts);
+		const found = eligibleWorkers(candidates, { pinned, allowed, requiredTaints, dpRank }, this.#facts);
 		const refused = typeof found === "string" ? found : undefined;
 		this.#refuse(refused, request);
 		return typeof found === "string" ? [] : found;
@@ -199,8 +201,8 @@ export class RoutingGroup implements Router {
 		this.#prefills?.done(requestId);
 	}
 
-	get onTokens(): Router["onTokens"] {
-		return this.policy.onTokens;
+	onTokens(requestId: string, tokens: number): void {
+		this.policy.onTokens?.(requestId, tokens);
 	}
 
 	onEnd(instanceId: bigint, requestId: string): void {

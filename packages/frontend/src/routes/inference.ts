@@ -17,7 +17,7 @@ import type { Span } from "@dynamo-ts/runtime";
 import type { FastifyInstance } from "fastify";
 import { sendEmpty, sendFailure } from "../answers.js";
 import { ChatChunkFormat, type ChunkFormat, CompletionChunkFormat } from "../chunk-format.js";
-import type { DispatchOptions } from "../dispatch.js";
+import type { DispatchOptions } from "../dispatch-options.js";
 import type { FrontendState } from "../frontend-state.js";
 import { ContentAttribute, setRequestAttributes } from "../gen-ai-attributes.js";
 import { Generation } from "../generation.js";
@@ -134,6 +134,7 @@ async function handle(
 		const routing = state.config.disableNvext ? {} : routingHeaders(incoming.headers);
 		const pinned = pinnedWorker(routing, request, model.callable(api.type));
 		if (pinned !== undefined) set = pinned.set;
+		if (routing.sessionId !== undefined) set.router.affinity?.check(routing.sessionId);
 		await answer(state, api, incoming, response, request, body, set, routing, pinned?.instance, tracker);
 	} catch (error) {
 		if (response.destroyed) tracker.finish({ kind: "disconnected" });
@@ -159,6 +160,8 @@ async function answer(
 	const dispatch: DispatchOptions = {
 		...(silence === undefined ? {} : { firstResponseTimeoutMs: silence, idleTimeoutMs: silence }),
 		...(pinned === undefined ? {} : { pinned }),
+		...(routing.sessionId === undefined ? {} : { sessionId: routing.sessionId }),
+		...(routing.policyClass === undefined ? {} : { policyClass: routing.policyClass }),
 		migrations: metrics.migrationObserver(request.model),
 		...(tracker.span === undefined
 			? {}
