@@ -19,19 +19,23 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	}
 	const env: NodeJS.ProcessEnv = { ...flags.env };
 	setRuntimeVariables(flags, env);
-	const [{ parseEndpointAddress }, { EnvReader }, { kvRouterOptionsFromEnv, StandaloneRouter }] = await Promise.all([
-		import("@dynamo-ts/worker"),
-		import("@dynamo-ts/runtime"),
-		import("@dynamo-ts/router/internal"),
-	]);
+	const [{ parseEndpointAddress }, { EnvReader }, { kvRouterOptionsFromEnv, policyConfigFromEnv, StandaloneRouter }] =
+		await Promise.all([
+			import("@dynamo-ts/worker"),
+			import("@dynamo-ts/runtime"),
+			import("@dynamo-ts/router/internal"),
+		]);
 	const endpoint = parseEndpointAddress(address);
+	const read = new EnvReader(env);
+	// It routes for one endpoint, whatever its model is called: what the file says of single models is not for it.
+	const profile = policyConfigFromEnv(read)?.profileOf("");
 	const runtime = await startRuntime(lifecycle, env);
 	const namespace = flags.string("namespace") ?? endpoint.namespace;
 	const router = await StandaloneRouter.start(runtime, {
 		endpoint,
 		namespace,
 		blockSize: flags.number("router-block-size"),
-		kv: kvRouterOptionsFromEnv(new EnvReader(env)),
+		kv: { ...kvRouterOptionsFromEnv(read), ...(profile === undefined ? {} : { profile }) },
 		serveIndexer: flags.boolean("serve-indexer"),
 	});
 	lifecycle.onStop(() => router.close());

@@ -4,6 +4,7 @@ import { DISAGG_FLAGS } from "./disagg-flags.js";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { KV_ROUTER_FLAGS } from "./kv-router-flags.js";
 import { AIS_FLAGS, MISSING_ROUTER_FLAGS, OTHER_FRONTEND_FLAGS, TLS_FLAGS } from "./missing-flags.js";
+import { ROUTER_QUEUE_FLAGS, SESSION_FLAGS } from "./router-queue-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 /** Where the HTTP server listens; `serve` has other defaults. */
@@ -168,6 +169,8 @@ export const FRONTEND_COMMAND: CommandSpec = {
 		...MIGRATION_FLAGS,
 		ROUTER_MODE_FLAG,
 		...KV_ROUTER_FLAGS,
+		...ROUTER_QUEUE_FLAGS,
+		...SESSION_FLAGS,
 		...DISAGG_FLAGS,
 		...RUNTIME_FLAGS,
 		...TLS_FLAGS,

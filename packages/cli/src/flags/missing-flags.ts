@@ -25,21 +25,6 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 	"this part of routing is not there yet; leave it out",
 	[
 		{ flag: "serve-indexer", env: ENV.DYN_SERVE_INDEXER, type: "boolean" },
-		{ flag: "router-session-affinity-ttl-secs", env: ENV.DYN_ROUTER_SESSION_AFFINITY_TTL_SECS, type: "string" },
-		{
-			flag: "router-session-affinity-mode",
-			env: ENV.DYN_ROUTER_SESSION_AFFINITY_MODE,
-			type: "string",
-			choices: ["hard", "soft"],
-			default: "hard",
-		},
-		{ flag: "router-replica-sync", env: ENV.DYN_ROUTER_REPLICA_SYNC, type: "boolean" },
-		{
-			flag: "router-track-output-blocks",
-			aliases: ["track-output-blocks"],
-			env: ENV.DYN_ROUTER_TRACK_OUTPUT_BLOCKS,
-			type: "boolean",
-		},
 		{
 			flag: "router-tracking-hash",
 			env: ENV.DYN_ROUTER_TRACKING_HASH,
@@ -56,25 +41,8 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 			choices: ["none", "ais"],
 			default: "none",
 		},
-		{
-			flag: "router-approximate-cache-policy",
-			env: ENV.DYN_ROUTER_APPROXIMATE_CACHE_POLICY,
-			type: "string",
-			choices: ["ttl", "lru"],
-			default: "ttl",
-		},
-		{ flag: "router-queue-threshold", env: ENV.DYN_ROUTER_QUEUE_THRESHOLD, type: "string" },
-		{ flag: "router-policy-config", env: ENV.DYN_ROUTER_POLICY_CONFIG, type: "string" },
 		{ flag: "router-prefill-policy", env: ENV.DYN_ROUTER_PREFILL_POLICY, type: "string" },
 		{ flag: "router-decode-policy", env: ENV.DYN_ROUTER_DECODE_POLICY, type: "string" },
-		{ flag: "router-event-threads", env: ENV.DYN_ROUTER_EVENT_THREADS, type: "number", default: 4 },
-		{
-			flag: "router-queue-policy",
-			env: ENV.DYN_ROUTER_QUEUE_POLICY,
-			type: "string",
-			choices: ["fcfs", "wspt"],
-			default: "fcfs",
-		},
 		{ flag: "use-remote-indexer", env: ENV.DYN_USE_REMOTE_INDEXER, type: "boolean" },
 		{ flag: "enable-session-prefix-index", env: ENV.DYN_ENABLE_SESSION_PREFIX_INDEX, type: "boolean" },
 		{ flag: "shared-cache-multiplier", env: ENV.DYN_SHARED_CACHE_MULTIPLIER, type: "string" },
@@ -85,7 +53,6 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 			choices: ["none", "hicache"],
 			default: "none",
 		},
-		{ flag: "router-predicted-ttl-secs", env: ENV.DYN_ROUTER_PREDICTED_TTL_SECS, type: "string" },
 	],
 );
 

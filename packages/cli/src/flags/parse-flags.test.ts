@@ -76,9 +76,9 @@ describe("refusals name what is wrong and what is right", () => {
 		[MOCKER_COMMAND, ["--speedup-ratio", "-1"], {}, /at least 0/],
 		[MOCKER_COMMAND, ["--enable-prefix-caching=maybe"], {}, /true or false/],
 		[WORKER_COMMAND, ["--disaggregation-mode", "encode"], {}, /agg.*prefill.*decode/],
-		[FRONTEND_COMMAND, ["--router-replica-sync"], {}, /--router-replica-sync is not in this version/],
+		[FRONTEND_COMMAND, ["--enable-session-prefix-index"], {}, /--enable-session-prefix-index is not in this version/],
 		[FRONTEND_COMMAND, [], { DYN_TLS_CERT_PATH: "/x" }, /DYN_TLS_CERT_PATH is not in this version/],
-		[FRONTEND_COMMAND, ["--track-output-blocks"], {}, /--track-output-blocks is not in this version/],
+		[FRONTEND_COMMAND, ["--interactive"], {}, /--interactive is not in this version/],
 		[FRONTEND_COMMAND, ["--aic-backend", "x"], {}, /--aic-backend is not in this version/],
 	] as [CommandSpec, string[], Record<string, string>, RegExp][])("%#", (command, argv, env, message) => {
 		const error = refusal(() => parseFlags(command, argv, env));

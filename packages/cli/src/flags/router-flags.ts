@@ -3,6 +3,7 @@ import { ENV } from "@dynamo-ts/protocols/internal";
 import type { CommandSpec } from "./flag-spec.js";
 import { KV_ROUTER_FLAGS } from "./kv-router-flags.js";
 import { AIS_FLAGS, MISSING_ROUTER_FLAGS } from "./missing-flags.js";
+import { ROUTER_QUEUE_FLAGS } from "./router-queue-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 /** Flags of a frontend's routing that a router without HTTP has no use for; Dynamo's does not take them either. */
@@ -10,8 +11,6 @@ const FRONTEND_ONLY: ReadonlySet<string> = new Set([
 	"active-decode-blocks-threshold",
 	"active-prefill-tokens-threshold",
 	"active-prefill-tokens-threshold-frac",
-	"router-session-affinity-ttl-secs",
-	"router-session-affinity-mode",
 	"serve-indexer",
 ]);
 
@@ -52,7 +51,9 @@ export const ROUTER_COMMAND: CommandSpec = {
 			default: false,
 			help: "Let frontends with --use-remote-indexer ask this router's index.",
 		},
-		...[...KV_ROUTER_FLAGS, ...MISSING_ROUTER_FLAGS].filter(({ flag }) => !FRONTEND_ONLY.has(flag)),
+		...[...KV_ROUTER_FLAGS, ...ROUTER_QUEUE_FLAGS, ...MISSING_ROUTER_FLAGS].filter(
+			({ flag }) => !FRONTEND_ONLY.has(flag),
+		),
 		...AIS_FLAGS,
 		...RUNTIME_FLAGS,
 	],

@@ -12,6 +12,7 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import type { ActiveRequest, IngressRequest, ResponseSink, ResponseWriter } from "@dynamo-ts/runtime";
 import type { KvPolicy } from "../kv-policy.js";
+import type { Ticket } from "../queue/admission.js";
 import type { RoutingRequest } from "../router.js";
 import type { WorkerGroup } from "./worker-group.js";
 
@@ -43,6 +44,8 @@ export class ForwardedRequest implements ResponseSink {
 	#hitRate = 0;
 	#attemptId = "";
 	#call: ActiveRequest | undefined;
+	/** While it waits for its turn. */
+	#ticket: Ticket | undefined;
 	#delivered = false;
 	#over = false;
 	/** `performance.now()`. */
@@ -75,8 +78,7 @@ export class ForwardedRequest implements ResponseSink {
 			else this.#abandon();
 		});
 		if (this.#over || this.#attempt()) return;
-		this.#finish();
-		this.#response.fail(this.#group.noWorkerError());
+		this.#refuse(this.#group.noWorkerError());
 	}
 
 	onItem(item: Annotated<unknown>): void {
@@ -85,6 +87,8 @@ export class ForwardedRequest implements ResponseSink {
 			this.#delivered = true;
 			this.#policy.onFirstItem(this.#attemptId);
 		}
+		const tokens = isJsonObject(item.data) ? (item.data as Partial<LLMEngineOutput>).token_ids?.length : undefined;
+		if (tokens !== undefined && tokens > 0) this.#policy.onTokens(this.#attemptId, tokens);
 		this.#response.send(this.#withRoutingData(item));
 	}
 
@@ -102,9 +106,34 @@ export class ForwardedRequest implements ResponseSink {
 		this.#response.fail(error);
 	}
 
-	/** @returns false when there is nobody (else) to ask. */
+	/** Goes to a worker, or waits for one. @returns false when there is nobody (else) to ask. */
 	#attempt(): boolean {
 		if (this.#tried.size >= MAX_ATTEMPTS) return false;
+		try {
+			this.#ticket = this.#policy.admit({
+				request: this.#routing,
+				candidates: () => (this.#pinned === undefined ? this.#fresh() : [this.#pinned]),
+				onTurn: () => {
+					this.#ticket = undefined;
+					if (!this.#place()) this.#refuse(this.#group.noWorkerError());
+				},
+				onRefused: (error) => this.#refuse(error),
+			});
+		} catch (error) {
+			// The response is only to end once the request's start is over.
+			queueMicrotask(() => this.#refuse(error as DynamoError));
+			return true;
+		}
+		return this.#ticket !== undefined || this.#place();
+	}
+
+	#refuse(error: DynamoError): void {
+		if (this.#over) return;
+		this.#finish();
+		this.#response.fail(error);
+	}
+
+	#place(): boolean {
 		const instance = this.#pinned ?? this.#pick();
 		if (instance === undefined) return false;
 		const { instance_id: id } = instance;
@@ -128,10 +157,14 @@ export class ForwardedRequest implements ResponseSink {
 	}
 
 	#pick(): EndpointRecord | undefined {
+		return this.#policy.pick(this.#fresh(), this.#routing);
+	}
+
+	/** Candidates that have not been tried. */
+	#fresh(): readonly EndpointRecord[] {
 		const candidates = this.#group.candidates();
-		const fresh =
-			this.#tried.size === 0 ? candidates : candidates.filter(({ instance_id }) => !this.#tried.has(instance_id));
-		return this.#policy.pick(fresh, this.#routing);
+		if (this.#tried.size === 0) return candidates;
+		return candidates.filter(({ instance_id }) => !this.#tried.has(instance_id));
 	}
 
 	/** As Dynamo's router does: the worker with the first item, timings (milliseconds) with the last. */
@@ -177,6 +210,8 @@ export class ForwardedRequest implements ResponseSink {
 	#finish(): void {
 		this.#over = true;
 		this.#call = undefined;
+		this.#ticket?.cancel();
+		this.#ticket = undefined;
 		this.#leaveInstance();
 	}
 }

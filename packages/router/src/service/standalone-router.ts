@@ -138,7 +138,8 @@ export class StandaloneRouter {
 	}
 
 	async #generate(request: IngressRequest, response: ResponseWriter): Promise<void> {
-		const { body, routing, pinned } = this.#read(request.payload);
+		const { body, routing: hints, pinned } = this.#read(request.payload);
+		const routing: RoutingRequest = { ...hints, requestId: request.id };
 		const policy = await this.#policyNow();
 		if (response.closed) return;
 		if (asksOnlyWhere(body)) {
@@ -179,6 +180,9 @@ export class StandaloneRouter {
 				loraName: hints?.lora_name ?? undefined,
 				cacheSalt: hints?.cache_salt ?? undefined,
 				dpRank: rank ?? undefined,
+				expectedOutputTokens: hints?.expected_output_tokens ?? undefined,
+				strictPriority: hints?.strict_priority ?? undefined,
+				priorityJump: hints?.priority_jump ?? undefined,
 				overrides: overridesOf(payload.router_config_override),
 			},
 		};
