@@ -40,7 +40,10 @@ class EngineThread implements Engine {
 	private readonly statsBuffer = createStatsBuffer();
 	private readonly heldStates = createHeldStates();
 	private readonly statsView = new Float64Array(this.statsBuffer);
-	private readonly table = new RequestTable((requestId) => this.abort(requestId));
+	private readonly table = new RequestTable(
+		(requestId) => this.abort(requestId),
+		(id) => this.port?.release(id),
+	);
 	private readonly failureCallbacks: ((error: Error) => void)[] = [];
 	private readonly kvCallbacks: ((events: readonly KvCacheEvent[]) => void)[] = [];
 	private readonly stepCallbacks: ((report: StepReport) => void)[] = [];

@@ -2,7 +2,7 @@
 // The requests of an engine whose outputs come as step messages: finds the callback of each record, counts tokens,
 // and makes sure that every choice ends exactly once.
 
-import type { EngineError, EngineOutput, EngineRequest, KvFetch } from "./engine.js";
+import type { EngineError, EngineOutput, EngineRequest, HeldKv, KvFetch } from "./engine.js";
 import type { TokenLogprobs } from "./sampler.js";
 import { choiceCount } from "./sampling-params.js";
 import { FINISH_REASONS, RECORD_SIZE, type StepMessage } from "./step-outputs.js";
@@ -38,11 +38,16 @@ export class RequestTable {
 	private readonly requests = new Map<string, PendingRequest>();
 	private readonly choices = new Map<number, PendingChoice>();
 	private readonly abortThrower: (requestId: string) => void;
+	private readonly releaseHeld: (id: number) => void;
 	private nextHandle = 1;
 
-	/** @param abortThrower called with the request whose callback threw; it should abort it. */
-	constructor(abortThrower: (requestId: string) => void) {
+	/**
+	 * @param abortThrower called with the request whose callback threw; it should abort it.
+	 * @param releaseHeld called with what was kept for a request that nobody waits for any more.
+	 */
+	constructor(abortThrower: (requestId: string) => void, releaseHeld: (id: number) => void = () => {}) {
 		this.abortThrower = abortThrower;
+		this.releaseHeld = releaseHeld;
 	}
 
 	/** Choices that have not ended. */
@@ -99,6 +104,7 @@ export class RequestTable {
 
 	/** Calls back for every choice of a step, in this turn: tokens of one choice that follow each other come together. */
 	dispatch(message: StepMessage): void {
+		if (message.held !== undefined) this.dropUnwanted(message.held);
 		const { records, started, errors, logprobs } = message;
 		if (started !== undefined) {
 			for (let i = 0; i < started.length; i += 2) {
@@ -159,6 +165,13 @@ export class RequestTable {
 				...(isFirst && choice.prefillSeconds !== undefined && { prefillSeconds: choice.prefillSeconds }),
 				...(held !== undefined && { held }),
 			});
+		}
+	}
+
+	/** Who left meanwhile cannot say where the blocks are that were kept. */
+	private dropUnwanted(held: readonly [number, HeldKv][]): void {
+		for (const [handle, { id }] of held) {
+			if (this.choices.get(handle)?.request.aborted !== false) this.releaseHeld(id);
 		}
 	}
 

@@ -24,6 +24,7 @@ export const METRIC_PREFIXES = {
 	router: "dynamo_router",
 	event: "dynamo_component",
 	engine: "dynamo_component",
+	kvTransfer: "dynamo_component",
 	vllm: "",
 	nim: "",
 } as const;

@@ -17,6 +17,7 @@ export * from "./index.js";
 export * from "./net/listen.js";
 export * from "./net/nats-connection.js";
 export * from "./net/nats-settings.js";
+export * from "./net/streams.js";
 export * from "./net/tcp-tls.js";
 export * from "./observability/canary.js";
 export * from "./observability/health.js";

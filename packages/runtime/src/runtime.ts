@@ -388,7 +388,7 @@ export class DistributedRuntime {
 	async #openServer(): Promise<RequestPlaneServer> {
 		const { config } = this;
 		if (this.#memStore !== undefined) return new InProcessServer(inProcessRegistryOf(this.#memStore));
-		const tls = this.#loadTls();
+		const tls = this.tcpTls();
 		const options = {
 			connectTimeoutMs: config.tcpConnectTimeoutMs,
 			maxBufferedResponseBytes: config.maxBufferedResponseBytes,
@@ -420,7 +420,7 @@ export class DistributedRuntime {
 				log,
 			});
 		}
-		const tls = this.#loadTls();
+		const tls = this.tcpTls();
 		const options: CallHomeOptions = {
 			responseHost: config.tcpResponseHost,
 			responsePort: config.tcpResponsePort,
@@ -450,7 +450,11 @@ export class DistributedRuntime {
 		});
 	}
 
-	#loadTls(): TcpTls {
+	/**
+	 * Certificates of the TCP listeners and connections between processes.
+	 * @throws DynamoError `InvalidArgument` that names the variable at fault.
+	 */
+	tcpTls(): TcpTls {
 		this.#tls ??= loadTcpTls(this.config.tcpTls, this.log.child("dynamo_runtime::tls_utils"));
 		return this.#tls;
 	}

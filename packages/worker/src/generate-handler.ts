@@ -12,9 +12,11 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import type { CancelKind, EndpointHandler, IngressRequest, ResponseWriter } from "@dynamo-ts/runtime";
 import { BestOf, type BestOfOptions, candidateRequest, type StopScanner } from "./best-of.js";
+import { type Disaggregation, prefillAnswer, prefillLeg } from "./disaggregation.js";
 import { engineShutdownError } from "./engine-errors.js";
 import { EngineSpans } from "./engine-spans.js";
 import { type RequestContext, readBestOf, toEngineRequest } from "./generate-request.js";
+import type { PromptSource } from "./kv-transfer/kv-transfer.js";
 import { wirePromptLogprobs } from "./prompt-logprobs.js";
 
 /** What only a tokenizer knows: text and bytes of tokens for log-probabilities, stop strings for best_of. */
@@ -30,11 +32,8 @@ export interface TokenTexts {
 export interface GenerateHandlerOptions {
 	readonly engine: Engine;
 	readonly context: RequestContext;
-	/**
-	 * Of a prefill worker: what the decode worker needs to go on, sent with the token of a request that asks for one token
-	 * only. Absent: other workers.
-	 */
-	readonly disaggregatedParams?: (() => unknown) | undefined;
+	/** Default: all of a request is computed here. */
+	readonly disaggregation?: Disaggregation | undefined;
 	/** Loads what log-probabilities and best_of need; called when the first request asks for them. */
 	loadTokenTexts(): Promise<TokenTexts>;
 }
@@ -49,12 +48,27 @@ export function createGenerateHandler(options: GenerateHandlerOptions): Endpoint
 	const submit = (
 		request: IngressRequest,
 		response: ResponseWriter,
-		engineRequest: EngineRequest,
+		plainRequest: EngineRequest,
 		bestOf: BestOfOptions | undefined,
 	) => {
+		let engineRequest = plainRequest;
+		const { keep, source } = options.disaggregation ?? {};
+		let leg: Pick<StreamOptions, "keep" | "prompt"> = {};
+		const prefill = keep === undefined ? undefined : prefillLeg(plainRequest, request.payload);
+		const answer = source === undefined ? undefined : prefillAnswer(request.payload);
+		if (prefill !== undefined) {
+			engineRequest = prefill;
+			leg = { keep: (output) => keep!(output, prefill) };
+		} else if (answer !== undefined && plainRequest.promptLogprobs === undefined) {
+			const prompt = source!(answer.params, plainRequest);
+			if (prompt !== undefined) {
+				engineRequest = { ...plainRequest, fetchKv: prompt.fetchKv };
+				leg = { prompt: { source: prompt, cachedTokens: answer.cachedTokens } };
+			}
+		}
 		const stream = new GenerateStream(engine, engineRequest.requestId, response, {
 			choices: bestOf?.n ?? engineRequest.sampling.n ?? 1,
-			disaggregatedParams: engineRequest.stop.maxTokens === 1 ? options.disaggregatedParams : undefined,
+			...leg,
 			tokenTexts,
 			spans: EngineSpans.of(request.span),
 		});
@@ -66,6 +80,7 @@ export function createGenerateHandler(options: GenerateHandlerOptions): Endpoint
 				engine.submit(candidateRequest(engineRequest), (output) => stream.onCandidate(output, best));
 			}
 		} catch (error) {
+			leg.prompt?.source.settle();
 			response.fail(engineShutdownError(`the engine takes no requests: ${messageOf(error)}`));
 			return;
 		}
@@ -93,7 +108,10 @@ interface StreamOptions {
 	readonly choices: number;
 	/** Loaded for the requests that need it. */
 	readonly tokenTexts: TokenTexts | undefined;
-	readonly disaggregatedParams: (() => unknown) | undefined;
+	/** Of a prompt that a decode worker goes on from. */
+	readonly keep?: ((output: EngineOutput) => unknown) | undefined;
+	/** Of a prompt that a prefill worker computed. */
+	readonly prompt?: { readonly source: PromptSource; readonly cachedTokens: number | undefined } | undefined;
 	/** Of a request that is recorded. */
 	readonly spans: EngineSpans | undefined;
 }
@@ -122,12 +140,19 @@ class GenerateStream {
 
 	onCancel(kind: CancelKind): void {
 		if (this.#ended) return;
+		this.#options.prompt?.source.settle();
 		if (kind === "stop") this.#stopped = true;
 		else {
 			this.#ended = true;
 			this.#options.spans?.end();
 		}
 		this.#engine.abort(this.#requestId);
+	}
+
+	/** Tokens of the prompt that were found in a cache, here or where it was computed. */
+	#cachedTokens(own: number | undefined): number {
+		const { prompt } = this.#options;
+		return (prompt?.source.fetched === true ? prompt.cachedTokens : undefined) ?? own ?? 0;
 	}
 
 	/** Takes an output of a request of which only the best choices are sent. */
@@ -162,8 +187,10 @@ class GenerateStream {
 		}
 		const data: LLMEngineOutput = { token_ids: output.tokenIds };
 		if (this.#severalChoices) data.index = output.index;
-		if (this.#options.disaggregatedParams !== undefined && output.tokenIds.length > 0)
-			data.disaggregated_params = this.#options.disaggregatedParams();
+		const { keep, prompt } = this.#options;
+		if (keep !== undefined && output.tokenIds.length > 0 && output.index === 0)
+			data.disaggregated_params = keep(output);
+		prompt?.source.settle();
 		if (output.logProbs !== undefined) this.#addLogprobs(data, output);
 		if (output.promptLogprobs !== undefined) {
 			this.#promptLogprobs = wirePromptLogprobs(output.promptLogprobs, this.#options.tokenTexts);
@@ -175,7 +202,7 @@ class GenerateStream {
 				prompt_tokens: output.promptTokens,
 				completion_tokens: completion,
 				total_tokens: output.promptTokens + completion,
-				prompt_tokens_details: { audio_tokens: null, cached_tokens: output.cachedTokens ?? 0 },
+				prompt_tokens_details: { audio_tokens: null, cached_tokens: this.#cachedTokens(output.cachedTokens) },
 			};
 		}
 		if (finish === undefined) {
@@ -197,6 +224,7 @@ class GenerateStream {
 
 	#fail(error: DynamoError): void {
 		this.#ended = true;
+		this.#options.prompt?.source.settle();
 		this.#options.spans?.end();
 		// The other choices of this request have nobody left to read them.
 		if (this.#unfinished > 1) this.#engine.abort(this.#requestId);

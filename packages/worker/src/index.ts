@@ -14,6 +14,7 @@ export type { GenerateContext } from "./generator-handler.js";
 export { KvEventPublisher, type KvEventPublisherOptions } from "./kv-events/kv-event-publisher.js";
 export { type EngineSocketConfig, type KvEventsConfig, parseKvEventsConfig } from "./kv-events/kv-events-config.js";
 export { type KvEventsRelay, type KvEventsRelayOptions, relayKvEvents } from "./kv-events/kv-events-relay.js";
+export { type KvTransferConfig, kvTransferConfigFromEnv } from "./kv-transfer/kv-transfer.js";
 export { type MockerOptions, startMocker } from "./mocker.js";
 export { findModelFiles, type ModelFiles } from "./model-files.js";
 export { preloadTokenizer } from "./preload-tokenizer.js";

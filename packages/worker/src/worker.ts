@@ -10,12 +10,14 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { buildCard, hostModelFiles } from "./card.js";
+import type { Disaggregation } from "./disaggregation.js";
 import { formatEndpointAddress } from "./endpoint-address.js";
 import { registerEngineMetrics } from "./engine-metrics.js";
 import { createGenerateHandler } from "./generate-handler.js";
 import type { SamplingDefaults } from "./generate-request.js";
 import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
 import { WorkerEvents } from "./kv-events/worker-events.js";
+import { KvTransfer, type KvTransferConfig, kvTransferConfigFromEnv } from "./kv-transfer/kv-transfer.js";
 import { type ModelFiles, readSamplingDefaults } from "./model-files.js";
 import { checkNeighbours, ModelRegistration, tokensHealthCheck } from "./registration.js";
 import { VllmMetrics } from "./vllm-metrics.js";
@@ -44,6 +46,11 @@ export interface WorkerOptions {
 	readonly eosTokenIds?: readonly number[] | undefined;
 	readonly toolCallParser?: string | undefined;
 	readonly reasoningParser?: string | undefined;
+	/**
+	 * How prompts are handed over between prefill and decode workers; default: as without
+	 * any variable of the environment.
+	 */
+	readonly kvTransfer?: KvTransferConfig | undefined;
 	/** What is told of the engine's cache; default: to routers, and of a decode worker's nothing, as Dynamo has it. */
 	readonly kvEvents?: KvEventsConfig | undefined;
 	/**
@@ -73,6 +80,8 @@ export interface WorkerHandle {
 const TARGET = "dynamo_worker";
 /** Longest wait, at the end, for the last frames to go out. */
 const LAST_WORDS_MS = 1000;
+/** Longest wait for decode workers to fetch what they were told of. */
+const HANDED_OUT_MS = 2000;
 
 /**
  * Starts the engine (unless it is started), registers the model and serves its `generate` endpoint. When the promise
@@ -147,9 +156,20 @@ async function serve(
 		kvEvents,
 		metricLabels,
 	});
+	const transfer = await KvTransfer.open(runtime, {
+		engine,
+		modelName: options.modelName,
+		metrics: endpoint.component.metrics,
+		config: options.kvTransfer ?? kvTransferConfigFromEnv({}),
+		keeps: role === "prefill",
+	}).catch(async (error: unknown) => {
+		await events.close();
+		throw error;
+	});
+	const closeParts = async () => void (await Promise.all([events.close(), transfer?.close()]));
 	const handler = createGenerateHandler({
 		engine: vllm.watch(events.watched),
-		disaggregatedParams: role === "prefill" ? () => prefillParams(info) : undefined,
+		disaggregation: disaggregation(role, transfer),
 		context: {
 			maxModelLen: info.maxModelLen,
 			vocabSize: info.vocabSize,
@@ -168,18 +188,24 @@ async function serve(
 			...(info.device === "mock" ? {} : { deviceType: info.device }),
 		})
 		.catch(async (error: unknown) => {
-			await events.close();
+			await closeParts();
 			throw error;
 		});
 	registerEngineMetrics(endpoint.component.metrics, engine, info, options.modelName);
-	const worker = new Worker(runtime, engine, info, new ModelRegistration(runtime, record, served), events, () =>
-		hosted?.remove(),
+	const worker = new Worker(
+		runtime,
+		engine,
+		info,
+		new ModelRegistration(runtime, record, served),
+		events,
+		transfer,
+		() => hosted?.remove(),
 	);
 	try {
 		await worker.registration.register();
 	} catch (error) {
 		await served.stop();
-		await events.close();
+		await closeParts();
 		throw error;
 	}
 	if (info.deviceNote !== undefined) log.info("the model runs on the CPU", { not_on_cuda: info.deviceNote });
@@ -198,12 +224,13 @@ async function serve(
 	return worker;
 }
 
-/**
- * What a prefill worker gives the decode worker. Dynamo's simulated engine says "dummy"; without blocks that were kept,
- * a decode worker computes the prompt itself.
- */
-function prefillParams(info: EngineInfo): unknown {
-	return info.device === "mock" ? "dummy" : { kv_transfer_params: null };
+/** A simulated engine has nothing to hand over: it says "dummy", as Dynamo's does. */
+function disaggregation(role: WorkerRole, transfer: KvTransfer | undefined): Disaggregation {
+	if (transfer === undefined) return role === "prefill" ? { keep: () => "dummy" } : {};
+	return {
+		...(role === "prefill" && { keep: (output, request) => transfer.keep(output, request) }),
+		source: (params, request) => transfer.source(params, request),
+	};
 }
 
 function watchForFailure(engine: Engine): Promise<Error> {
@@ -217,6 +244,7 @@ class Worker implements WorkerHandle {
 	readonly #runtime: DistributedRuntime;
 	readonly #engine: Engine;
 	readonly #events: WorkerEvents;
+	readonly #transfer: KvTransfer | undefined;
 	readonly #removeFiles: () => void;
 	#tellFailed: (error: Error) => void = () => {};
 	#closing: Promise<void> | undefined;
@@ -227,6 +255,7 @@ class Worker implements WorkerHandle {
 		info: EngineInfo,
 		registration: ModelRegistration,
 		events: WorkerEvents,
+		transfer: KvTransfer | undefined,
 		removeFiles: () => void,
 	) {
 		this.#runtime = runtime;
@@ -234,6 +263,7 @@ class Worker implements WorkerHandle {
 		this.info = info;
 		this.registration = registration;
 		this.#events = events;
+		this.#transfer = transfer;
 		this.#removeFiles = removeFiles;
 		this.failed = new Promise((resolve) => {
 			this.#tellFailed = resolve;
@@ -250,6 +280,8 @@ class Worker implements WorkerHandle {
 
 	async drain(timeoutMs?: number): Promise<boolean> {
 		const [drained] = await Promise.all([this.registration.drain(timeoutMs), this.#events.leave()]);
+		// Whoever was told of a prompt a moment ago may still fetch it.
+		if (drained) await this.#transfer?.drain(HANDED_OUT_MS);
 		return drained;
 	}
 
@@ -266,7 +298,7 @@ class Worker implements WorkerHandle {
 		await this.#engine.close();
 		await served.drain(LAST_WORDS_MS);
 		await served.stop();
-		await this.#events.close();
+		await Promise.all([this.#events.close(), this.#transfer?.close()]);
 		this.#removeFiles();
 	}
 

@@ -38,9 +38,12 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	const kvEventTap = KvEventTap.attach(engine);
 	const engineStart = startEngine(engine);
 	engineStart.catch(() => {});
-	const { findModelFiles, parseKvEventsConfig, startWorker } = await import("@dynamo-ts/worker");
+	const { findModelFiles, kvTransferConfigFromEnv, parseKvEventsConfig, startWorker } = await import(
+		"@dynamo-ts/worker"
+	);
 	const kvEventsConfig = flags.string("kv-events-config");
 	const kvEvents = kvEventsConfig === undefined ? undefined : parseKvEventsConfig(kvEventsConfig);
+	const kvTransfer = kvTransferConfigFromEnv(env);
 	const files = findModelFiles(model, caches.cards);
 	files.catch(() => {});
 	const runtime = await startRuntime(lifecycle, env);
@@ -51,6 +54,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		modelName: names.modelName,
 		sourcePath: model.sourcePath,
 		role,
+		kvTransfer,
 		endpoint: names.endpoint,
 		samplingDefaults: model.samplingDefaults,
 		toolCallParser: flags.string("tool-call-parser"),

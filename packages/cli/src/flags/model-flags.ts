@@ -4,7 +4,7 @@ import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
 import { AIS_FLAGS } from "./missing-flags.js";
 import { placeFlags } from "./place-flags.js";
-import { ROLE_FLAGS } from "./role-flags.js";
+import { KV_TRANSFER_FLAGS, ROLE_FLAGS } from "./role-flags.js";
 import { RUNTIME_FLAGS } from "./runtime-flags.js";
 
 const MODEL_ARGUMENT = {
@@ -180,7 +180,7 @@ const VLLM_FLAGS: readonly FlagSpec[] = (
 	[
 		["string", "dtype", "the weights are held as --quantization says and computed in float32"],
 		["boolean", "trust-remote-code", "code of a model is never run"],
-		["string", "connector", "this version moves no KV cache between workers"],
+		["string", "connector", "prompts are handed over by workers themselves"],
 		["string", "otlp-traces-endpoint", "this version sends no traces"],
 		["string", "load-format", "the format is read from the files"],
 		["string", "tokenizer", "the tokenizer is the model's own"],
@@ -258,6 +258,7 @@ export const WORKER_COMMAND: CommandSpec = {
 		},
 		...RUNTIME_FLAGS,
 		...ROLE_FLAGS,
+		...KV_TRANSFER_FLAGS,
 		...VLLM_FLAGS,
 		...PARALLEL_FLAGS,
 	],

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whether a worker takes whole requests, prompts, or answers; named as in Dynamo's launch scripts.
+import { ENV } from "@dynamo-ts/protocols/internal";
 import type { WorkerRole } from "@dynamo-ts/worker";
 import { usageError } from "../cli-error.js";
 import type { FlagSpec } from "./flag-spec.js";
@@ -29,6 +30,49 @@ export const ROLE_FLAGS: readonly FlagSpec[] = [
 		default: false,
 		group: GROUP,
 		help: "The same as --disaggregation-mode decode.",
+	},
+];
+
+/** How prompts get from prefill to decode workers. */
+export const KV_TRANSFER_FLAGS: readonly FlagSpec[] = [
+	{
+		flag: "kv-transfer-port",
+		env: ENV.DYN_KV_TRANSFER_PORT,
+		type: "integer",
+		min: 0,
+		max: 65_535,
+		group: GROUP,
+		defaultText: `${ENV.VLLM_NIXL_SIDE_CHANNEL_PORT}, else any free port`,
+		help: `Port at which a prefill worker gives its prompts to decode workers, on the host of ${ENV.DYN_TCP_RPC_HOST}.`,
+	},
+	{
+		flag: "kv-transfer-timeout",
+		env: ENV.DYN_KV_TRANSFER_TIMEOUT_SECS,
+		type: "number",
+		min: 0,
+		max: 3600,
+		default: 10,
+		group: GROUP,
+		help: "Longest time to fetch a prompt, in seconds; then the decode worker computes it.",
+	},
+	{
+		flag: "kv-transfer-hold",
+		env: ENV.DYN_KV_TRANSFER_HOLD_SECS,
+		type: "number",
+		min: 0,
+		max: 3600,
+		default: 60,
+		group: GROUP,
+		help: "Longest time that a prefill worker keeps a prompt for a decode worker, in seconds.",
+	},
+	{
+		flag: "kv-transfer-transport",
+		env: ENV.DYN_KV_TRANSFER_TRANSPORT,
+		type: "string",
+		choices: ["auto", "tcp"],
+		default: "auto",
+		group: GROUP,
+		help: "auto: shared memory between workers of one machine, else TCP; tcp: TCP only.",
 	},
 ];
 

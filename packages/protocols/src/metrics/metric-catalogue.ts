@@ -3,6 +3,7 @@ import { METRIC_PREFIXES } from "../metric-names.js";
 import { COMPONENT_FAMILIES } from "./component-families.js";
 import { ENGINE_FAMILIES, VLLM_FAMILIES } from "./engine-families.js";
 import { FRONTEND_FAMILIES } from "./frontend-families.js";
+import { KV_TRANSFER_FAMILIES } from "./kv-transfer-families.js";
 import { NIM_FAMILIES } from "./nim-families.js";
 import { ROUTER_FAMILIES } from "./router-families.js";
 import {
@@ -27,6 +28,7 @@ export const METRICS = {
 	router: ROUTER_FAMILIES,
 	event: EVENT_FAMILIES,
 	engine: ENGINE_FAMILIES,
+	kvTransfer: KV_TRANSFER_FAMILIES,
 	vllm: VLLM_FAMILIES,
 	nim: NIM_FAMILIES,
 } as const;

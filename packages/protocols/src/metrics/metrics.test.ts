@@ -22,7 +22,7 @@ for (const group of Object.keys(METRICS) as (keyof typeof METRICS)[]) {
 	}
 }
 /** Groups in which there are families of our own. */
-const OWN = [METRICS.event, METRICS.engine, METRICS.vllm, METRICS.nim].flatMap((group) =>
+const OWN = [METRICS.event, METRICS.engine, METRICS.kvTransfer, METRICS.vllm, METRICS.nim].flatMap((group) =>
 	Object.values<MetricFamily>(group),
 );
 

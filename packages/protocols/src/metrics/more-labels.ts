@@ -5,6 +5,7 @@ export const MORE_LABELS = {
 	action: "action",
 	blockSize: "block_size",
 	cacheDtype: "cache_dtype",
+	direction: "direction",
 	engine: "engine",
 	eventType: "event_type",
 	finishedReason: "finished_reason",
@@ -19,6 +20,7 @@ export const MORE_LABELS = {
 	patchlevel: "patchlevel",
 	policy: "policy",
 	policyClass: "policy_class",
+	result: "result",
 	routerId: "router_id",
 	routerWorkerId: "router_worker_id",
 	routingGroup: "routing_group",
@@ -26,6 +28,7 @@ export const MORE_LABELS = {
 	targetComponent: "target_component",
 	targetEndpoint: "target_endpoint",
 	targetNamespace: "target_namespace",
+	transport: "transport",
 	version: "version",
 	warningKind: "warning_kind",
 } as const;

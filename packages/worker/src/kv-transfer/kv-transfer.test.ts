@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+// A prefill and a decode worker with real engines, and a frontend that a test writes by hand between them.
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { createServer, type Server, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createEngineThread, type Engine, type EngineThreadOptions } from "@dynamo-ts/engine";
+import { makeTinyLlama, writeTinyFolder } from "@dynamo-ts/engine/internal";
+import type { Annotated, DynamoError, LLMEngineOutput } from "@dynamo-ts/protocols/internal";
+import { createMemStore, DistributedRuntime, type EndpointClient, type MemStore } from "@dynamo-ts/runtime";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { findModelFiles, type ModelFiles } from "../model-files.js";
+import { startWorker, type WorkerHandle } from "../worker.js";
+import type { WorkerRole } from "../worker-role.js";
+import type { KvTransferConfig } from "./kv-transfer.js";
+
+const CONFIG: KvTransferConfig = { port: 0, timeoutMs: 5000, holdMs: 60_000, sharedMemory: true };
+const root = mkdtempSync(join(tmpdir(), "kv-transfer-"));
+let folder: string;
+let files: ModelFiles;
+let store: MemStore;
+const open: { close(): Promise<void> }[] = [];
+
+beforeAll(async () => {
+	folder = writeTinyFolder(join(root, "model"), makeTinyLlama({}, 11));
+	const vocab = Object.fromEntries(Array.from({ length: 200 }, (_, id) => [`t${id}`, id]));
+	const tokenizer = { version: "1.0", model: { type: "BPE", vocab, merges: [] }, added_tokens: [], decoder: null };
+	writeFileSync(join(folder, "tokenizer.json"), JSON.stringify(tokenizer));
+	files = await findModelFiles({ kind: "folder", path: folder }, "unused");
+});
+afterEach(async () => {
+	for (const one of open.splice(0).reverse()) await one.close();
+});
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+
+interface Node {
+	readonly engine: Engine;
+	readonly worker: WorkerHandle;
+	readonly client: EndpointClient;
+	/** The sum of a counter over its labels that contain `text`. */
+	metric(name: string, text?: string): Promise<number>;
+}
+
+async function start(
+	role: WorkerRole,
+	config: Partial<KvTransferConfig> = {},
+	engineOptions: Partial<EngineThreadOptions> = {},
+	component = role === "prefill" ? "prefill" : "backend",
+): Promise<Node> {
+	const log = { filter: "off", format: "readable", ansi: false, localTime: false } as const;
+	const runtime = await DistributedRuntime.create({ discoveryBackend: "mem", memStore: store, systemPort: -1, log });
+	open.push({ close: () => runtime.shutdown() });
+	const engine = createEngineThread({
+		model: folder,
+		cacheDir: join(root, "cache"),
+		quantization: "none",
+		maxModelLen: 128,
+		maxNumSeqs: 8,
+		blockSize: 8,
+		...engineOptions,
+	});
+	const worker = await startWorker(runtime, {
+		engine,
+		files,
+		modelName: "m",
+		sourcePath: folder,
+		role,
+		endpoint: { namespace: "dynamo", component, name: "generate" },
+		kvTransfer: { ...CONFIG, ...config },
+	});
+	open.push(worker);
+	const client = await runtime.namespace("dynamo").component(component).endpoint("generate").client();
+	return {
+		engine,
+		worker,
+		client,
+		async metric(name, text = "") {
+			const page = await runtime.metrics.scrape();
+			const lines = page
+				.split("\n")
+				.filter((line) => line.startsWith(`dynamo_component_${name}{`) && line.includes(text));
+			return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
+		},
+	};
+}
+
+interface Answer {
+	readonly items: LLMEngineOutput[];
+	readonly error: DynamoError | undefined;
+	readonly tokens: number[];
+}
+
+interface Asked {
+	readonly answer: Promise<Answer>;
+	kill(): void;
+}
+
+function ask(node: Node, payload: Record<string, unknown>): Asked {
+	const items: LLMEngineOutput[] = [];
+	let kill = () => {};
+	const answer = new Promise<Answer>((resolve) => {
+		const end = (error?: DynamoError) =>
+			resolve({ items, error, tokens: items.filter(({ index }) => !index).flatMap(({ token_ids }) => token_ids) });
+		const request = node.client.send(
+			node.client.instances()[0]!,
+			{ id: "same", payload },
+			{
+				onItem: (item: Annotated<unknown>) => void items.push(item.data as LLMEngineOutput),
+				onEnd: () => end(),
+				onError: end,
+			},
+		);
+		kill = () => {
+			request.kill();
+			end();
+		};
+	});
+	return { answer, kill: () => kill() };
+}
+
+const prompt = (length: number, seed = 1) => Array.from({ length }, (_, i) => (i * 37 + seed * 11) % 200);
+
+function payload(tokenIds: number[], maxTokens: number, more: Record<string, unknown> = {}): Record<string, unknown> {
+	return {
+		token_ids: tokenIds,
+		stop_conditions: { max_tokens: maxTokens, ignore_eos: true },
+		sampling_options: { temperature: 0 },
+		...more,
+	};
+}
+
+/** The prefill leg as frontends send it. */
+async function prefill(node: Node, request: Record<string, unknown>): Promise<Record<string, unknown>> {
+	const leg = {
+		...request,
+		stop_conditions: { ...(request.stop_conditions as object), max_tokens: 1 },
+		routing: { prefill_worker_id: 1n },
+	};
+	const { items, error } = await ask(node, leg).answer;
+	expect(error).toBeUndefined();
+	expect(items).toHaveLength(1);
+	expect(items[0]!.finish_reason).toBe("length");
+	// As any frontend would carry it.
+	const params = JSON.parse(JSON.stringify(items[0]!.disaggregated_params)) as Record<string, unknown>;
+	return { disaggregated_params: params, prompt_tokens_details: items[0]!.completion_usage?.prompt_tokens_details };
+}
+
+function withParams(result: Record<string, unknown>, changes: Record<string, unknown>): Record<string, unknown> {
+	const { kv_transfer_params } = result.disaggregated_params as { kv_transfer_params: object };
+	return { ...result, disaggregated_params: { kv_transfer_params: { ...kv_transfer_params, ...changes } } };
+}
+
+async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
+	while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 5));
+}
+
+/** Nothing is left of what went before. */
+async function untilIdle(...nodes: Node[]): Promise<void> {
+	for (const { engine } of nodes) {
+		await until(() => {
+			const { usedBlocks, heldBlocks, running, waiting } = engine.stats();
+			return usedBlocks + heldBlocks + running + waiting === 0;
+		});
+	}
+	expect(readdirSync("/dev/shm").filter((name) => name.startsWith("dynamo-kv-"))).toEqual([]);
+}
+
+/** A peer that says nothing, or less than it should. */
+async function listen(onConnection: (socket: Socket) => void): Promise<number> {
+	const sockets = new Set<Socket>();
+	const server: Server = createServer((socket) => {
+		sockets.add(socket);
+		socket.on("error", () => {});
+		onConnection(socket);
+	});
+	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+	open.push({
+		close: async () => {
+			for (const socket of sockets) socket.destroy();
+			server.close();
+		},
+	});
+	return (server.address() as { port: number }).port;
+}
+
+describe("an answer from a decode worker is the aggregated one", () => {
+	let aggregated: Node;
+	const kept: { close(): Promise<void> }[] = [];
+	beforeAll(async () => {
+		store = createMemStore();
+		aggregated = await start("aggregated", {}, {}, "whole");
+		kept.push(...open.splice(0));
+	});
+	afterAll(async () => {
+		for (const one of kept.reverse()) await one.close();
+	});
+
+	test.each([
+		["shm", { sharedMemory: true }],
+		["tcp", { sharedMemory: false }],
+	] as const)("token by token, over %s", async (transport, config) => {
+		const [from, to] = [await start("prefill", config), await start("decode", config)];
+		const lengths = [2, 8, 9, 33, 65, 120];
+		await Promise.all(
+			lengths.map(async (length, i) => {
+				const request = payload(prompt(length, i + 1), Math.min(24, 128 - length));
+				const expected = await ask(aggregated, request).answer;
+				const answer = await ask(to, { ...request, prefill_result: await prefill(from, request) }).answer;
+				expect(answer.error).toBeUndefined();
+				expect(answer.tokens).toEqual(expected.tokens);
+			}),
+		);
+		expect(await to.metric("kv_transfer_failures_total")).toBe(0);
+		expect(await to.metric("kv_transfer_pulls_total", 'result="ok"')).toBe(lengths.length);
+		expect(await to.metric("kv_transfer_seconds_count")).toBe(lengths.length);
+		expect(to.engine.stats().prefillTokens).toBe(lengths.length);
+		const sent = await from.metric("kv_transfer_bytes_total", `transport="${transport}"`);
+		expect(sent).toBeGreaterThan(0);
+		expect(await to.metric("kv_transfer_bytes_total", `transport="${transport}"`)).toBe(sent);
+		expect(await from.metric("kv_transfer_holds_total", 'outcome="pulled"')).toBe(lengths.length);
+		await untilIdle(from, to);
+		expect(await from.metric("kv_transfer_held_blocks")).toBe(0);
+	});
+
+	test("whatever is asked of it: choices, log-probabilities, seeds, guesses", async () => {
+		const from = await start("prefill");
+		const to = await start("decode", {}, { speculative: { method: "ngram" } });
+		const base = payload(prompt(45, 4), 12);
+		const sampled = { temperature: 0.9, top_p: 0.9, seed: 7 };
+		const requests = [
+			{ ...base, output_options: { logprobs: 2 } },
+			{ ...base, token_ids: prompt(45, 5), sampling_options: sampled },
+			{ ...base, token_ids: prompt(45, 6), sampling_options: { ...sampled, n: 3 } },
+			{ ...base, token_ids: prompt(45, 7), output_options: { prompt_logprobs: 1 } },
+			{ ...base, token_ids: Array.from({ length: 60 }, (_, i) => [3, 9, 4, 7][i % 4]!) },
+			{ ...base, token_ids: prompt(45, 8), routing: { cache_salt: "tenant" } },
+		];
+		for (const request of requests) {
+			const expected = await ask(aggregated, request).answer;
+			const result = await prefill(from, { ...request, routing: undefined });
+			const salted = "routing" in request;
+			const answer = await ask(to, { ...request, prefill_result: result }).answer;
+			expect(answer.error).toBeUndefined();
+			const byChoice = ({ items }: Answer) => {
+				const texts = new Map<number, number[]>();
+				for (const { index, token_ids } of items) {
+					texts.set(index ?? 0, [...(texts.get(index ?? 0) ?? []), ...token_ids]);
+				}
+				return texts;
+			};
+			expect(byChoice(answer)).toEqual(byChoice(expected));
+			const logprobs = ({ items }: Answer) => items.flatMap((item) => item.log_probs ?? []);
+			// Guesses are checked in a row, which changes last bits.
+			const close = logprobs(expected).map((value) => expect.closeTo(value, 4));
+			expect(logprobs(answer)).toEqual(close);
+			// The legs of this one do not agree on the salt: the prompt is computed.
+			if (salted) expect(await to.metric("kv_transfer_failures_total", 'reason="prompt"')).toBe(1);
+		}
+		expect(await to.metric("kv_transfer_pulls_total", 'result="ok"')).toBe(4);
+		await untilIdle(to);
+	});
+
+	test("with what is there already left where it is", async () => {
+		const [from, to] = [await start("prefill"), await start("decode")];
+		const first = payload(prompt(50), 4);
+		await ask(to, { ...first, prefill_result: await prefill(from, first) }).answer;
+		const before = await to.metric("kv_transfer_bytes_total");
+		// Six blocks of the second prompt are there, the seventh and the rest of it are not.
+		const second = payload([...prompt(48), 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 6);
+		const result = await prefill(from, second);
+		expect((result.prompt_tokens_details as { cached_tokens: number }).cached_tokens).toBe(48);
+		const answer = await ask(to, { ...second, prefill_result: result }).answer;
+		expect(answer.tokens).toEqual((await ask(aggregated, second).answer).tokens);
+		const { layout } = to.engine.kv!;
+		expect((await to.metric("kv_transfer_bytes_total")) - before).toBe(2 * layout.blockBytes);
+		expect(answer.items.at(-1)?.completion_usage?.prompt_tokens_details?.cached_tokens).toBe(48);
+		// All of it is there: nothing is fetched, and the prefill worker is told.
+		const third = payload(prompt(49), 3);
+		await ask(to, { ...third, prefill_result: await prefill(from, third) }).answer;
+		expect(await to.metric("kv_transfer_pulls_total", 'result="cached"')).toBe(1);
+		await untilIdle(from, to);
+		expect(await from.metric("kv_transfer_holds_total", 'outcome="released"')).toBe(1);
+	});
+
+	test("when the transfer is broken, in whatever way", async () => {
+		const from = await start("prefill");
+		const to = await start("decode", { timeoutMs: 300 });
+		const silent = await listen(() => {});
+		const rude = await listen((socket) => socket.on("data", () => socket.write(Buffer.alloc(4096, 0xff))));
+		const leaver = await listen((socket) => socket.once("data", () => socket.destroy()));
+		const closed = await listen(() => {});
+		await open.pop()!.close();
+		const broken: [string, (result: Record<string, unknown>) => unknown][] = [
+			["refused", (result) => withParams(result, { handle: "0".repeat(32) })],
+			["timeout", (result) => withParams(result, { port: silent })],
+			["protocol", (result) => withParams(result, { port: rude })],
+			["lost", (result) => withParams(result, { port: leaver })],
+			["unreachable", (result) => withParams(result, { port: closed })],
+			["mismatch", (result) => withParams(result, { fingerprint: "0".repeat(32) })],
+			["prompt", (result) => withParams(result, { tail_hash: "0" })],
+			["not_ours", () => ({ disaggregated_params: "dummy" })],
+			["not_ours", (result) => withParams(result, { port: 1e9 })],
+			["not_held", () => ({ disaggregated_params: { kv_transfer_params: null } })],
+		];
+		for (const [i, [reason, breakIt]] of broken.entries()) {
+			const request = payload(prompt(40, 20 + i), 8);
+			const before = await to.metric("kv_transfer_failures_total", `reason="${reason}"`);
+			const answer = await ask(to, { ...request, prefill_result: breakIt(await prefill(from, request)) }).answer;
+			expect(answer.error, reason).toBeUndefined();
+			expect(answer.tokens, reason).toEqual((await ask(aggregated, request).answer).tokens);
+			expect(await to.metric("kv_transfer_failures_total", `reason="${reason}"`), reason).toBe(before + 1);
+		}
+		await untilIdle(to);
+	});
+
+	test("when the prefill worker is gone, has given up what it kept, or keeps nothing", async () => {
+		const from = await start("prefill", { holdMs: 1 });
+		const to = await start("decode");
+		const request = payload(prompt(40, 40), 8);
+		const expected = (await ask(aggregated, request).answer).tokens;
+		const late = await prefill(from, request);
+		await until(() => from.engine.stats().heldBlocks === 0);
+		expect((await ask(to, { ...request, prefill_result: late }).answer).tokens).toEqual(expected);
+		expect(await to.metric("kv_transfer_failures_total", 'reason="refused"')).toBe(1);
+		const other = payload(prompt(40, 41), 8);
+		const orphan = await prefill(from, other);
+		await from.worker.close();
+		const answer = await ask(to, { ...other, prefill_result: orphan }).answer;
+		expect(answer.tokens).toEqual((await ask(aggregated, other).answer).tokens);
+		await untilIdle(to);
+	});
+
+	test("without a prefill worker's answer at a decode worker, and at a prefill worker that is asked for all of it", async () => {
+		const [from, to] = [await start("prefill"), await start("decode")];
+		const request = payload(prompt(30, 50), 6);
+		const expected = (await ask(aggregated, request).answer).tokens;
+		expect((await ask(to, request).answer).tokens).toEqual(expected);
+		expect((await ask(from, request).answer).tokens).toEqual(expected);
+		await untilIdle(from, to);
+	});
+});
+
+describe("who leaves", () => {
+	test("while the prompt is being fetched frees both sides", async () => {
+		store = createMemStore();
+		const [from, to] = [await start("prefill"), await start("decode")];
+		const request = payload(prompt(60), 8);
+		const connected: Socket[] = [];
+		const stuck = await listen((socket) => connected.push(socket));
+		const result = await prefill(from, request);
+		const asked = ask(to, { ...request, prefill_result: withParams(result, { port: stuck }) });
+		await until(() => connected.length === 1);
+		expect(to.engine.stats()).toMatchObject({ running: 0, waiting: 1, usedBlocks: 8 });
+		// The engine goes on with others meanwhile.
+		expect((await ask(to, payload(prompt(20, 3), 5)).answer).tokens).toHaveLength(5);
+		const gone = new Promise((resolve) => connected[0]!.once("close", resolve));
+		connected[0]!.resume();
+		asked.kill();
+		await gone;
+		await untilIdle(to);
+		expect(await to.metric("kv_transfer_pulls_total", 'result="cancelled"')).toBe(1);
+	});
+
+	test("before the prompt is computed leaves nothing behind", async () => {
+		store = createMemStore();
+		// What was told of and not fetched is forgotten after this; what nobody was told of must not wait for it.
+		const from = await start("prefill", { holdMs: 500 });
+		for (let i = 0; i < 40; i++) {
+			const asked = ask(from, payload(prompt(100, i), 1, { routing: { prefill_worker_id: 1n } }));
+			await new Promise((resolve) => setTimeout(resolve, i / 4));
+			asked.kill();
+		}
+		await untilIdle(from);
+	});
+});
