@@ -72,12 +72,16 @@ export class Cluster {
 	}
 
 	/** Starts a mocker for its kind's model, and waits until its metrics can be read. */
-	async mocker(kind: Kind): Promise<WorkerChild> {
-		const port = await freePort();
-		const env = { ...this.env, DYN_SYSTEM_PORT: String(port) };
-		const model = MODEL_OF[kind];
+	mocker(kind: Kind): Promise<WorkerChild> {
 		// A step every few milliseconds: long streams are long enough to be interrupted.
 		const args = ["--speedup-ratio", "4", "--endpoint", `dyn://dynamo.${kind}.generate`];
+		return this.startMocker(kind, MODEL_OF[kind], args);
+	}
+
+	/** The same, for any model. */
+	async startMocker(kind: Kind, model: string, args: string[]): Promise<WorkerChild> {
+		const port = await freePort();
+		const env = { ...this.env, DYN_SYSTEM_PORT: String(port) };
 		const child =
 			kind === "real"
 				? startRealMocker(this.#python, env, this.#modelPath, model, args)
@@ -100,12 +104,16 @@ export class Cluster {
 	}
 
 	/** Starts a frontend that moves streams off lost workers, and waits until it lists both models. */
-	async frontend(kind: Kind): Promise<HttpChild> {
-		const args = ["--migration-limit", "3"];
+	frontend(kind: Kind): Promise<HttpChild> {
+		return this.startFrontend(kind, MODEL_OF.our, ["--migration-limit", "3"]);
+	}
+
+	/** Starts a frontend and waits until it lists the model. */
+	async startFrontend(kind: Kind, model: string, args: string[]): Promise<HttpChild> {
 		const frontend =
 			kind === "real"
-				? await startRealFrontend(this.#python, this.env, MODEL_OF.our, args)
-				: await startOwnHttp("frontend", args, this.env, MODEL_OF.our);
+				? await startRealFrontend(this.#python, this.env, model, args)
+				: await startOwnHttp("frontend", args, this.env, model);
 		this.#children.push(frontend.child);
 		return frontend;
 	}
