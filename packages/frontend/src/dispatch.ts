@@ -129,6 +129,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 
 	onItem(item: Annotated<unknown>): void {
 		if (this.over) return;
+		if (this.silent && this.options.prefill !== undefined && this.isFailedMeeting(item)) return;
 		this.delivered = true;
 		if (this.silent) {
 			this.silent = false;
@@ -157,17 +158,32 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		if (this.over || !this.silent) return false;
 		this.leaveQueue();
 		this.handover = undefined;
-		const { call, instance } = this;
-		this.call = undefined;
+		const { instance } = this;
 		this.route?.cancelled();
-		this.withdrawing = true;
-		call?.kill();
-		this.withdrawing = false;
+		this.dropCall();
 		if (instance !== undefined) {
 			this.leaveInstance();
 			this.tried.delete(instance.instance_id);
 		}
 		return true;
+	}
+
+	/** A worker may say in an item that nobody came to the meeting; that is as good as a failed request. */
+	private isFailedMeeting(item: Annotated<unknown>): boolean {
+		const error = finishError(item);
+		if (error === undefined || !this.options.prefill?.mayBeBlamed(error)) return false;
+		this.dropCall();
+		this.onError(error);
+		return true;
+	}
+
+	/** Ends the attempt under way without hearing of it. */
+	private dropCall(): void {
+		const { call } = this;
+		this.call = undefined;
+		this.withdrawing = true;
+		call?.kill();
+		this.withdrawing = false;
 	}
 
 	onAnswer(items: readonly Annotated<unknown>[]): void {
@@ -405,6 +421,14 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		this.set.release();
 		tell();
 	}
+}
+
+/** The failure that a worker's item tells of as the end of the answer. */
+export function finishError(item: Annotated<unknown>): DynamoError | undefined {
+	const reason = (item.data as Partial<LLMEngineOutput> | null | undefined)?.finish_reason;
+	if (reason === null || reason === undefined) return undefined;
+	const why = typeof reason === "object" ? reason.error : reason === "error" ? "no reason given" : undefined;
+	return why === undefined ? undefined : new DynamoError("Unknown", `the worker failed: ${why}`);
 }
 
 /** The request with the rank that it is for; the same one where the worker decides. */

@@ -503,10 +503,13 @@ describe("prefill and decode at once", () => {
 		expect((await answer).json.usage.completion_tokens).toBe(3);
 	});
 
-	it("tries again when the decode worker fails for want of the prefill worker", async () => {
+	it.each([
+		["fails", (call: ScriptedCall) => call.fail(new DynamoError("Unknown", "nobody came to the meeting"))],
+		["ends its answer", (call: ScriptedCall) => call.finish({ error: "nobody came" }).end()],
+	])("tries again when the decode worker %s for want of the prefill worker", async (_how, fail) => {
 		let failures = 0;
 		const decodeScript: Script = (call) => {
-			if (failures++ === 0) call.fail(new DynamoError("Unknown", "nobody came to the meeting"));
+			if (failures++ === 0) fail(call);
 			else sendAll(IDS)(call);
 		};
 		const { prefill } = await start([() => {}, () => {}], [decodeScript], {}, [1, 2]);
