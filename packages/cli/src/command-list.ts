@@ -19,6 +19,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 	},
 	pull: { summary: "get a model", load: () => import("./commands/pull.js") },
 	chat: { summary: "talk to a model in the terminal", load: () => import("./commands/chat.js") },
+	top: { summary: "watch models, workers and their load", load: () => import("./commands/top.js") },
 	doctor: { summary: "check this machine", load: () => import("./commands/doctor.js") },
 };
 

@@ -90,6 +90,8 @@ export interface FrontendConfig {
 	readonly enforceDisagg: boolean;
 	/** Replaces `dynamo_frontend` in the names of request metrics. */
 	readonly metricsPrefix: string;
+	/** Serve a page that shows the cluster, at `/dashboard`. */
+	readonly dashboard: boolean;
 	/** Drop `nvext` from requests. */
 	readonly disableNvext: boolean;
 	/** Drop unknown request fields instead of refusing them. */
@@ -151,6 +153,7 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 			: undefined,
 		enforceDisagg: read.flag(ENV.DYN_ENFORCE_DISAGG, false),
 		metricsPrefix: read.text(ENV.DYN_METRICS_PREFIX, METRIC_PREFIXES.frontend),
+		dashboard: read.flag(ENV.DYN_DASHBOARD, true),
 		disableNvext: read.flag(ENV.DYN_DISABLE_FRONTEND_NVEXT, false),
 		ignoreUnsupportedFields: read.flag(ENV.DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS, false),
 		forceIncludeUsage: read.flag(ENV.DYN_ENABLE_FORCE_INCLUDE_USAGE, false),

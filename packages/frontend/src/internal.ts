@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./choice-state.js";
 export * from "./chunk-format.js";
+export * from "./cluster/cluster-collector.js";
+export * from "./cluster/cluster-view.js";
+export * from "./cluster/worker-pages.js";
 export * from "./config.js";
 export * from "./frontend-metrics.js";
 export * from "./http-errors.js";

@@ -96,6 +96,16 @@ export class ModelWatcher {
 		return [...this.endpoints.values()];
 	}
 
+	/** All worker sets, whether their files are loaded or not. */
+	workerSets(): WorkerSet[] {
+		return [...this.sets.values()];
+	}
+
+	/** Instances that were left aside because their card differs from that of the workers that came first. */
+	refused(): bigint[] {
+		return [...this.records.values()].filter(({ set }) => set === undefined).map(({ record }) => record.instance_id);
+	}
+
 	close(): void {
 		this.closed = true;
 		for (const watch of this.watches.splice(0)) watch.close();
@@ -123,7 +133,8 @@ export class ModelWatcher {
 		else if (isModel(event.record) && this.wanted(event.record)) this.take(event.key, event.record);
 	}
 
-	private wanted(record: ModelRecord): boolean {
+	/** Whether a record is of a namespace that this frontend serves. */
+	wanted(record: ModelRecord): boolean {
 		const { namespace, namespacePrefix } = this.options;
 		if (namespacePrefix !== undefined) return record.namespace.startsWith(namespacePrefix);
 		return namespace === undefined || record.namespace === namespace;

@@ -13,6 +13,7 @@ import { ModelManager } from "./model-manager.js";
 import { ModelWatcher } from "./model-watcher.js";
 import { unsupportedMediaType } from "./request-body.js";
 import { addBusyThresholdRoutes } from "./routes/busy-threshold.js";
+import { addDashboardRoutes, isDashboard } from "./routes/dashboard.js";
 import { addHealthRoutes } from "./routes/health.js";
 import { addInferenceRoutes } from "./routes/inference.js";
 import { addModelRoutes, modelNotFound } from "./routes/models.js";
@@ -135,6 +136,7 @@ function buildApp(state: FrontendState): FastifyInstance {
 		if (unread) state.countFailure(failure);
 		sendFailure(reply.raw, failure);
 	});
+	if (state.config.dashboard) addDashboardRoutes(app, state);
 	addHealthRoutes(app, state);
 	addModelRoutes(app, state);
 	addInferenceRoutes(app, state);
@@ -187,7 +189,11 @@ function isSystemRoute(state: FrontendState, request: FastifyRequest): boolean {
 	const { paths } = state.config;
 	const path = pathOf(request);
 	return (
-		isProbe(state, request) || path === paths.metrics || path === paths.models || path.startsWith(`${paths.models}/`)
+		isProbe(state, request) ||
+		isDashboard(path) ||
+		path === paths.metrics ||
+		path === paths.models ||
+		path.startsWith(`${paths.models}/`)
 	);
 }
 
@@ -215,7 +221,7 @@ function notFound(state: FrontendState, request: FastifyRequest, reply: FastifyR
 		sendEmpty(reply.raw, enabled ? 405 : 404, { allow: "POST" });
 	} else if (disabled !== undefined) {
 		sendEmpty(reply.raw, 404, { allow: disabled[0] === "GET" ? "GET,HEAD" : disabled[0] });
-	} else if (!reads && (gets.includes(path) || isModel)) {
+	} else if (!reads && (gets.includes(path) || isModel || (state.config.dashboard && isDashboard(path)))) {
 		sendEmpty(reply.raw, 405, { allow: "GET,HEAD" });
 	} else if (isModel) {
 		// An id that cannot be decoded is nobody's.

@@ -115,6 +115,11 @@ export class WorkerSet {
 		return this.members.size;
 	}
 
+	/** Instances whose card was accepted, live or not. */
+	memberIds(): bigint[] {
+		return [...this.members.keys()];
+	}
+
 	/** Files are there and instances are being watched. */
 	get committed(): boolean {
 		return this.parts !== undefined && !this.closing.signal.aborted;

@@ -35,6 +35,7 @@ export * from "./kv/vllm-events.js";
 export * from "./kv/worker-kv-query.js";
 export * from "./llm-engine-output.js";
 export * from "./metric-names.js";
+export * from "./metric-view.js";
 export * from "./metrics/computed-buckets.js";
 export { lengthBuckets } from "./metrics/engine-families.js";
 export * from "./metrics/metric-catalogue.js";

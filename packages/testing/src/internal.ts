@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./certificates.js";
 export * from "./child-process.js";
+export * from "./chromium.js";
 export * from "./collecting-sink.js";
 export * from "./etcd-server.js";
 export * from "./fake-kube-api.js";

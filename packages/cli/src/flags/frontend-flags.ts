@@ -64,6 +64,14 @@ const MIGRATION_FLAGS: readonly FlagSpec[] = [
 	},
 ];
 
+export const DASHBOARD_FLAG: FlagSpec = {
+	flag: "dashboard",
+	env: ENV.DYN_DASHBOARD,
+	type: "boolean",
+	default: true,
+	help: "Serve a page that shows models, workers and their load, at /dashboard.",
+};
+
 /** Flags of `dynamo frontend`. */
 export const FRONTEND_COMMAND: CommandSpec = {
 	name: "frontend",
@@ -103,6 +111,7 @@ export const FRONTEND_COMMAND: CommandSpec = {
 			defaultText: METRIC_PREFIXES.frontend,
 			help: "Replaces dynamo_frontend in the names of the request metrics.",
 		},
+		DASHBOARD_FLAG,
 		{
 			flag: "dump-config-to",
 			env: ENV.DYN_DUMP_CONFIG_TO,

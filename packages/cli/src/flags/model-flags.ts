@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV } from "@dynamo-ts/protocols/internal";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
-import { httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
+import { DASHBOARD_FLAG, httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
 import { AIS_FLAGS } from "./missing-flags.js";
 import { placeFlags } from "./place-flags.js";
 import { KV_TRANSFER_FLAGS, ROLE_FLAGS } from "./role-flags.js";
@@ -225,7 +225,15 @@ export const SERVE_COMMAND: CommandSpec = {
 	name: "serve",
 	summary: "Everything in one process: HTTP server and workers for one model; needs no etcd and no NATS.",
 	positionals: [MODEL_ARGUMENT],
-	flags: [...httpFlags("127.0.0.1"), MODEL_FLAG, ...NAME_FLAGS, NUM_WORKERS, ...ENGINE_FLAGS, ROUTER_MODE_FLAG],
+	flags: [
+		...httpFlags("127.0.0.1"),
+		MODEL_FLAG,
+		...NAME_FLAGS,
+		NUM_WORKERS,
+		...ENGINE_FLAGS,
+		ROUTER_MODE_FLAG,
+		DASHBOARD_FLAG,
+	],
 	epilog: ["examples:", "  dynamo serve", "  dynamo serve ./my-model --http-port 9000 --model-name mine"],
 };
 

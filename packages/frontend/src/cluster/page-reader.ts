@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads the few series of a metrics page that a live view needs, and skips the rest: pages can have thousands of lines,
+// and come from other programs.
+
+export interface Sample {
+	readonly labels: Readonly<Record<string, string>>;
+	readonly value: number;
+}
+
+const LABEL = /([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"/g;
+
+/** Samples by the name in their line; lines that cannot be read are left out. */
+export class MetricsPage {
+	private readonly samples = new Map<string, Sample[]>();
+
+	/** @param wanted names as they stand in the lines, `_bucket`, `_sum` and `_count` included. */
+	constructor(text: string, wanted: ReadonlySet<string>) {
+		for (let from = 0; from < text.length; ) {
+			let to = text.indexOf("\n", from);
+			if (to < 0) to = text.length;
+			const end = nameEnd(text, from, to);
+			const name = text.slice(from, end);
+			if (wanted.has(name)) this.take(name, text.slice(end, to));
+			from = to + 1;
+		}
+	}
+
+	private take(name: string, rest: string): void {
+		const close = rest.startsWith("{") ? rest.lastIndexOf("}") : -1;
+		const value = number(
+			rest
+				.slice(close + 1)
+				.trim()
+				.split(/\s+/, 1)[0] as string,
+		);
+		if (Number.isNaN(value)) return;
+		const labels: Record<string, string> = {};
+		for (const [, label, text] of rest.slice(0, close + 1).matchAll(LABEL)) {
+			labels[label as string] = (text as string).replace(/\\(.)/g, (_all, c: string) => (c === "n" ? "\n" : c));
+		}
+		const list = this.samples.get(name);
+		if (list === undefined) this.samples.set(name, [{ labels, value }]);
+		else list.push({ labels, value });
+	}
+
+	/** All samples of a name. */
+	all(name: string): readonly Sample[] {
+		return this.samples.get(name) ?? [];
+	}
+
+	/** Sum over the samples with these labels (a sample without the label counts); null when there is none. */
+	sum(name: string, labels: Readonly<Record<string, string>> = {}): number | null {
+		let sum: number | null = null;
+		for (const sample of this.all(name)) if (matches(sample, labels)) sum = (sum ?? 0) + sample.value;
+		return sum;
+	}
+
+	/** Sum of the first name that is on the page. */
+	sumOfFirst(names: readonly string[], labels?: Readonly<Record<string, string>>): number | null {
+		for (const name of names) {
+			const sum = this.sum(name, labels);
+			if (sum !== null) return sum;
+		}
+		return null;
+	}
+
+	/** Mean of the first name that is on the page. */
+	meanOfFirst(names: readonly string[]): number | null {
+		for (const name of names) {
+			const samples = this.all(name);
+			if (samples.length > 0) return samples.reduce((sum, { value }) => sum + value, 0) / samples.length;
+		}
+		return null;
+	}
+}
+
+function nameEnd(text: string, from: number, to: number): number {
+	let at = from;
+	for (; at < to; at++) {
+		const c = text.charCodeAt(at);
+		if (c === 0x7b || c === 0x20 || c === 0x09) break;
+	}
+	return at;
+}
+
+function number(text: string): number {
+	if (text === "+Inf" || text === "Inf") return Number.POSITIVE_INFINITY;
+	return text === "" ? Number.NaN : Number(text);
+}
+
+function matches({ labels }: Sample, wanted: Readonly<Record<string, string>>): boolean {
+	for (const [name, value] of Object.entries(wanted)) {
+		if (labels[name] !== undefined && labels[name] !== value) return false;
+	}
+	return true;
+}
