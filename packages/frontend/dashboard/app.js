@@ -60,6 +60,7 @@ function age(seconds) {
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
 function sum(values) {
+	if (values.length === 0) return 0;
 	const known = values.filter((value) => value !== null && value !== undefined);
 	return known.length === 0 ? null : known.reduce((total, value) => total + value, 0);
 }

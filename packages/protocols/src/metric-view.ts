@@ -1,36 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 // Full names of the series that a live view of a cluster reads from pages of metrics. Several names for one thing: engines
 // differ, and the first that is on a page counts.
+import { LABELS } from "./metric-names.js";
+import { fullMetricName, METRICS } from "./metrics/metric-catalogue.js";
+
+const { component, engine, vllm } = METRICS;
+const ours = ({ name }: { readonly name: string }): string => fullMetricName("engine", name);
 
 /** Of a worker; all are summed over their labels but the shares, which are averaged. */
 export const WORKER_SERIES = {
 	/** Requests that the engine computes. */
 	running: [
-		"vllm:num_requests_running",
-		"dynamo_component_engine_running_requests",
+		vllm.numRequestsRunning.name,
+		ours(engine.runningRequests),
 		"sglang:num_running_reqs",
-		"dynamo_component_inflight_requests",
+		fullMetricName("component", component.inflightRequests.name),
 	],
 	/** Requests that wait for the engine. */
-	waiting: ["vllm:num_requests_waiting", "dynamo_component_engine_waiting_requests", "sglang:num_queue_reqs"],
+	waiting: [vllm.numRequestsWaiting.name, ours(engine.waitingRequests), "sglang:num_queue_reqs"],
 	/** Share of the KV cache in use, 0 to 1. */
 	kvUsage: [
-		"vllm:kv_cache_usage_perc",
-		"dynamo_component_gpu_cache_usage_percent",
-		"vllm:gpu_cache_usage_perc",
+		vllm.kvCacheUsagePerc.name,
+		ours(engine.gpuCacheUsagePercent),
+		vllm.gpuCacheUsagePerc.name,
 		"sglang:token_usage",
 	],
 	/** Tokens that the engine generated; counter. */
-	tokens: ["vllm:generation_tokens_total", "dynamo_component_engine_decode_tokens_total"],
+	tokens: [vllm.generationTokensTotal.name, ours(engine.decodeTokensTotal)],
 	/** Prompt tokens that the engine computed; counter. */
-	promptTokens: ["dynamo_component_engine_prefill_tokens_total", "vllm:prompt_tokens_total"],
+	promptTokens: [ours(engine.prefillTokensTotal), vllm.promptTokensTotal.name],
 	/** Prompt tokens (or blocks) found in the cache, and looked for; counters. */
-	cacheHits: ["vllm:prefix_cache_hits_total", "dynamo_component_engine_cache_hit_tokens_total"],
-	cacheQueries: ["vllm:prefix_cache_queries_total", "dynamo_component_engine_cache_query_tokens_total"],
+	cacheHits: [vllm.prefixCacheHitsTotal.name, ours(engine.cacheHitTokensTotal)],
+	cacheQueries: [vllm.prefixCacheQueriesTotal.name, ours(engine.cacheQueryTokensTotal)],
 	/** Requests taken; counter. */
-	requests: ["dynamo_component_requests_total"],
-	uptime: ["dynamo_component_uptime_seconds"],
+	requests: [fullMetricName("component", component.requestsTotal.name)],
+	uptime: [fullMetricName("component", component.uptimeSeconds.name)],
 } as const;
 
 /** Labels that a worker's own requests have, where other endpoints are on the page too. */
-export const GENERATE_ENDPOINT = { dynamo_endpoint: "generate" } as const;
+export const GENERATE_ENDPOINT = { [LABELS.endpoint]: "generate" } as const;

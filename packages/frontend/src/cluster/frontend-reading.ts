@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A frontend's page of metrics at one moment, by model, and what lies between two moments.
-import {
-	COMPONENT_METRICS,
-	FRONTEND_LABELS,
-	FRONTEND_METRICS,
-	LABELS,
-	METRIC_PREFIXES,
-} from "@dynamo-ts/protocols/internal";
+import { FRONTEND_LABELS, fullMetricName, LABELS, METRIC_PREFIXES, METRICS } from "@dynamo-ts/protocols/internal";
 import type { LatencyView } from "./cluster-view.js";
 import { MetricsPage, type Sample } from "./page-reader.js";
 
@@ -45,12 +39,12 @@ const HISTOGRAMS = ["timeToFirstTokenSeconds", "interTokenLatencySeconds"] as co
 
 /** Reads pages of frontends whose request families have a prefix. */
 export class FrontendPageReader {
-	private readonly name: (key: keyof typeof FRONTEND_METRICS, suffix?: string) => string;
-	private readonly uptime = `${METRIC_PREFIXES.component}_${COMPONENT_METRICS.uptimeSeconds}`;
+	private readonly name: (key: keyof typeof METRICS.frontend, suffix?: string) => string;
+	private readonly uptime = fullMetricName("component", METRICS.component.uptimeSeconds.name);
 	private readonly wanted: ReadonlySet<string>;
 
 	constructor(prefix: string = METRIC_PREFIXES.frontend) {
-		this.name = (key, suffix = "") => `${prefix}_${FRONTEND_METRICS[key]}${suffix}`;
+		this.name = (key, suffix = "") => `${prefix}_${METRICS.frontend[key].name}${suffix}`;
 		const { name } = this;
 		this.wanted = new Set([
 			name("requestsTotal"),
@@ -75,9 +69,9 @@ export class FrontendPageReader {
 			),
 		);
 		names.delete(UNKNOWN_MODEL);
-		const byModel = (key: keyof typeof FRONTEND_METRICS, suffix?: string) => group(page.all(this.name(key, suffix)));
+		const byModel = (key: keyof typeof METRICS.frontend, suffix?: string) => group(page.all(this.name(key, suffix)));
 		const requests = byModel("requestsTotal");
-		const single = (key: keyof typeof FRONTEND_METRICS, suffix?: string) => {
+		const single = (key: keyof typeof METRICS.frontend, suffix?: string) => {
 			const groups = byModel(key, suffix);
 			return (model: string): number | null => total(groups.get(model));
 		};
