@@ -124,11 +124,10 @@ function statesOf({ watcher }: FrontendState): Map<bigint, WorkerState> {
 	for (const id of watcher.refused()) states.set(id, "refused");
 	for (const set of watcher.workerSets()) {
 		const usable = new Set(set.candidates().map(({ instance_id }) => instance_id));
-		const roomy = new Set(set.withRoom().map(({ instance_id }) => instance_id));
 		for (const id of set.memberIds()) {
 			if (!set.committed) states.set(id, "starting");
 			else if (!usable.has(id)) states.set(id, "failing");
-			else states.set(id, roomy.has(id) ? "ready" : "busy");
+			else states.set(id, set.load?.isBusy(id) ? "busy" : "ready");
 		}
 	}
 	return states;
