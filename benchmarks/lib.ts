@@ -54,6 +54,8 @@ export async function requireModel(): Promise<string> {
 
 export interface LoadResult {
 	tokens: number;
+	/** Prompt tokens that workers had cached. */
+	cached: number;
 	fails: number;
 	tok_s: number;
 	ttft_ms_p50: number;
