@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How many prompt tokens per request are in some worker's cache and find it? 24 groups of prompts with 1,000 words in
 // common before four mockers that hold 1,024 blocks each: our frontend in the mode kv, the real one, and ours in turn,
-// alternating, each round with prompts of its own.
+// alternating, each time the same prompts before mockers that were just started.
 import {
 	fileDiscoveryEnv,
 	findRealDynamo,
@@ -11,7 +11,7 @@ import {
 	startRealFrontend,
 	startRealMocker,
 } from "@dynamo-ts/testing/internal";
-import { report, requireLoadgen, runLoadgen, withTempFolder } from "./lib.js";
+import { type LoadResult, report, requireLoadgen, runLoadgen, withTempFolder } from "./lib.js";
 
 const loadgen = requireLoadgen();
 const modelPath = process.env.DYNAMO_TEST_MODEL_HF;
@@ -34,43 +34,56 @@ const MOCKER = [
 ];
 const LOAD = ["-isl", "1200", "-shared", "1000", "-groups", "24", "-osl", "32", "-c", concurrency];
 
-await withTempFolder(async (folder) => {
-	const env = fileDiscoveryEnv(folder);
-	const mockers = python
-		? startRealMocker(python, env, modelPath, "smol", MOCKER)
-		: startDynamo(["mocker", "--model-path", modelPath, "--model-name", "smol", ...MOCKER], { env });
-	const own = (mode: string): Promise<HttpChild> => startOwnHttp("frontend", ["--router-mode", mode], env, "smol");
-	const frontends: Record<string, HttpChild> = { "ours, kv": await own("kv") };
-	if (python) frontends["real, kv"] = await startRealFrontend(python, env, "smol", ["--router-mode", "kv"]);
-	frontends["ours, round-robin"] = await own("round-robin");
-	try {
-		const cached: Record<string, number[]> = {};
-		const ttft: Record<string, number[]> = {};
-		for (let round = 0; round < rounds; round++) {
-			// The order turns, so that none always comes first.
-			const names = Object.keys(frontends);
-			const turn = [...names.slice(round % names.length), ...names.slice(0, round % names.length)];
-			for (const name of turn) {
-				const { url, child } = frontends[name]!;
-				const seed = String(1000 * (round + 1) + names.indexOf(name));
-				const load = await runLoadgen(loadgen, url, [...LOAD, "-n", String(requests), "-seed", seed], [child]);
-				if (load.fails > 0) throw new Error(`${name}: ${load.fails} requests failed`);
-				(cached[name] ??= []).push(load.cached / requests);
-				(ttft[name] ??= []).push(load.ttft_ms_p50);
-			}
+/** The frontends that are compared. */
+const FRONTENDS: Record<string, (env: Record<string, string>) => Promise<HttpChild>> = {
+	"ours, kv": (env) => startOwnHttp("frontend", ["--router-mode", "kv"], env, "smol"),
+	...(python ? { "real, kv": (env) => startRealFrontend(python, env, "smol", ["--router-mode", "kv"]) } : {}),
+	"ours, round-robin": (env) => startOwnHttp("frontend", ["--router-mode", "round-robin"], env, "smol"),
+};
+
+/** One load on mockers that hold nothing yet. */
+async function measure(start: (env: Record<string, string>) => Promise<HttpChild>, seed: number): Promise<LoadResult> {
+	return await withTempFolder(async (folder) => {
+		const env = fileDiscoveryEnv(folder);
+		const mockers = python
+			? startRealMocker(python, env, modelPath as string, "smol", MOCKER)
+			: startDynamo(["mocker", "--model-path", modelPath as string, "--model-name", "smol", ...MOCKER], { env });
+		let frontend: HttpChild | undefined;
+		try {
+			frontend = await start(env);
+			const load = await runLoadgen(
+				loadgen,
+				frontend.url,
+				[...LOAD, "-n", String(requests), "-seed", String(seed)],
+				[frontend.child],
+			);
+			if (load.fails > 0) throw new Error(`${load.fails} requests failed`);
+			return load;
+		} finally {
+			await Promise.all([frontend?.child.stop(), mockers.stop()]);
 		}
-		const mean = (values: number[]): number => values.reduce((sum, value) => sum + value, 0) / values.length;
-		const each = (values: number[]): string => values.map((value) => value.toFixed(0)).join(", ");
-		report(
-			`cached tokens per request; ${rounds} rounds of ${requests} requests, ${concurrency} at a time, ${python ? "real" : "our"} mockers`,
-			Object.keys(frontends).map((name) => ({
-				frontend: name,
-				"cached tokens per request": mean(cached[name]!).toFixed(0),
-				"each round": each(cached[name]!),
-				"first token, median (ms)": each(ttft[name]!),
-			})),
-		);
-	} finally {
-		await Promise.all([...Object.values(frontends).map(({ child }) => child.stop()), mockers.stop()]);
+	});
+}
+
+const loads: Record<string, LoadResult[]> = Object.fromEntries(Object.keys(FRONTENDS).map((name) => [name, []]));
+for (let round = 0; round < rounds; round++) {
+	// The order turns, so that none always comes first; all get the same prompts.
+	const names = Object.keys(FRONTENDS);
+	for (const name of [...names.slice(round % names.length), ...names.slice(0, round % names.length)]) {
+		loads[name]!.push(await measure(FRONTENDS[name]!, round + 1));
 	}
-});
+}
+const each = (name: string, figure: (load: LoadResult) => number): string =>
+	loads[name]!.map((load) => figure(load).toFixed(0)).join(", ");
+report(
+	`cached tokens per request; ${rounds} rounds of ${requests} requests, ${concurrency} at a time, ${python ? "real" : "our"} mockers`,
+	Object.keys(FRONTENDS).map((name) => ({
+		frontend: name,
+		"cached tokens per request": (
+			loads[name]!.reduce((sum, { cached }) => sum + cached, 0) /
+			(rounds * requests)
+		).toFixed(0),
+		"each round": each(name, ({ cached }) => cached / requests),
+		"first token, median (ms)": each(name, ({ ttft_ms_p50 }) => ttft_ms_p50),
+	})),
+);

@@ -3,6 +3,7 @@
 // XXH3-64 over the tokens of a block, and a chain of those over the blocks of a prompt.
 
 import { xxh3 } from "@node-rs/xxhash";
+import { BlockHasher } from "./block-hasher.js";
 
 /** Seed of plain blocks, and of every chain. */
 const BASE_SEED = 1337n;
@@ -66,13 +67,29 @@ export interface BlockHashes {
 	readonly sequenceHashes: bigint[];
 }
 
+/** Hashers by block size; a process has to do with a few. */
+const hashers = new Map<number, BlockHasher | undefined>();
+const MOST_HASHERS = 16;
+/** Hashes chains, whatever the size of blocks. */
+let chains: BlockHasher | undefined;
+
+function hasherOf(blockSize: number): BlockHasher | undefined {
+	if (hashers.has(blockSize)) return hashers.get(blockSize);
+	const hasher = hashers.size < MOST_HASHERS ? BlockHasher.of(blockSize, BASE_SEED) : undefined;
+	if (hashers.size < MOST_HASHERS) hashers.set(blockSize, hasher);
+	return hasher;
+}
+
 /** The own hash of each full block of `blockSize` tokens; with `eagle` of each that the token behind it is known of. */
 export function blockTokensHashes(
 	tokens: ArrayLike<number>,
 	blockSize: number,
 	options: BlockHashOptions = {},
 ): bigint[] {
+	if (!(blockSize >= 1)) return [];
 	const seed = blockSeed(options);
+	const hasher = options.mmHashes === undefined && options.eagle !== true ? hasherOf(blockSize) : undefined;
+	if (hasher !== undefined) return Array.from(hasher.own(tokens, seed));
 	const hashes: bigint[] = [];
 	const ahead = options.eagle === true ? 1 : 0;
 	for (let end = blockSize; end + ahead <= tokens.length; end += blockSize) {
@@ -83,13 +100,8 @@ export function blockTokensHashes(
 
 /** The hash of each block in its place, from the blocks' own hashes. */
 export function sequenceHashes(tokensHashes: readonly bigint[]): bigint[] {
-	const hashes: bigint[] = [];
-	let parent: bigint | undefined;
-	for (const own of tokensHashes) {
-		parent = sequenceHash(parent, own);
-		hashes.push(parent);
-	}
-	return hashes;
+	chains ??= BlockHasher.of(1, BASE_SEED);
+	return Array.from((chains as BlockHasher).chained(tokensHashes));
 }
 
 /** Both hashes of each full block of `blockSize` tokens. */
