@@ -189,7 +189,8 @@ describe.skipIf(!BUILT)("the command (needs npm run setup)", () => {
 			const model = command === "mocker" ? ["--model-path", tokenizerFolder()] : [];
 			const { ended, stderr } = run([command, ...model], env);
 			expect(await ended).toBe(1);
-			const lines = stderr().trim().split("\n");
+			const [first, ...lines] = stderr().trim().split("\n");
+			expect(first).toMatch(/OpenTelemetry OTLP export disabled/);
 			expect(lines).toHaveLength(2);
 			for (const line of lines) expect(line).toMatch(cures);
 			expect(lines[1]).toMatch(/^dynamo: etcd .*ECONNREFUSED/);

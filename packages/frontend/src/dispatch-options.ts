@@ -8,9 +8,9 @@ import type {
 	RoutingHints,
 } from "@dynamo-ts/protocols/internal";
 import type { RoutingDecision, RoutingOverrides } from "@dynamo-ts/router";
+import type { RouteTrace } from "@dynamo-ts/router/internal";
 import type { OutgoingRequest, RequestOptions } from "@dynamo-ts/runtime";
 import type { Continuation, MigrationObserver } from "./migration.js";
-import type { RouteTrace } from "./route-span.js";
 
 export interface DispatchOptions extends RequestOptions {
 	/** Send to this instance and no other. */

@@ -9,11 +9,11 @@ import {
 	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
 import type { RoutingDecision, RoutingRequest, Ticket } from "@dynamo-ts/router";
+import { beginSelection, RouteSpan } from "@dynamo-ts/router/internal";
 import type { ActiveRequest, OutgoingRequest, ResponseSink } from "@dynamo-ts/runtime";
 import type { DispatchOptions, Handover, PrefillHost, RoutingConstraints } from "./dispatch-options.js";
 import { asDynamoError } from "./http-errors.js";
 import { isLoss, type MigrationType } from "./migration.js";
-import { beginSelection, RouteSpan } from "./route-span.js";
 import type { WorkerSet } from "./worker-set.js";
 
 /** Most instances that a request is offered to in a row without an item from any of them. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { IncomingMessage, ServerResponse } from "node:http";
+import { type RouteLogs, routeLogs } from "@dynamo-ts/router/internal";
 import type { DistributedRuntime, Logger } from "@dynamo-ts/runtime";
 import { sendFailure, sendJson } from "./answers.js";
 import type { FrontendConfig } from "./config.js";
@@ -9,7 +10,6 @@ import { type Failure, type FailureContext, failureOf } from "./http-errors.js";
 import { type ExchangeLogs, exchangeLogs, HttpExchange } from "./http-exchange.js";
 import type { ModelManager } from "./model-manager.js";
 import type { ModelWatcher } from "./model-watcher.js";
-import { type RouteLogs, routeLogs } from "./route-span.js";
 
 /** Ready: takes requests. Draining: finishes what it has. Stopping: the listener is closed. */
 export type Stage = "ready" | "draining" | "stopping";

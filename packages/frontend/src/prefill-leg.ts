@@ -174,7 +174,8 @@ export class PrefillLeg implements PrefillStep {
 			queueMicrotask(() => host.onPrefillError(told));
 			return;
 		}
-		log.warn("no prefill worker computed the prompt; the decode worker does", { model: name, error: error.message });
+		const fields = { model: name, error: error.message };
+		log.warn("no prefill worker computed the prompt; the decode worker does", fields, this.decode.trace?.parent);
 		this.observer.onHandover(false);
 		host.onHandover(localHandover(body, undefined));
 	}
@@ -341,6 +342,7 @@ class PrefillRun implements ResponseSink {
 
 	onError(error: DynamoError): void {
 		if (this.over) return;
+		this.span?.fail(error.message);
 		this.settle();
 		this.events.onFailure(error);
 	}

@@ -273,3 +273,40 @@ it("a stream that moves to another worker stays one trace, with a span for each 
 	});
 	expect(named("http-request").fields["request.outcome"]).toBe("success");
 });
+
+it("the mode kv shows the parts of its choice", async () => {
+	const { chat, worker } = await start({ routerMode: "kv" });
+	const { record } = await worker({ script: TEXT });
+	await (await post(chat, chatBody())).text();
+	const parts = ["kv_router.compute_block_hashes", "kv_router.compute_seq_hashes", "kv_router.schedule"];
+	const names = ["http-request", "kv_router.select_worker", ...parts, "kv_router.route_request", "handle_payload"];
+	await expect
+		.poll(() =>
+			spans
+				.filter(({ traceId }) => traceId === TRACE)
+				.map(({ name }) => name)
+				.sort(),
+		)
+		.toEqual(names.sort());
+	const own = spans.filter(({ traceId }) => traceId === TRACE);
+	expect(tree(own)).toEqual([
+		"http-request internal",
+		"  kv_router.select_worker internal",
+		"    kv_router.compute_block_hashes internal",
+		"    kv_router.compute_seq_hashes internal",
+		"    kv_router.schedule internal",
+		"  kv_router.route_request client",
+		"    handle_payload server",
+	]);
+	expect(named("kv_router.route_request").fields).toEqual({
+		request_id: named("http-request").fields.request_id,
+		dp_rank: "0",
+		overlap_blocks: "0",
+		phase: "Aggregated",
+		worker_id: record.instance_id.toString(),
+		"request.attempt": "0",
+		"migration.is_retry": false,
+		"migration.tokens_completed": "0",
+		"request.outcome": "success",
+	});
+});

@@ -27,6 +27,7 @@ export * from "./queue/policy-profile.js";
 export * from "./queue/request-queue.js";
 export * from "./random.js";
 export * from "./round-robin.js";
+export * from "./route-span.js";
 export * from "./router.js";
 export * from "./routing-group.js";
 export * from "./service/standalone-router.js";

@@ -2,7 +2,7 @@
 // An OTLP receiver over gRPC or HTTP, which keeps what it gets, and can refuse or stay silent.
 import { once } from "node:events";
 import { createServer as createHttp, type IncomingMessage, type ServerResponse } from "node:http";
-import { createServer as createHttp2, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
+import { createServer as createHttp2, type IncomingHttpHeaders, type ServerHttp2Stream } from "node:http2";
 import type { AddressInfo, Socket } from "node:net";
 import { gunzipSync } from "node:zlib";
 import {
@@ -48,10 +48,18 @@ export async function startOtlpReceiver(protocol: "grpc" | "http/protobuf" = "gr
 		else if (/logs/i.test(path)) receiver.logs.push(...decodeLogs(message));
 		else receiver.metrics.push(...decodeMetrics(message));
 	};
-	const server =
-		protocol === "grpc"
-			? createHttp2((request, response) => void answerGrpc(request, response, receiver, take))
-			: createHttp((request, response) => void answerHttp(request, response, receiver, take));
+	const server = protocol === "grpc" ? createHttp2() : createHttp();
+	if (protocol === "grpc") {
+		server.on("stream", (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => {
+			// A client that gives up resets its stream.
+			stream.on("error", () => {});
+			void answerGrpc(stream, headers, receiver, take);
+		});
+	} else {
+		server.on("request", (request: IncomingMessage, response: ServerResponse) => {
+			void answerHttp(request, response, receiver, take);
+		});
+	}
 	const sockets = new Set<Socket>();
 	server.on("connection", (socket: Socket) => {
 		sockets.add(socket);
@@ -74,7 +82,7 @@ export async function startOtlpReceiver(protocol: "grpc" | "http/protobuf" = "gr
 
 type Take = (path: string, userAgent: string, message: Buffer) => void;
 
-async function bodyOf(request: IncomingMessage | Http2ServerRequest): Promise<Buffer> {
+async function bodyOf(request: IncomingMessage | ServerHttp2Stream): Promise<Buffer> {
 	const chunks: Buffer[] = [];
 	for await (const chunk of request) chunks.push(chunk as Buffer);
 	return Buffer.concat(chunks);
@@ -82,19 +90,19 @@ async function bodyOf(request: IncomingMessage | Http2ServerRequest): Promise<Bu
 
 /** One message: a flag for compression, four bytes of length, the message; the answer's trailers have the status. */
 async function answerGrpc(
-	request: Http2ServerRequest,
-	response: Http2ServerResponse,
+	stream: ServerHttp2Stream,
+	headers: IncomingHttpHeaders,
 	{ behaviour }: { behaviour: OtlpBehaviour },
 	take: Take,
 ): Promise<void> {
-	const body = await bodyOf(request);
+	const body = await bodyOf(stream);
 	const message = body.subarray(5, 5 + body.readUInt32BE(1));
-	take(request.url, String(request.headers["user-agent"]), body[0] === 1 ? gunzipSync(message) : message);
-	if (behaviour === "silent") return;
-	const { stream } = response;
+	take(String(headers[":path"]), String(headers["user-agent"]), body[0] === 1 ? gunzipSync(message) : message);
+	if (behaviour === "silent" || stream.destroyed) return;
 	stream.respond({ ":status": 200, "content-type": "application/grpc+proto" }, { waitForTrailers: true });
 	stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": behaviour === "take" ? "0" : "14" }));
-	stream.end(behaviour === "take" ? Buffer.alloc(5) : undefined);
+	if (behaviour === "take") stream.write(Buffer.alloc(5));
+	stream.end();
 }
 
 async function answerHttp(

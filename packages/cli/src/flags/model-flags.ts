@@ -181,7 +181,6 @@ const VLLM_FLAGS: readonly FlagSpec[] = (
 		["string", "dtype", "the weights are held as --quantization says and computed in float32"],
 		["boolean", "trust-remote-code", "code of a model is never run"],
 		["string", "connector", "prompts are handed over by workers themselves"],
-		["string", "otlp-traces-endpoint", "this version sends no traces"],
 		["string", "load-format", "the format is read from the files"],
 		["string", "tokenizer", "the tokenizer is the model's own"],
 		["boolean", "disable-log-requests", "requests are logged by the frontend"],

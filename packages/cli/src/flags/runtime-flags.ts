@@ -45,6 +45,15 @@ export const RUNTIME_FLAGS: readonly FlagSpec[] = [
 		defaultText: "zmq",
 		help: `How KV events and load travel from workers to routers, the same for every process: zmq (${ENV.DYN_EVENT_PLANE_HOST}: the address that others connect to), or nats (${ENV.NATS_SERVER}).`,
 	},
+	{
+		flag: "otlp-traces-endpoint",
+		env: ENV.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+		type: "string",
+		metavar: "URL",
+		group: GROUP,
+		defaultText: `${ENV.OTEL_EXPORTER_OTLP_ENDPOINT}, or http://localhost:4317`,
+		help: `Where spans are sent when ${ENV.OTEL_EXPORT_ENABLED} is set.`,
+	},
 	...TRANSPORT_TLS_FLAGS,
 ];
 

@@ -13,6 +13,7 @@ import {
 	parseLenientJson,
 	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
+import type { RouteTrace } from "@dynamo-ts/router/internal";
 import type { Span } from "@dynamo-ts/runtime";
 import type { FastifyInstance } from "fastify";
 import { sendEmpty, sendFailure } from "../answers.js";
@@ -27,7 +28,6 @@ import { nvextReport } from "../nvext-report.js";
 import { Preprocessor } from "../preprocessor.js";
 import { ClientGoneError, readBody } from "../request-body.js";
 import { type ApiEndpoint, type MediaParts, NO_MEDIA, RequestTracker, UNKNOWN_MODEL } from "../request-tracker.js";
-import type { RouteTrace } from "../route-span.js";
 import { type RoutingHeaders, routingHeaders } from "../routing-hints.js";
 import { SseWriter } from "../sse.js";
 import { TextPassthrough } from "../text-passthrough.js";

@@ -13,7 +13,8 @@ import {
 import type { ActiveRequest, IngressRequest, ResponseSink, ResponseWriter } from "@dynamo-ts/runtime";
 import type { KvPolicy } from "../kv-policy.js";
 import type { Ticket } from "../queue/admission.js";
-import type { RoutingRequest } from "../router.js";
+import { beginSelection, RouteSpan, type RouteTrace } from "../route-span.js";
+import type { RoutingDecision, RoutingRequest } from "../router.js";
 import type { WorkerGroup } from "./worker-group.js";
 
 /** Most workers that a request is offered to without an item from any of them. */
@@ -46,6 +47,8 @@ export class ForwardedRequest implements ResponseSink {
 	#call: ActiveRequest | undefined;
 	/** While it waits for its turn. */
 	#ticket: Ticket | undefined;
+	/** Of the attempt under way; undefined where requests have no spans. */
+	#route: RouteSpan | undefined;
 	#delivered = false;
 	#over = false;
 	/** `performance.now()`. */
@@ -94,12 +97,14 @@ export class ForwardedRequest implements ResponseSink {
 
 	onEnd(): void {
 		if (this.#over) return;
+		this.#route?.succeeded();
 		this.#finish();
 		this.#response.end();
 	}
 
 	onError(error: DynamoError): void {
 		if (this.#over) return;
+		this.#route?.failed(error);
 		this.#leaveInstance();
 		if (this.#pinned === undefined && !this.#delivered && mayTryAnother(error) && this.#attempt()) return;
 		this.#finish();
@@ -134,30 +139,43 @@ export class ForwardedRequest implements ResponseSink {
 	}
 
 	#place(): boolean {
-		const instance = this.#pinned ?? this.#pick();
+		const trace = this.#group.traceOf(this.#request, this.#body.routing);
+		const span = beginSelection(trace, this.#policy);
+		const routing: RoutingRequest = span === undefined ? this.#routing : { ...this.#routing, span };
+		const instance = this.#pinned ?? this.#pick(routing);
+		span?.end();
 		if (instance === undefined) return false;
 		const { instance_id: id } = instance;
 		this.#tried.add(id);
 		this.#instance = instance;
 		this.#attemptId = `forwarded-${attemptsEver++}`;
-		const rank = this.#policy.rankFor(id, this.#routing);
-		const { dpRank, overlapBlocks, promptBlocks } = this.#policy.explain(id, this.#routing);
+		const rank = this.#policy.rankFor(id, routing);
+		const decision = this.#policy.explain(id, routing);
+		const { dpRank, overlapBlocks, promptBlocks } = decision;
 		this.#rank = dpRank;
 		this.#hitRate = promptBlocks === 0 ? 0 : overlapBlocks / promptBlocks;
-		this.#policy.onStart(id, this.#attemptId, this.#routing);
+		this.#policy.onStart(id, this.#attemptId, routing);
+		this.#beginRoute(trace, instance, decision);
 		this.#sentAt = performance.now();
 		const payload =
 			rank === undefined ? this.#body : { ...this.#body, routing: { ...this.#body.routing, dp_rank: rank } };
 		this.#call = this.#group.client.send(
 			instance,
-			{ id: this.#request.id, payload, headers: passedHeaders(this.#request.headers) },
+			{ id: this.#request.id, payload, headers: passedHeaders(this.#request.headers), span: this.#route?.span },
 			this,
 		);
 		return true;
 	}
 
-	#pick(): EndpointRecord | undefined {
-		return this.#policy.pick(this.#fresh(), this.#routing);
+	#beginRoute(trace: RouteTrace | undefined, instance: EndpointRecord, decision: RoutingDecision): void {
+		if (trace === undefined) return;
+		const number = this.#tried.size - 1;
+		const attempt = { instance, number, tokensCompleted: 0, decision, previous: this.#route };
+		this.#route = new RouteSpan(trace, this.#policy, attempt);
+	}
+
+	#pick(routing: RoutingRequest): EndpointRecord | undefined {
+		return this.#policy.pick(this.#fresh(), routing);
 	}
 
 	/** Candidates that have not been tried. */
@@ -195,6 +213,7 @@ export class ForwardedRequest implements ResponseSink {
 
 	/** The client is gone. */
 	#abandon(): void {
+		this.#route?.cancelled();
 		const call = this.#call;
 		this.#finish();
 		call?.kill();

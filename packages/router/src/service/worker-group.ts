@@ -6,10 +6,19 @@ import {
 	type EndpointRecord,
 	type ModelRecord,
 	parseKey,
+	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
-import type { DiscoveryEvent, DistributedRuntime, EndpointClient, Logger, Watch } from "@dynamo-ts/runtime";
+import type {
+	DiscoveryEvent,
+	DistributedRuntime,
+	EndpointClient,
+	IngressRequest,
+	Logger,
+	Watch,
+} from "@dynamo-ts/runtime";
 import type { KvWorkers } from "../kv-policy.js";
 import { kvWorkersOf } from "../kv-workers.js";
+import { type RouteLogs, type RouteTrace, routeLogs } from "../route-span.js";
 
 export interface WorkerGroupOptions {
 	/** Tokens of a block; undefined: what the first card says. */
@@ -23,6 +32,7 @@ export class WorkerGroup {
 	readonly #endpoint: EndpointId;
 	readonly #options: WorkerGroupOptions;
 	readonly #log: Logger;
+	readonly #routeLogs: RouteLogs;
 	/** Cards that fit, by the key of their record. */
 	readonly #cards = new Map<string, ModelRecord>();
 	readonly #members = new Set<bigint>();
@@ -42,6 +52,14 @@ export class WorkerGroup {
 		this.#endpoint = endpoint;
 		this.#options = options;
 		this.#log = runtime.log.child("dynamo_llm::kv_router");
+		this.#routeLogs = routeLogs(runtime);
+	}
+
+	/** Where attempts of a request that is passed on belong; undefined where requests have no spans. */
+	traceOf({ id, span }: IngressRequest, routing: RoutingHints | null | undefined): RouteTrace | undefined {
+		if (span === undefined) return undefined;
+		const phase = routing?.prefill_worker_id !== undefined ? "Decode" : "Aggregated";
+		return { parent: span, phase, logs: this.#routeLogs, requestId: id, cancelSignal: "kill" };
 	}
 
 	/**

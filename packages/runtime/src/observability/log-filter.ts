@@ -10,6 +10,12 @@ export interface LogFilter {
 	levelFor(target: string): number;
 }
 
+/** Libraries that Dynamo shows errors of only; their targets are in nobody's way when a filter shows everything else. */
+const QUIET_TARGETS = [
+	...["h2", "tower", "hyper_util", "neli", "async_nats", "rustls", "tokenizers", "axum", "tonic", "hf_hub"],
+	...["opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp"],
+];
+
 /**
  * Parses `default_level[,target[=level]]...`. A target matches itself and what is below it, with `::` or `.` between
  * the parts; one without a level is shown whole.
@@ -17,7 +23,7 @@ export interface LogFilter {
  */
 export function parseLogFilter(text: string): LogFilter {
 	let fallback: number = LEVEL_NUMBER.info;
-	const rules: { prefix: string; level: number }[] = [];
+	const rules = QUIET_TARGETS.map((prefix) => ({ prefix, level: LEVEL_NUMBER.error as number }));
 	for (const raw of text.split(",")) {
 		const part = raw.trim();
 		if (part === "") continue;

@@ -46,7 +46,7 @@ export class MetricsExport {
 		);
 		this.metrics = metrics;
 		this.resource = resourceFromAttributes({ ...config.resource, "service.name": serviceName });
-		this.timer = setInterval(() => void this.push(), config.intervalMs);
+		this.timer = setInterval(() => this.push().catch(() => {}), config.intervalMs);
 		this.timer.unref();
 	}
 
@@ -60,16 +60,15 @@ export class MetricsExport {
 	private async push(): Promise<void> {
 		if (this.busy) return;
 		this.busy = true;
-		const families = await this.metrics.collect();
-		const now = hrTime(wallClockMs());
-		const metrics = families.map((family) => metricData(family, this.startedAt, now));
-		const batch = { resource: this.resource, scopeMetrics: [{ scope: SCOPE, metrics }] };
-		return new Promise((resolve) => {
-			this.exporter.export([batch], () => {
-				this.busy = false;
-				resolve();
-			});
-		});
+		try {
+			const families = await this.metrics.collect();
+			const now = hrTime(wallClockMs());
+			const metrics = families.map((family) => metricData(family, this.startedAt, now));
+			const batch = { resource: this.resource, scopeMetrics: [{ scope: SCOPE, metrics }] };
+			await new Promise<void>((resolve) => this.exporter.export([batch], () => resolve()));
+		} finally {
+			this.busy = false;
+		}
 	}
 }
 

@@ -80,15 +80,16 @@ export class Telemetry {
 		this.parts.push(new MetricsExport(config.metrics, config.serviceName, metrics, log));
 	}
 
-	/** Sends what is queued, for three seconds at most, and closes. Never rejects. */
+	/** Sends what is queued, for three seconds at most, and closes. Never rejects; a second call does nothing. */
 	async shutdown(): Promise<void> {
 		delete this.relay.emit;
-		if (this.parts.length === 0) return;
+		const parts = this.parts.splice(0);
+		if (parts.length === 0) return;
 		let timer: NodeJS.Timeout | undefined;
 		const timeout = new Promise<void>((resolve) => {
 			timer = setTimeout(resolve, FLUSH_TIMEOUT_MS);
 		});
-		await Promise.race([Promise.allSettled(this.parts.map((part) => part.shutdown())), timeout]);
+		await Promise.race([Promise.allSettled(parts.map((part) => part.shutdown())), timeout]);
 		clearTimeout(timer);
 	}
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The span of one attempt to have a request answered by an instance, and the lines about it.
 import { type DynamoError, type EndpointRecord, errorReason } from "@dynamo-ts/protocols/internal";
-import type { Router, RoutingDecision } from "@dynamo-ts/router";
 import type { DistributedRuntime, Logger, Span } from "@dynamo-ts/runtime";
+import type { Router, RoutingDecision } from "./router.js";
 
 /** What an attempt is for. */
 export type RoutePhase = "Aggregated" | "Prefill" | "Decode";
