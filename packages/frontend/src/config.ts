@@ -92,6 +92,10 @@ export interface FrontendConfig {
 	readonly metricsPrefix: string;
 	/** Serve a page that shows the cluster, at `/dashboard`. */
 	readonly dashboard: boolean;
+	/** Also show what happens under the names of NVIDIA NIM's metrics. */
+	readonly nimMetrics: boolean;
+	/** Among those, the ones about Python. */
+	readonly nimPythonMetrics: boolean;
 	/** Drop `nvext` from requests. */
 	readonly disableNvext: boolean;
 	/** Drop unknown request fields instead of refusing them. */
@@ -154,6 +158,8 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		enforceDisagg: read.flag(ENV.DYN_ENFORCE_DISAGG, false),
 		metricsPrefix: read.text(ENV.DYN_METRICS_PREFIX, METRIC_PREFIXES.frontend),
 		dashboard: read.flag(ENV.DYN_DASHBOARD, true),
+		nimMetrics: read.flag(ENV.DYN_NIM_METRICS, true),
+		nimPythonMetrics: read.flag(ENV.DYN_NIM_PYTHON_METRICS, true),
 		disableNvext: read.flag(ENV.DYN_DISABLE_FRONTEND_NVEXT, false),
 		ignoreUnsupportedFields: read.flag(ENV.DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS, false),
 		forceIncludeUsage: read.flag(ENV.DYN_ENABLE_FORCE_INCLUDE_USAGE, false),

@@ -16,7 +16,13 @@ const SET = {
 
 let metrics: FrontendMetrics;
 beforeEach(() => {
-	metrics = new FrontendMetrics("dynamo_frontend", frontendConfigFromEnv({}).buckets, 3);
+	metrics = new FrontendMetrics({
+		prefix: "dynamo_frontend",
+		buckets: frontendConfigFromEnv({}).buckets,
+		migrationLimit: 3,
+		nim: { python: true },
+		workersOf: () => ({ maxRequests: 512, cacheUsages: [0.25, 0.75] }),
+	});
 });
 afterEach(() => metrics.close());
 
@@ -79,6 +85,50 @@ describe("a model that appears", () => {
 		metrics.onSet({ ...SET, modelTypes: new Set(["Completions"]) } as unknown as WorkerSet);
 		const page = await scrape();
 		expect(page.select("dynamo_frontend_requests_started_total", { endpoint: "chat_completions" })).toEqual([]);
+	});
+});
+
+describe("NIM's names", () => {
+	const nim = { model_name: "smol" };
+
+	it("are there at 0 with a model, and go with it", async () => {
+		metrics.onSet(SET);
+		const names = (page: PromPage) =>
+			[...page.families.values()].filter(({ samples }) => samples.some(({ labels }) => labels.model_name === "smol"));
+		let page = await scrape();
+		expect(names(page)).toHaveLength(14);
+		for (const { name, samples } of names(page)) {
+			const own = samples.filter(({ labels }) => labels.model_name === "smol");
+			if (!name.startsWith("num_request_max") && !name.startsWith("gpu_")) {
+				expect(
+					own.every(({ value }) => value === 0),
+					name,
+				).toBe(true);
+			}
+		}
+		expect(page.value("num_request_max", nim)).toBe(512);
+		expect(page.value("gpu_cache_usage_perc", nim)).toBe(0.5);
+		metrics.onGone("smol");
+		await scrape();
+		page = await scrape();
+		expect(names(page)).toEqual([]);
+	});
+
+	it("tell of this process where they mean Python", async () => {
+		const page = await scrape();
+		expect(page.value("python_info", { implementation: "Node", version: process.versions.node })).toBe(1);
+		for (const generation of ["0", "1", "2"]) {
+			expect(page.value("python_gc_collections_total", { generation })).toBeGreaterThanOrEqual(0);
+			expect(page.value("python_gc_objects_uncollectable_total", { generation })).toBe(0);
+		}
+	});
+
+	it("have no part in what nobody asked for", async () => {
+		const without = new FrontendMetrics({ prefix: "dynamo_frontend", buckets: frontendConfigFromEnv({}).buckets });
+		without.onSet(SET);
+		const page = await without.scrape(createMetricsRegistry());
+		expect(page).not.toMatch(/model_name|python_/);
+		without.close();
 	});
 });
 

@@ -21,6 +21,7 @@ import { watchEventLoop } from "./event-loop-watch.js";
 import type { MigrationObserver } from "./migration.js";
 import type { ModelObserver } from "./model-manager.js";
 import { ModelSeries } from "./model-series.js";
+import { NimMetrics, type NimOptions, type NimSource } from "./nim-metrics.js";
 import type { WorkerSet } from "./worker-set.js";
 
 /** Models that are gone and whose series wait for a last scrape; with more of them the oldest is dropped unseen. */
@@ -39,6 +40,23 @@ export function metricsPrefix(wanted: string, warn: (message: string) => void): 
 	}
 	if (prefix !== wanted) warn(`metrics prefix "${wanted}" is not a metric name: "${prefix}" is used instead`);
 	return prefix;
+}
+
+/** What a frontend knows of a model's workers. */
+export type WorkerNumbers = Pick<NimSource, "maxRequests" | "cacheUsages">;
+
+const NO_WORKERS: WorkerNumbers = { maxRequests: 0, cacheUsages: [] };
+
+export interface FrontendMetricsOptions {
+	/** Replaces `dynamo_frontend` in the names of request and model families. */
+	readonly prefix: string;
+	readonly buckets: BucketRanges;
+	/** Shown for each model. */
+	readonly migrationLimit?: number;
+	/** Absent: no names of NIM. */
+	readonly nim?: NimOptions | undefined;
+	/** Read at each scrape. */
+	readonly workersOf?: (model: string) => WorkerNumbers;
 }
 
 /**
@@ -87,16 +105,16 @@ export class FrontendMetrics implements ModelObserver {
 		readonly gauge: MetricVec<Gauge>;
 		readonly read: (set: WorkerSet) => number | null | undefined;
 	}[];
+	private readonly nim: NimMetrics | undefined;
+	private readonly workersOf: (model: string) => WorkerNumbers;
 	private readonly models = new Map<string, ModelSeries>();
 	private readonly departed = new Set<string>();
 	private readonly endWatch: () => void;
 
-	/**
-	 * @param prefix replaces `dynamo_frontend` in the names of request and model families.
-	 * @param migrationLimit shown for each model.
-	 */
-	constructor(prefix: string, buckets: BucketRanges, migrationLimit = 0) {
+	constructor({ prefix, buckets, migrationLimit = 0, nim, workersOf = () => NO_WORKERS }: FrontendMetricsOptions) {
 		this.registry = createMetricsRegistry({ prefix });
+		this.nim = nim && new NimMetrics(this.registry.level({ prefix: METRIC_PREFIXES.nim, labels: null }), nim);
+		this.workersOf = workersOf;
 		const r = this.registry;
 		const fixed = r.level({ prefix: METRIC_PREFIXES.frontend });
 		const f = METRICS.frontend;
@@ -186,7 +204,8 @@ export class FrontendMetrics implements ModelObserver {
 		if (!set.answers) return;
 		for (const name of set.publicNames) {
 			this.departed.delete(name);
-			this.seriesOf(name).announce(set.modelTypes);
+			const series = this.seriesOf(name);
+			series.announce(set.modelTypes, series.nim ?? this.nim?.seriesOf(name, () => this.nimSource(series)));
 			for (const { gauge, read } of this.cardGauges) {
 				const value = read(set);
 				if (typeof value === "number") gauge.withLabelValues(name).set(value);
@@ -218,11 +237,16 @@ export class FrontendMetrics implements ModelObserver {
 		this.endWatch();
 	}
 
+	private nimSource(series: ModelSeries): NimSource {
+		return { running: series.running, waiting: series.queuedRequests, ...this.workersOf(series.model) };
+	}
+
 	/** Drops the series of a model that is gone, unless a request of it is still under way. */
 	private drop(model: string): boolean {
 		if (this.models.get(model)?.busy) return false;
 		this.departed.delete(model);
 		this.models.delete(model);
+		this.nim?.drop(model);
 		for (const family of [
 			this.requestsStarted,
 			this.requests,

@@ -44,6 +44,15 @@ export class ModelManager {
 		return [...this.models.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 	}
 
+	/** What the workers that answer a model's requests have in all; a prefill worker's part is in neither number. */
+	workersOf(name: string): { maxRequests: number; cacheUsages: number[] } {
+		const sets = [...(this.models.get(name)?.sets ?? [])].filter((set) => set.answers);
+		return {
+			maxRequests: sets.reduce((sum, set) => sum + set.maxRequests, 0),
+			cacheUsages: sets.flatMap((set) => set.cacheUsages()),
+		};
+	}
+
 	/** Number of names. */
 	get size(): number {
 		return this.models.size;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Counter, Gauge, Histogram } from "@dynamo-ts/runtime/internal";
 import type { FrontendMetrics } from "./frontend-metrics.js";
+import type { NimSeries } from "./nim-metrics.js";
 
 /** Endpoints' labels, by the kind of model that they need. */
 const ENDPOINTS = [
@@ -32,8 +33,11 @@ export class TokenSeries {
 	readonly images: Histogram;
 	readonly audio: Histogram;
 	readonly videos: Histogram;
+	/** The same for agents that know NIM's names; undefined where that is off. */
+	readonly nim: NimSeries | undefined;
 
-	constructor(metrics: FrontendMetrics, model: string) {
+	constructor(metrics: FrontendMetrics, model: string, nim: NimSeries | undefined) {
+		this.nim = nim;
 		this.timeToFirstToken = metrics.timeToFirstToken.withLabelValues(model);
 		this.interTokenLatency = metrics.interTokenLatency.withLabelValues(model);
 		this.inputTokens = metrics.inputTokens.withLabelValues(model);
@@ -55,6 +59,8 @@ export class ModelSeries {
 	private readonly active: Gauge;
 	private readonly queued: Gauge;
 	private tokenSeries: TokenSeries | undefined;
+	/** Known models only. */
+	private nimSeries: NimSeries | undefined;
 	private requests = 0;
 	private waiting = 0;
 
@@ -69,8 +75,12 @@ export class ModelSeries {
 
 	/** Made when first asked for: no request for an unknown model ever gets a token. */
 	get tokens(): TokenSeries {
-		this.tokenSeries ??= new TokenSeries(this.metrics, this.model);
+		this.tokenSeries ??= new TokenSeries(this.metrics, this.model, this.nimSeries);
 		return this.tokenSeries;
+	}
+
+	get nim(): NimSeries | undefined {
+		return this.nimSeries;
 	}
 
 	/** A request is under way. */
@@ -89,9 +99,10 @@ export class ModelSeries {
 	}
 
 	/** Makes the series of all outcomes, so that a query finds a 0 and not nothing. */
-	announce(types: ReadonlySet<string>): void {
+	announce(types: ReadonlySet<string>, nim: NimSeries | undefined): void {
 		const { metrics, model } = this;
-		this.tokenSeries ??= new TokenSeries(metrics, model);
+		this.nimSeries ??= nim;
+		this.tokenSeries ??= new TokenSeries(metrics, model, this.nimSeries);
 		for (const [type, endpoint] of ENDPOINTS) {
 			if (!types.has(type)) continue;
 			metrics.rejections.withLabelValues(endpoint, model);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import { DynamoError } from "@dynamo-ts/protocols/internal";
 import { createLogger, type LogFields, type LogLevel, type Span } from "@dynamo-ts/runtime";
 import { Tracer } from "@dynamo-ts/runtime/internal";
@@ -8,6 +9,7 @@ import { frontendConfigFromEnv } from "./config.js";
 import { FrontendMetrics } from "./frontend-metrics.js";
 import { failureOf } from "./http-errors.js";
 import { type ApiEndpoint, type Outcome, RequestTracker } from "./request-tracker.js";
+import type { WorkerSet } from "./worker-set.js";
 
 const lines: { level: LogLevel; message: string; fields: LogFields }[] = [];
 const log = createLogger({ filter: "info", format: "jsonl", ansi: false, localTime: false }, "test", (line, level) => {
@@ -21,7 +23,11 @@ let metrics: FrontendMetrics;
 beforeEach(() => {
 	lines.length = 0;
 	ended.length = 0;
-	metrics = new FrontendMetrics("dynamo_frontend", frontendConfigFromEnv({}).buckets);
+	metrics = new FrontendMetrics({
+		prefix: "dynamo_frontend",
+		buckets: frontendConfigFromEnv({}).buckets,
+		nim: { python: true },
+	});
 });
 afterEach(() => metrics.close());
 
@@ -136,4 +142,51 @@ it("a completion's lines stand in spans of its own, with the figures of the oute
 	expect(ended.map(({ name }) => name)).toEqual(["completions_single", "completions", "http-request"]);
 	expect(ended[0]?.parentId).toBe(ended[1]?.spanId);
 	expect(ended[1]?.parentId).toBe(ended[2]?.spanId);
+});
+
+describe("NIM's counters", () => {
+	it.each([
+		["success", { kind: "success" }, "stop", "stop", 3],
+		["success at the limit", { kind: "success" }, "length", "length", 3],
+		["tool calls", { kind: "success" }, "tool_calls", "stop", 3],
+		["a client that left", { kind: "disconnected" }, undefined, "abort", 3],
+		["an outage", OUTCOMES[3]?.[1], undefined, "error", 0],
+		["a refusal", OUTCOMES[2]?.[1], undefined, undefined, 0],
+	] as [string, Outcome, string | undefined, string | undefined, number][])(
+		"%s",
+		async (_name, outcome, reason, counted, tokens) => {
+			metrics.onSet({
+				answers: true,
+				publicNames: ["m"],
+				modelTypes: new Set(["Chat"]),
+				contextWindow: 0,
+				card: {},
+			} as unknown as WorkerSet);
+			const tracker = track();
+			tracker.inputTokens = 7;
+			tracker.finishReason = reason;
+			const running = async () => parsePrometheus(await metrics.registry.scrape());
+			expect((await running()).value("num_requests_waiting")).toBe(1);
+			for (let i = 0; i < tokens; i++) tracker.onTokens(1, performance.now(), 0);
+			expect((await running()).value("num_requests_running")).toBe(tokens > 0 ? 1 : 0);
+			tracker.finish(outcome);
+			const page = await running();
+			const success = counted === "stop" || counted === "length";
+			expect(page.value("request_success_total")).toBe(success ? 1 : 0);
+			expect(page.value("request_failure_total")).toBe(success || counted === undefined ? 0 : 1);
+			const finished = page.select("request_finish_total").filter(({ value }) => value > 0);
+			expect(finished.map(({ labels, value }) => [labels.finished_reason, value])).toEqual(
+				counted === undefined ? [] : [[counted, 1]],
+			);
+			expect(page.value("e2e_request_latency_seconds_count")).toBe(success ? 1 : 0);
+			expect(page.value("request_prompt_tokens_sum")).toBe(success ? 7 : 0);
+			expect(page.value("request_generation_tokens_sum")).toBe(success ? 3 : 0);
+			expect(page.value("prompt_tokens_total")).toBe(tokens > 0 ? 7 : 0);
+			expect(page.value("generation_tokens_total")).toBe(tokens);
+			expect(page.value("time_to_first_token_seconds_count")).toBe(tokens > 0 ? 1 : 0);
+			expect(page.value("time_per_output_token_seconds_count")).toBe(Math.max(0, tokens - 1));
+			expect(page.value("num_requests_running")).toBe(0);
+			expect(page.value("num_requests_waiting")).toBe(0);
+		},
+	);
 });

@@ -41,6 +41,9 @@ export const NO_MEDIA: MediaParts = { images: 0, audio: 0, videos: 0 };
 /** Label of requests for models that are not there; keeps the number of series bounded. */
 export const UNKNOWN_MODEL = "unknown_model";
 
+/** Types of errors of requests that were never meant for a worker. */
+const NOT_SERVED: ReadonlySet<string> = new Set(["validation", "not_found", "not_implemented"]);
+
 /** How a request ended. */
 export type Outcome =
 	| { readonly kind: "success" }
@@ -155,6 +158,7 @@ export class RequestTracker {
 		this.outputTokens += count;
 		this.detokenizeMs += detokenizeMs;
 		tokens.outputTokens.inc(count);
+		tokens.nim?.generationTokens.inc(count);
 	}
 
 	private onFirstToken(now: number): TokenSeries {
@@ -164,6 +168,8 @@ export class RequestTracker {
 		this.timeToFirstTokenMs = now - this.request.exchange.receivedAt;
 		tokens.timeToFirstToken.observe(this.timeToFirstTokenMs / 1000);
 		tokens.inputTokens.observe(this.inputTokens);
+		tokens.nim?.timeToFirstToken.observe(this.timeToFirstTokenMs / 1000);
+		tokens.nim?.promptTokens.inc(this.inputTokens);
 		tokens.images.observe(media.images);
 		tokens.audio.observe(media.audio);
 		tokens.videos.observe(media.videos);
@@ -173,6 +179,9 @@ export class RequestTracker {
 			const labels = ["none", prompted.toString(), this.prefillWorkerId === undefined ? "decode" : "prefill"];
 			this.metrics.workerTimeToFirstToken.withLabelValues(...labels).set(this.timeToFirstTokenMs / 1000);
 			this.metrics.workerInputTokens.withLabelValues(...labels).set(this.inputTokens);
+		}
+		if (this.workerId !== undefined) {
+			const labels = ["none", this.workerId.toString(), "decode"];
 			this.workerLatency = this.metrics.workerInterTokenLatency.withLabelValues(...labels);
 		}
 		return tokens;
@@ -180,7 +189,11 @@ export class RequestTracker {
 
 	private observeLatency(tokens: TokenSeries, perTokenMs: number, count: number): void {
 		const seconds = perTokenMs / 1000;
-		for (let i = 0; i < count; i++) tokens.interTokenLatency.observe(seconds);
+		const { interTokenLatency, nim } = tokens;
+		for (let i = 0; i < count; i++) {
+			interTokenLatency.observe(seconds);
+			nim?.timePerOutputToken.observe(seconds);
+		}
 		this.workerLatency?.set(seconds);
 		this.latencySumMs += perTokenMs * count;
 		this.latencyCount += count;
@@ -215,6 +228,7 @@ export class RequestTracker {
 			metrics.failures.withLabelValues(outcome.failure.errorClass, outcome.failure.reason).inc();
 		}
 		this.finishTokens();
+		this.tellNim(outcome, errorType, durationMs / 1000);
 		this.tell(outcome, durationMs);
 		this.endSpans();
 	}
@@ -227,6 +241,14 @@ export class RequestTracker {
 		metrics.detokenizeTokens.inc(this.outputTokens);
 		metrics.detokenizeMicros.inc(Math.round(this.detokenizeMs * 1000));
 		metrics.tokenizerLatencyMs.withLabelValues("detokenize").observe(this.detokenizeMs / this.outputTokens);
+	}
+
+	/** What is wrong with a request itself is no failure of the service. */
+	private tellNim(outcome: Outcome, errorType: string, seconds: number): void {
+		const { nim } = this.series;
+		if (nim === undefined || NOT_SERVED.has(errorType)) return;
+		const ended = outcome.kind === "success" ? "success" : errorType === "cancelled" ? "cancelled" : "failed";
+		nim.ended(ended, this.finishReason, seconds, this.inputTokens, this.outputTokens);
 	}
 
 	private tell(outcome: Outcome, durationMs: number): void {

@@ -14,7 +14,7 @@ import { ModelWatcher } from "./model-watcher.js";
 import { unsupportedMediaType } from "./request-body.js";
 import { addBusyThresholdRoutes } from "./routes/busy-threshold.js";
 import { addDashboardRoutes, isDashboard } from "./routes/dashboard.js";
-import { addHealthRoutes } from "./routes/health.js";
+import { addHealthRoutes, VERSION_PATHS } from "./routes/health.js";
 import { addInferenceRoutes } from "./routes/inference.js";
 import { addModelRoutes, modelNotFound } from "./routes/models.js";
 
@@ -66,8 +66,14 @@ export async function startFrontend(
 	const full: FrontendConfig = Object.freeze({ ...frontendConfigFromEnv(), ...config });
 	const log = runtime.log.child("dynamo_llm::http::service");
 	const prefix = metricsPrefix(full.metricsPrefix, (message) => log.warn(message));
-	const metrics = new FrontendMetrics(prefix, full.buckets, full.migrationLimit);
-	const manager = new ModelManager(metrics);
+	const metrics = new FrontendMetrics({
+		prefix,
+		buckets: full.buckets,
+		migrationLimit: full.migrationLimit,
+		nim: full.nimMetrics ? { python: full.nimPythonMetrics } : undefined,
+		workersOf: (model) => manager.workersOf(model),
+	});
+	const manager: ModelManager = new ModelManager(metrics);
 	const files = new ModelFiles({
 		cacheDir: full.modelCacheDir,
 		modelPath: full.modelPath,
@@ -192,6 +198,7 @@ function isSystemRoute(state: FrontendState, request: FastifyRequest): boolean {
 		isProbe(state, request) ||
 		isDashboard(path) ||
 		path === paths.metrics ||
+		VERSION_PATHS.includes(path) ||
 		path === paths.models ||
 		path.startsWith(`${paths.models}/`)
 	);
@@ -212,7 +219,7 @@ function notFound(state: FrontendState, request: FastifyRequest, reply: FastifyR
 	reply.hijack();
 	request.raw.resume();
 	const { paths } = state.config;
-	const gets = [paths.models, paths.health, paths.live, paths.metrics];
+	const gets = [paths.models, paths.health, paths.live, paths.metrics, ...VERSION_PATHS];
 	const isModel = path.startsWith(`${paths.models}/`) && path.length > paths.models.length + 1;
 	const reads = method === "GET" || method === "HEAD";
 	const disabled = DISABLED_ROUTES.find(([, url]) => url === path);

@@ -110,6 +110,16 @@ export class WorkerSet {
 		return known.find((length) => typeof length === "number" && length > 0) as number | undefined;
 	}
 
+	/** Most requests that its workers run at once, of all together; 0 when the card does not say. */
+	get maxRequests(): number {
+		return this.size * (this.card.runtime_config?.max_num_seqs ?? 0);
+	}
+
+	/** Share of their KV cache that each of its workers says is in use, 0 to 1. */
+	cacheUsages(): number[] {
+		return [...this.members.keys()].map((id) => this.load?.usage(id) ?? 0);
+	}
+
 	/** Number of instances whose card was accepted. */
 	get size(): number {
 		return this.members.size;

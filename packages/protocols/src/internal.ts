@@ -7,6 +7,7 @@ export * from "./card/parse-card.js";
 export * from "./card/slugify.js";
 export * from "./discovery-records.js";
 export * from "./dynamo-error.js";
+export { DYNAMO_VERSION } from "./dynamo-version.js";
 export * from "./env-names.js";
 export * from "./errors/error-catalogue.js";
 export * from "./errors/wire-error.js";

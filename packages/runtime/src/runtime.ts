@@ -32,6 +32,7 @@ import type { CallHomeOptions } from "./request-plane/call-home-client.js";
 import { InProcessClient, InProcessServer, inProcessRegistryOf } from "./request-plane/in-process.js";
 import { openNatsClient } from "./request-plane/nats-carrier.js";
 import { NatsRequestPlaneServer } from "./request-plane/nats-server.js";
+import { PlaneClientMetrics } from "./request-plane/plane-client-metrics.js";
 import type {
 	ActiveRequest,
 	EndpointHandler,
@@ -87,6 +88,7 @@ export class DistributedRuntime {
 	#pool: WorkPool | undefined;
 	#server: Promise<RequestPlaneServer> | undefined;
 	#client: Promise<RequestPlaneClient> | undefined;
+	#clientMetrics: PlaneClientMetrics | undefined;
 	#nats: Promise<NatsConnection> | undefined;
 	#tls: TcpTls | undefined;
 	#systemServer: SystemServer | undefined;
@@ -412,11 +414,17 @@ export class DistributedRuntime {
 		const { config } = this;
 		const log = this.log.child("dynamo_runtime::request_plane::client");
 		const { firstResponseTimeoutMs, idleTimeoutMs } = config;
+		this.#clientMetrics ??= new PlaneClientMetrics(
+			this.#processMetrics("requestPlane"),
+			this.#processMetrics("transport"),
+		);
+		const metrics = this.#clientMetrics;
 		if (this.#memStore !== undefined) {
 			return new InProcessClient(inProcessRegistryOf(this.#memStore), {
 				firstResponseTimeoutMs,
 				idleTimeoutMs,
 				maxWaitingItems: Math.ceil(config.maxBufferedResponseBytes / IN_PROCESS_ITEM_BYTES),
+				metrics,
 				log,
 			});
 		}
@@ -430,6 +438,7 @@ export class DistributedRuntime {
 			idleTimeoutMs,
 			maxMessageBytes: config.tcpMaxMessageBytes,
 			serverTls: tls.server,
+			metrics,
 			log,
 		};
 		if (config.requestPlane === "nats") {

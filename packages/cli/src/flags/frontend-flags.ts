@@ -113,6 +113,20 @@ export const FRONTEND_COMMAND: CommandSpec = {
 		},
 		DASHBOARD_FLAG,
 		{
+			flag: "nim-metrics",
+			env: ENV.DYN_NIM_METRICS,
+			type: "boolean",
+			default: true,
+			help: "Show what happens under the names of NVIDIA NIM's metrics, too, for agents that were set up for it.",
+		},
+		{
+			flag: "nim-python-metrics",
+			env: ENV.DYN_NIM_PYTHON_METRICS,
+			type: "boolean",
+			default: true,
+			help: "Among those, python_info and python_gc_*, filled with what this runtime has instead.",
+		},
+		{
 			flag: "dump-config-to",
 			env: ENV.DYN_DUMP_CONFIG_TO,
 			type: "string",

@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-import { stringifyJson } from "@dynamo-ts/protocols/internal";
+import { DYNAMO_VERSION, stringifyJson } from "@dynamo-ts/protocols/internal";
 import { METRICS_CONTENT_TYPE } from "@dynamo-ts/runtime";
 import type { FastifyInstance } from "fastify";
 import { sendJson } from "../answers.js";
 import type { FrontendState } from "../frontend-state.js";
 
-/** `/health`, `/live` and `/metrics`. They answer while draining too, each in its own way. */
+/** What agents ask beside the metrics, else they take them for wrong: Datadog's checks for NIM and for vLLM. */
+const VERSIONS = {
+	"/v1/version": JSON.stringify({ release: DYNAMO_VERSION, api: DYNAMO_VERSION }),
+	"/version": JSON.stringify({ version: DYNAMO_VERSION }),
+};
+
+export const VERSION_PATHS: readonly string[] = Object.keys(VERSIONS);
+
+/** `/health`, `/live`, `/metrics` and the versions. They answer while draining too, each in its own way. */
 export function addHealthRoutes(app: FastifyInstance, state: FrontendState): void {
 	const { paths } = state.config;
 
@@ -20,6 +28,13 @@ export function addHealthRoutes(app: FastifyInstance, state: FrontendState): voi
 		if (state.stage === "ready") sendJson(reply.raw, 200, healthBody(state));
 		else sendJson(reply.raw, 503, '{"status":"not_ready","stage":"draining","message":"Service is not ready"}');
 	});
+
+	for (const path of VERSION_PATHS) {
+		app.get(path, (_request, reply) => {
+			reply.hijack();
+			sendJson(reply.raw, 200, VERSIONS[path as keyof typeof VERSIONS]);
+		});
+	}
 
 	app.get(paths.metrics, async (_request, reply) => {
 		reply.hijack();

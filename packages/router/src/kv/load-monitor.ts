@@ -100,6 +100,17 @@ export class LoadMonitor {
 		return true;
 	}
 
+	/** Share of its blocks that a worker says are in use, 0 to 1; 0 while it has said nothing. */
+	usage(workerId: bigint): number {
+		const { totalKvBlocks, rankCount } = this.#options;
+		if (totalKvBlocks === undefined || totalKvBlocks === 0) return 0;
+		let used = 0;
+		for (const { told } of this.#workers.get(workerId)?.values() ?? []) {
+			used += told.kvUsedBlocks ?? told.activeDecodeBlocks ?? 0;
+		}
+		return Math.min(1, used / (totalKvBlocks * rankCount));
+	}
+
 	/** What the router counts of its own requests at a rank. */
 	count(workerId: bigint, dpRank: number, counted: ObservedLoad): void {
 		const state = this.#state(workerId, dpRank);

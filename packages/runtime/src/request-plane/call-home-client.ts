@@ -14,6 +14,7 @@ import { DescriptorGuard } from "../net/descriptor-guard.js";
 import type { ServerTls } from "../net/tcp-tls.js";
 import type { Logger } from "../observability/logging.js";
 import { Deadlines } from "./deadlines.js";
+import type { PlaneClientMetrics } from "./plane-client-metrics.js";
 import type { RequestCarrier } from "./request-carrier.js";
 import type {
 	OutgoingRequest,
@@ -40,6 +41,8 @@ export interface CallHomeOptions {
 	readonly maxMessageBytes: number;
 	/** How the response listener is secured; absent: plain TCP. */
 	readonly serverTls?: ServerTls | undefined;
+	/** Absent: nobody counts. */
+	readonly metrics?: PlaneClientMetrics | undefined;
 	readonly log: Logger;
 }
 
@@ -83,6 +86,8 @@ export class CallHomeClient implements RequestPlaneClient {
 		sink: ResponseSink,
 		options: RequestOptions = {},
 	): PlaneRequest {
+		const { metrics } = this.#options;
+		const since = performance.now();
 		const subject = randomUUID();
 		const codec = instance.request_plane_codec ?? "json";
 		const active = new TcpActiveRequest(
@@ -95,7 +100,9 @@ export class CallHomeClient implements RequestPlaneClient {
 				firstResponseTimeoutMs: options.firstResponseTimeoutMs ?? this.#options.firstResponseTimeoutMs,
 				idleTimeoutMs: options.idleTimeoutMs ?? this.#options.idleTimeoutMs,
 				deadlines: this.#deadlines,
+				metrics,
 				onFinished: () => {
+					metrics?.ended();
 					this.#active.delete(active);
 					this.#responses.forget(subject);
 				},
@@ -104,14 +111,20 @@ export class CallHomeClient implements RequestPlaneClient {
 			sink,
 		);
 		this.#active.add(active);
+		metrics?.began();
 		try {
 			const refusal = this.#descriptors.refusal(this.#responses.waiting);
-			if (refusal !== undefined) throw new DynamoError("ResourceExhausted", refusal, { local: true });
+			if (refusal !== undefined) {
+				metrics?.heldBack();
+				throw new DynamoError("ResourceExhausted", refusal, { local: true });
+			}
 			const message = this.#encode(request, codec, subject);
 			this.#responses.expect(subject, active);
+			metrics?.handedOver(since, message.length);
 			active.sentAs(this.#carrier.send(instance, request, message, active));
 		} catch (error) {
 			const problem = sendError(error);
+			if (problem.errorClass !== "ResourceExhausted") metrics?.sendFailed();
 			setImmediate(() => active.fail(problem));
 		}
 		return active;

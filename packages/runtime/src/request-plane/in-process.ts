@@ -11,6 +11,7 @@ import type { Logger } from "../observability/logging.js";
 import { type DeadlineHolder, Deadlines, deadlineAfter } from "./deadlines.js";
 import { type ActiveResponse, EndpointEntry } from "./endpoint-entry.js";
 import { CancellableRequest } from "./ingress-request.js";
+import type { PlaneClientMetrics } from "./plane-client-metrics.js";
 import { headersToSend, REQUEST_HEADERS } from "./request-headers.js";
 import type {
 	CancelKind,
@@ -47,6 +48,8 @@ export interface InProcessOptions {
 	readonly idleTimeoutMs: number;
 	/** Most items that may wait for a paused receiver. */
 	readonly maxWaitingItems: number;
+	/** Absent: nobody counts. */
+	readonly metrics?: PlaneClientMetrics | undefined;
 	readonly log: Logger;
 }
 
@@ -109,9 +112,14 @@ export class InProcessClient implements RequestPlaneClient {
 				idleTimeoutMs: options.idleTimeoutMs ?? this.#options.idleTimeoutMs,
 			},
 			this.#deadlines,
-			() => this.#active.delete(call),
+			() => {
+				this.#active.delete(call);
+				this.#options.metrics?.ended();
+			},
 		);
 		this.#active.add(call);
+		this.#options.metrics?.began();
+		this.#options.metrics?.handedOver(performance.now(), 0);
 		setImmediate(() => call.dispatch(this.#registry.get(splitTcpAddress(address)?.path ?? address)));
 		return call;
 	}
@@ -153,6 +161,8 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 	#stopAsked = false;
 	#opened = false;
 	#itemAt: number;
+	#delivered = false;
+	readonly #startedAt = performance.now();
 
 	constructor(
 		outgoing: OutgoingRequest,
@@ -197,6 +207,7 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 		this.#observer = entry.observer.onRequest(0, headers);
 		this.#request.span = this.#observer.span;
 		this.#observer.onPrologue();
+		this.#options.metrics?.acknowledged(this.#startedAt);
 		entry.run(this.#request, this, this.#observer);
 		// An error in the turn of the request itself takes the place of the opening, as on other planes.
 		this.#askFlush();
@@ -269,6 +280,10 @@ class InProcessCall implements PlaneRequest, ActiveResponse, DeadlineHolder {
 				return;
 			}
 			this.#itemAt = deadlineAfter(this.#deadlines.now, this.#options.idleTimeoutMs);
+			if (!this.#delivered) {
+				this.#delivered = true;
+				this.#options.metrics?.firstItem(this.#startedAt);
+			}
 			try {
 				this.#sink.onItem(item);
 			} catch (error) {

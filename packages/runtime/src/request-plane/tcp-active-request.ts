@@ -13,6 +13,7 @@ import {
 	STOP_FRAME,
 } from "@dynamo-ts/protocols/internal";
 import { type DeadlineHolder, type Deadlines, deadlineAfter } from "./deadlines.js";
+import type { PlaneClientMetrics } from "./plane-client-metrics.js";
 import type { AckWaiter, SentRequest } from "./request-carrier.js";
 import type { PlaneRequest, ResponseSink } from "./request-plane.js";
 import type { ResponseStreamOwner, ResponseStreamReceiver } from "./response-server.js";
@@ -27,6 +28,7 @@ export interface TcpActiveRequestOptions {
 	readonly firstResponseTimeoutMs: number;
 	readonly idleTimeoutMs: number;
 	readonly deadlines: Deadlines;
+	readonly metrics?: PlaneClientMetrics | undefined;
 	/** Called once, when nothing will be delivered any more. */
 	readonly onFinished: () => void;
 	/** Calls onEnd or onError of the sink, and keeps what that throws away from the socket. */
@@ -57,6 +59,7 @@ export class TcpActiveRequest
 	#homeAt: number;
 	/** Until the first item: when that is due; afterwards: when the next one is. */
 	#itemAt: number;
+	#isTaken = false;
 	#prologueSeen = false;
 	#firstItemSeen = false;
 	#complete = false;
@@ -148,7 +151,9 @@ export class TcpActiveRequest
 	onAck(text: string): void {
 		this.#ackAt = NEVER;
 		this.#sent = undefined;
-		if (this.#finished || text === "") return;
+		if (this.#finished) return;
+		this.#taken();
+		if (text === "") return;
 		switch (ackMeaning(text)) {
 			case "unavailable":
 				this.fail(new DynamoError("WorkerUnavailable", `worker ${this.#options.target} refused: ${text}`));
@@ -165,7 +170,16 @@ export class TcpActiveRequest
 		this.#ackAt = NEVER;
 		this.#sent = undefined;
 		// A worker that calls home has accepted, whatever became of its ack.
-		if (this.#socket === undefined) this.fail(error);
+		if (this.#socket !== undefined || this.#finished) return;
+		this.#options.metrics?.sendFailed();
+		this.fail(error);
+	}
+
+	/** The worker has it: by its ack or its call home, whichever comes first. */
+	#taken(): void {
+		if (this.#isTaken) return;
+		this.#isTaken = true;
+		this.#options.metrics?.acknowledged(this.#startedAt);
 	}
 
 	// -- response stream
@@ -174,6 +188,7 @@ export class TcpActiveRequest
 		this.#socket = socket;
 		this.#ackAt = NEVER;
 		this.#homeAt = NEVER;
+		this.#taken();
 		this.#settle();
 		if (this.#stopAsked) socket.write(STOP_FRAME);
 		if (this.#paused) socket.pause();
@@ -186,6 +201,7 @@ export class TcpActiveRequest
 			if (performance.now() > this.#finishedAt + LINGER_MS) this.#socket?.destroy();
 			return;
 		}
+		this.#options.metrics?.received(header.length + body.length);
 		if (this.#paused) this.#held.push({ header, body });
 		else this.#deliver(header, body);
 	}
@@ -212,6 +228,7 @@ export class TcpActiveRequest
 		if (now >= this.#ackAt) {
 			const sent = this.#sent;
 			this.#sent = undefined;
+			this.#options.metrics?.sendFailed();
 			this.fail(
 				sent?.overdue(this.#options.ackTimeoutMs) ??
 					new DynamoError("ConnectionTimeout", `the request was not sent within ${this.#options.ackTimeoutMs} ms`),
@@ -271,7 +288,10 @@ export class TcpActiveRequest
 			this.fail(errorOfItem(item, this.#options.target));
 			return;
 		}
-		this.#firstItemSeen = true;
+		if (!this.#firstItemSeen) {
+			this.#firstItemSeen = true;
+			this.#options.metrics?.firstItem(this.#startedAt);
+		}
 		this.#touch();
 		try {
 			this.#sink.onItem(item);
