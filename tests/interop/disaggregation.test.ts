@@ -26,6 +26,7 @@ const nats = findNatsServer();
 const PAIRS: Record<string, { prefill: Kind; decode: Kind; meet: boolean }> = {
 	"real-real": { prefill: "real", decode: "real", meet: false },
 	"real-real-meet": { prefill: "real", decode: "real", meet: true },
+	"our-our-meet": { prefill: "our", decode: "our", meet: true },
 	"our-real": { prefill: "our", decode: "real", meet: false },
 	"real-our": { prefill: "real", decode: "our", meet: false },
 };

@@ -136,6 +136,31 @@ describe.skipIf(!BUILT || GGUF === undefined)("a real model (needs DYNAMO_TEST_M
 		serve.child.kill("SIGINT");
 		expect(await serve.ended).toBe(0);
 	});
+
+	test("serve --disagg: one worker computes the prompt, another the answer", { timeout: 120_000 }, async () => {
+		const args = [GGUF!, "--quantization", "int8", "--model-name", "pair", "--disagg", "--http-port", "0"];
+		const serve = run(["serve", ...args], { DYN_LOG: "error" });
+		const [, url] = await serve.says(/^pair is ready at (\S+) after/);
+		const response = await fetch(`${url}/v1/chat/completions`, {
+			method: "POST",
+			headers: { "content-type": "application/json" },
+			body: JSON.stringify({
+				model: "pair",
+				messages: [{ role: "user", content: "What is the capital of France?" }],
+				temperature: 0,
+				max_tokens: 20,
+				nvext: { extra_fields: ["worker_id"] },
+			}),
+		});
+		const text = await response.text();
+		expect(text).toContain("Paris");
+		const [prefill, decode] = ["prefill", "decode"].map(
+			(role) => new RegExp(`"${role}_worker_id":(\\d+)`).exec(text)?.[1],
+		);
+		expect([prefill === undefined, prefill === decode]).toEqual([false, false]);
+		serve.child.kill("SIGINT");
+		expect(await serve.ended).toBe(0);
+	});
 });
 
 describe.skipIf(!BUILT)("the command (needs npm run setup)", () => {

@@ -3,9 +3,11 @@
 import { mkdir } from "node:fs/promises";
 import type { EngineInfo } from "@dynamo-ts/engine";
 import { ENV } from "@dynamo-ts/protocols/internal";
+import type { WorkerRole } from "@dynamo-ts/worker";
 import { EXIT } from "./cli-error.js";
 import type { CommandContext } from "./command.js";
 import { createEngine, defaultNumThreads, startEngine } from "./engine-options.js";
+import type { ParsedFlags } from "./flags/parse-flags.js";
 import { modelNames } from "./model-names.js";
 import { cacheDirs } from "./models/cache-dirs.js";
 import { resolveModel } from "./models/resolve-model.js";
@@ -46,24 +48,26 @@ export async function startServingStack(context: CommandContext, options: Servin
 	env[ENV.DYN_MODEL_CACHE_DIR] ??= caches.fetchedCards;
 
 	const model = await lifecycle.breakable(resolveModel(options.model, { env, console, signal: lifecycle.signal }));
-	const numWorkers = flags.number("num-workers") ?? 1;
+	const roles = workerRoles(flags);
+	const numWorkers = roles.length;
 	await mkdir(caches.graphs, { recursive: true });
 
 	// The engine's thread reads weights while this one loads the HTTP server.
 	const { KvEventTap } = await import("@dynamo-ts/engine");
 	const engines = [];
-	for (let i = 0; i < numWorkers; i++) {
+	for (const [i, role] of roles.entries()) {
 		const engine = await createEngine(flags, model, caches.graphs, console, defaultNumThreads(numWorkers));
 		lifecycle.onStop(() => engine.close());
 		const kvEventTap = KvEventTap.attach(engine);
 		const started = startEngine(engine);
 		started.catch(() => {});
-		engines.push({ engine, kvEventTap, started });
+		engines.push({ engine, kvEventTap, started, role });
 		// The first one writes the graph that the others only read.
 		if (i === 0 && numWorkers > 1) await started;
 	}
 
-	const { findModelFiles, preloadTokenizer, startWorker } = await import("@dynamo-ts/worker");
+	const { findModelFiles, kvTransferConfigFromEnv, preloadTokenizer, startWorker } = await import("@dynamo-ts/worker");
+	const kvTransfer = kvTransferConfigFromEnv(env);
 	const names = await modelNames(flags, model);
 	const files = findModelFiles(model, caches.cards);
 	files.catch(() => {});
@@ -77,7 +81,7 @@ export async function startServingStack(context: CommandContext, options: Servin
 	// While the engine's thread is still busy with the weights.
 	await preloadTokenizer(await files);
 	const workers = await Promise.all(
-		engines.map(async ({ engine, kvEventTap, started }, i) => {
+		engines.map(async ({ engine, kvEventTap, started, role }, i) => {
 			// Each worker is an instance of its own; the system port belongs to the first runtime.
 			const own = i === 0 ? runtime : await startRuntime(lifecycle, env, { discoveryBackend: "mem", systemPort: -1 });
 			const worker = await startWorker(own, {
@@ -87,7 +91,10 @@ export async function startServingStack(context: CommandContext, options: Servin
 				files,
 				modelName: names.modelName,
 				sourcePath: model.sourcePath,
-				endpoint: names.endpoint,
+				role,
+				kvTransfer,
+				// Workers of different roles are no neighbours.
+				endpoint: role === "prefill" ? { ...names.endpoint, component: "prefill" } : names.endpoint,
 				samplingDefaults: model.samplingDefaults,
 			});
 			lifecycle.onStop(() => worker.close());
@@ -107,4 +114,12 @@ export async function startServingStack(context: CommandContext, options: Servin
 	});
 	await frontend.waitForModel(names.modelName, MODEL_TIMEOUT_MS);
 	return { address: frontend.address, modelName: names.modelName, info: workers[0]!.info };
+}
+
+/** What each worker does; the first one is that of the process's own runtime. */
+function workerRoles(flags: ParsedFlags): WorkerRole[] {
+	const workers = flags.number("num-workers") ?? 1;
+	if (flags.boolean("disagg") !== true) return Array<WorkerRole>(workers).fill("aggregated");
+	const prefill = flags.number("num-prefill-workers") ?? 1;
+	return [...Array<WorkerRole>(workers).fill("decode"), ...Array<WorkerRole>(prefill).fill("prefill")];
 }

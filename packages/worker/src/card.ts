@@ -33,6 +33,8 @@ export interface CardOptions {
 	 * has it, without the extra ones (which count in the checksum that all workers of a model must agree on).
 	 */
 	readonly urlOf?: ((file: string) => string) | undefined;
+	/** Where decode workers find out that a prompt is computed. */
+	readonly meetingPoint?: { readonly host: string; readonly port: number } | undefined;
 }
 
 /**
@@ -78,6 +80,14 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 				...(info.deviceNote === undefined ? {} : { device_note: info.deviceNote }),
 				quantization: info.quantization,
 			},
+			...(options.meetingPoint === undefined
+				? {}
+				: {
+						disaggregated_endpoint: {
+							bootstrap_host: options.meetingPoint.host,
+							bootstrap_port: options.meetingPoint.port,
+						},
+					}),
 			enable_eagle: false,
 		},
 		media_decoder: null,

@@ -2,8 +2,10 @@
 import { readFile } from "node:fs/promises";
 import { createMockEngine, type MockEngineOptions } from "@dynamo-ts/engine";
 import type { EndpointId } from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import type { DistributedRuntime, EndpointHandler } from "@dynamo-ts/runtime";
+import { advertisedHost } from "@dynamo-ts/runtime/internal";
 import type { KvEventsConfig } from "./kv-events/kv-events-config.js";
+import { awaitMeetings, MeetingServer } from "./meeting.js";
 import type { ModelFiles } from "./model-files.js";
 import { startWorker, type WorkerHandle } from "./worker.js";
 import type { WorkerRole } from "./worker-role.js";
@@ -15,6 +17,8 @@ export interface MockerOptions {
 	/** Default aggregated. */
 	readonly role?: WorkerRole | undefined;
 	readonly endpoint?: EndpointId | undefined;
+	/** Of a prefill worker: where decode workers wait for prompts, so that both can have a request at once. */
+	readonly bootstrapPort?: number | undefined;
 	/** What is told of the simulated cache; default: to routers, of a decode worker's nothing. */
 	readonly kvEvents?: KvEventsConfig | undefined;
 	/** The simulation; vocabulary and ids to generate come from the model's tokenizer. */
@@ -27,18 +31,49 @@ export interface MockerOptions {
  */
 export async function startMocker(runtime: DistributedRuntime, options: MockerOptions): Promise<WorkerHandle> {
 	const vocabulary = await readVocabulary(options.files.tokenizer);
+	const host = runtime.config.tcpRpcHost;
+	const { bootstrapPort, role } = options;
+	const meetings =
+		bootstrapPort === undefined
+			? undefined
+			: await MeetingServer.listen(host, bootstrapPort, runtime.log.child("dynamo_mocker"));
 	const engine = createMockEngine({ ...options.engine, modelName: options.modelName, ...vocabulary });
-	return startWorker(runtime, {
+	const wrapHandler =
+		role === "decode" ? awaitMeetings : meetings && ((handler: EndpointHandler) => meetings.announce(handler));
+	const worker = await startWorker(runtime, {
 		engine,
+		wrapHandler,
+		meetingPoint: bootstrapPort === undefined ? undefined : { host: advertisedHost(host), port: bootstrapPort },
 		files: options.files,
 		modelName: options.modelName,
 		sourcePath: options.sourcePath,
-		role: options.role,
+		role,
 		endpoint: options.endpoint,
 		kvEvents: options.kvEvents,
 		requireMaxTokens: true,
 		cardContextLength: options.engine.maxModelLen ?? 0,
+	}).catch(async (error: unknown) => {
+		await meetings?.close();
+		throw error;
 	});
+	return meetings === undefined ? worker : withEnd(worker, () => meetings.close());
+}
+
+/** The worker, whose end includes that of something else. */
+function withEnd(worker: WorkerHandle, end: () => Promise<void>): WorkerHandle {
+	return {
+		info: worker.info,
+		card: worker.card,
+		failed: worker.failed,
+		get inflight() {
+			return worker.inflight;
+		},
+		drain: (timeoutMs) => worker.drain(timeoutMs),
+		close: async () => {
+			await worker.close();
+			await end();
+		},
+	};
 }
 
 interface TokenizerJson {

@@ -8,7 +8,7 @@ import {
 	type ModelDeploymentCard,
 	type ModelRecord,
 } from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import type { DistributedRuntime, EndpointHandler } from "@dynamo-ts/runtime";
 import { buildCard, hostModelFiles } from "./card.js";
 import type { Disaggregation } from "./disaggregation.js";
 import { formatEndpointAddress } from "./endpoint-address.js";
@@ -51,6 +51,10 @@ export interface WorkerOptions {
 	 * any variable of the environment.
 	 */
 	readonly kvTransfer?: KvTransferConfig | undefined;
+	/** Where decode workers find out that a prompt is computed; part of the card of a prefill worker. */
+	readonly meetingPoint?: { readonly host: string; readonly port: number } | undefined;
+	/** Put around the handler of requests; default: nothing. */
+	readonly wrapHandler?: ((handler: EndpointHandler) => EndpointHandler) | undefined;
 	/** What is told of the engine's cache; default: to routers, and of a decode worker's nothing, as Dynamo has it. */
 	readonly kvEvents?: KvEventsConfig | undefined;
 	/**
@@ -128,6 +132,7 @@ async function serve(
 			toolCallParser: options.toolCallParser,
 			reasoningParser: options.reasoningParser,
 			kvEvents: kvEvents.enabled && tap !== undefined,
+			meetingPoint: options.meetingPoint,
 			urlOf: hosted?.urlOf,
 		}),
 		readSamplingDefaults(files.generationConfig),
@@ -181,7 +186,7 @@ async function serve(
 		loadTokenTexts: async () => (await import("./token-texts.js")).loadTokenTexts(files.tokenizer),
 	});
 	const served = await endpoint
-		.serve(handler, {
+		.serve(options.wrapHandler?.(handler) ?? handler, {
 			register: false,
 			metricLabels,
 			healthCheckPayload: tokensHealthCheck(options.modelName),

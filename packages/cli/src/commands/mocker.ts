@@ -36,6 +36,10 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 	if (replayPorts !== undefined && eventPorts === undefined) {
 		throw usageError("--zmq-replay-ports sends again what --zmq-kv-events-ports published: give both");
 	}
+	const bootstrapPorts = portList(flags, "bootstrap-ports", numWorkers);
+	if (bootstrapPorts !== undefined && role !== "prefill") {
+		throw usageError("--bootstrap-ports are where prefill workers wait for decode workers: give --is-prefill-worker");
+	}
 	const eventHost = env[ENV.DYN_EVENT_PLANE_BIND_HOST] || env[ENV.DYN_EVENT_PLANE_HOST] || "127.0.0.1";
 	const startWorker = async (index: number): Promise<void> => {
 		// One system port cannot serve several runtimes: it belongs to the first.
@@ -46,6 +50,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			sourcePath: model.sourcePath,
 			role,
 			endpoint: names.endpoint,
+			bootstrapPort: bootstrapPorts?.[index],
 			kvEvents:
 				eventPorts === undefined
 					? undefined

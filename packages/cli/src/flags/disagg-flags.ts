@@ -5,6 +5,26 @@ import type { FlagSpec } from "./flag-spec.js";
 
 const GROUP = "disaggregated serving";
 
+/** Of `dynamo serve`. */
+export const SERVE_DISAGG_FLAGS: readonly FlagSpec[] = [
+	{
+		flag: "disagg",
+		type: "boolean",
+		default: false,
+		group: GROUP,
+		help: "Prefill workers compute prompts, the --num-workers generate answers.",
+	},
+	{
+		flag: "num-prefill-workers",
+		type: "integer",
+		min: 1,
+		max: 256,
+		default: 1,
+		group: GROUP,
+		help: "Prefill workers of --disagg.",
+	},
+];
+
 export const DISAGG_FLAGS: readonly FlagSpec[] = [
 	{
 		flag: "enforce-disagg",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV } from "@dynamo-ts/protocols/internal";
+import { SERVE_DISAGG_FLAGS } from "./disagg-flags.js";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { DASHBOARD_FLAG, httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
 import { AIS_FLAGS } from "./missing-flags.js";
@@ -232,8 +233,14 @@ export const SERVE_COMMAND: CommandSpec = {
 		...ENGINE_FLAGS,
 		ROUTER_MODE_FLAG,
 		DASHBOARD_FLAG,
+		...SERVE_DISAGG_FLAGS,
 	],
-	epilog: ["examples:", "  dynamo serve", "  dynamo serve ./my-model --http-port 9000 --model-name mine"],
+	epilog: [
+		"examples:",
+		"  dynamo serve",
+		"  dynamo serve ./my-model --http-port 9000 --model-name mine",
+		"  dynamo serve ./my-model --disagg --num-prefill-workers 1 --num-workers 2",
+	],
 };
 
 /** Flags of `dynamo worker`. */
@@ -287,7 +294,6 @@ const MOCKER_MISSING: readonly FlagSpec[] = [
 			["string", "sglang-clip-max-new-tokens"],
 			["string", "sglang-schedule-conservativeness"],
 			["string", "trtllm-capacity-scheduler-policy"],
-			["string", "bootstrap-ports"],
 			["string", "kv-transfer-bandwidth"],
 			["string", "kv-transfer-timing-mode"],
 			["string", "num-host-blocks"],
@@ -332,6 +338,12 @@ export const MOCKER_COMMAND: CommandSpec = {
 			type: "string",
 			metavar: "PORT[,PORT...]",
 			help: `Ports, one per worker, on which KV events are published in vLLM's format as well; on the host of ${ENV.DYN_EVENT_PLANE_BIND_HOST} or ${ENV.DYN_EVENT_PLANE_HOST}, else 127.0.0.1.`,
+		},
+		{
+			flag: "bootstrap-ports",
+			type: "string",
+			metavar: "PORT[,PORT...]",
+			help: `Ports, one per prefill worker, where decode workers wait for prompts, so that both have a request at once; on the host of ${ENV.DYN_TCP_RPC_HOST}.`,
 		},
 		{
 			flag: "zmq-replay-ports",
