@@ -99,8 +99,13 @@ export class Span {
 		this.startedAt = options.startedAt ?? wallClockMs();
 		if (this.recording) this.attributes = {};
 		const { fields } = options;
-		if (fields !== undefined) for (const key of Object.keys(fields)) this.set(key, fields[key]);
-		host.lifecycle?.info("SPAN_FIRST_ENTRY", undefined, this);
+		if (fields !== undefined) for (const key in fields) this.set(key, fields[key]);
+	}
+
+	/** Tells that it has begun; called once, when the first fields are set. */
+	begin(): this {
+		this.host.lifecycle?.info("SPAN_FIRST_ENTRY", undefined, this);
+		return this;
 	}
 
 	/** True when the parent is in another process. */
@@ -120,7 +125,8 @@ export class Span {
 
 	child(name: string, options: SpanOptions = {}): Span {
 		const { traceId, spanId, xRequestId, sampled } = this;
-		return new Span(this.host, name, { traceId, parentId: spanId, parent: this, xRequestId, sampled }, options);
+		const origin = { traceId, parentId: spanId, parent: this, xRequestId, sampled };
+		return new Span(this.host, name, origin, options).begin();
 	}
 
 	/** Keeps a log line as an event. */
@@ -183,13 +189,13 @@ export class Tracer {
 		const traceId = caller?.traceId ?? newTraceId();
 		const sampled = this.sample(traceId, caller === undefined ? undefined : isSampled(caller.flags));
 		const origin = { traceId, parentId: caller?.spanId, parent: undefined, xRequestId, sampled };
-		const fields: Record<string, SpanValue | undefined> = { ...options.fields };
+		const span = new Span(this.host, name, origin, options);
 		if (caller !== undefined) {
-			fields.trace_id = traceId;
-			fields.parent_id = caller.spanId;
-			fields.trace_flags = caller.flags;
+			span.set("trace_id", traceId);
+			span.set("parent_id", caller.spanId);
+			span.set("trace_flags", caller.flags);
 		}
-		fields.x_request_id = xRequestId;
-		return new Span(this.host, name, origin, { ...options, fields });
+		span.set("x_request_id", xRequestId);
+		return span.begin();
 	}
 }
