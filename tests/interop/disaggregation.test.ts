@@ -92,9 +92,10 @@ for (const plane of ["tcp", "nats"] as const satisfies Plane[]) {
 			// Over NATS the real one hangs with so many components.
 			if (plane === "tcp") frontends.real = await cluster.startFrontend("real", first, ["--router-mode", "kv"]);
 			for (const { url, child } of Object.values(frontends)) {
-				for (const model of MODELS) await until(`${url} lists ${model}`, () => listsModel(url, model), { child });
+				for (const model of MODELS)
+					await until(`${url} lists ${model}`, () => listsModel(url, model), { child, timeoutMs: 60_000 });
 			}
-		}, 120_000);
+		}, 240_000);
 		afterAll(() => cluster?.stop());
 
 		const names = plane === "tcp" ? ["round-robin", "kv", "real"] : ["round-robin", "kv"];

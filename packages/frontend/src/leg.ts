@@ -49,6 +49,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		decodeId: undefined,
 		decodeRank: undefined,
 		hitRate: undefined,
+		queueDepth: undefined,
 		prefilledAt: undefined,
 	};
 	readonly tracker: RequestTracker;
@@ -208,6 +209,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		workers.prefillId = instance_id;
 		workers.prefillRank = decision?.dpRank;
 		workers.hitRate = hitRate(decision);
+		workers.queueDepth = decision?.queueDepth;
 		workers.prefilledAt = undefined;
 		this.tracker.prefillWorkerId = instance_id;
 	}
@@ -247,6 +249,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		workers.prefillId = instanceId;
 		workers.prefillRank = workers.decodeRank;
 		workers.hitRate = hitRate(decision);
+		workers.queueDepth = decision?.queueDepth;
 	}
 
 	/** The worker was lost after its last token: what is missing is only that it says so. */

@@ -19,6 +19,8 @@ export interface LegWorkers {
 	decodeRank: number | undefined;
 	/** The share of the prompt's blocks that the prefill worker had cached; undefined where the router does not know. */
 	hitRate: number | undefined;
+	/** Requests that waited for their turn at that router when it was chosen. */
+	queueDepth: number | undefined;
 	/** `performance.now()` when a prefill worker had computed the prompt; undefined: the decode worker does it. */
 	prefilledAt: number | undefined;
 }
@@ -86,12 +88,12 @@ export function workerIds({
 
 /** What there is to say only with a router that weighs, or with a prefill worker. */
 function routerTiming({ workers, firstAt }: ReportSource): Record<string, number> {
-	const { hitRate, prefilledAt, prefillId, decodeId } = workers;
+	const { hitRate, queueDepth, prefilledAt, prefillId, decodeId } = workers;
 	const handedOver = decodeId !== undefined && prefillId !== decodeId && firstAt !== undefined;
 	// The prefill worker may say that it is done only after the first token.
 	const transfer = handedOver ? Math.max(0, firstAt - (prefilledAt ?? firstAt)) : undefined;
 	return {
-		...(hitRate === undefined ? {} : { kv_hit_rate: hitRate, router_queue_depth: 0 }),
+		...(hitRate === undefined ? {} : { kv_hit_rate: hitRate, router_queue_depth: queueDepth ?? 0 }),
 		...(transfer === undefined ? {} : { kv_transfer_estimated_latency_ms: transfer }),
 	};
 }

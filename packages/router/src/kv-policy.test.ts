@@ -84,6 +84,7 @@ describe("the policy kv", () => {
 			cachedTokens: 112,
 			activePrefillTokens: 0,
 			decodeBlocks: 22,
+			queueDepth: 0,
 		});
 		for (const id of ["a", "b"]) policy.onEnd(1n, id);
 		expect(active.size).toBe(0);

@@ -77,6 +77,8 @@ export interface KvWorkers {
 	readonly rankCount: number;
 	/** The workers tell what they hold. */
 	readonly publishEvents: boolean;
+	/** Others compute their prompts, so that nothing is amiss when they do not tell. */
+	readonly decodeOnly?: boolean;
 	/** Their engines look one token ahead, and so do the hashes of their blocks. */
 	readonly eagle?: boolean | undefined;
 	/** Blocks of a rank, and tokens of a step of its engine; undefined: unknown. */
@@ -164,7 +166,8 @@ export class KvPolicy implements Router {
 			if (this.#closed) await replicas.close();
 			else this.#replicas = replicas;
 		}
-		if (useKvEvents) await this.feed.open(runtime, endpoint, this.#workers.publishEvents);
+		const { publishEvents, decodeOnly } = this.#workers;
+		if (useKvEvents && (publishEvents || decodeOnly !== true)) await this.feed.open(runtime, endpoint, publishEvents);
 	}
 
 	async close(): Promise<void> {
@@ -278,6 +281,7 @@ export class KvPolicy implements Router {
 			cachedTokens: hashed.promptTokens - choice.effectivePrefillTokens,
 			activePrefillTokens: active.prefillTokensOf(choice.slot),
 			decodeBlocks: this.scheduler.potentialBlocks(choice.slot, hashed),
+			queueDepth: this.admission.waiting,
 		};
 	}
 

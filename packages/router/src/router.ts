@@ -58,6 +58,8 @@ export interface RoutingDecision {
 	readonly activePrefillTokens: number;
 	/** Blocks that would be in use at the worker with this request. */
 	readonly decodeBlocks: number;
+	/** Requests that wait for their turn. */
+	readonly queueDepth: number;
 }
 
 /**

@@ -43,6 +43,7 @@ export class ForwardedRequest implements ResponseSink {
 	#instance: EndpointRecord | undefined;
 	#rank = 0;
 	#hitRate = 0;
+	#queueDepth = 0;
 	#attemptId = "";
 	#call: ActiveRequest | undefined;
 	/** While it waits for its turn. */
@@ -151,8 +152,9 @@ export class ForwardedRequest implements ResponseSink {
 		this.#attemptId = `forwarded-${attemptsEver++}`;
 		const rank = this.#policy.rankFor(id, routing);
 		const decision = this.#policy.explain(id, routing);
-		const { dpRank, overlapBlocks, promptBlocks } = decision;
+		const { dpRank, overlapBlocks, promptBlocks, queueDepth } = decision;
 		this.#rank = dpRank;
+		this.#queueDepth = queueDepth;
 		this.#hitRate = promptBlocks === 0 ? 0 : overlapBlocks / promptBlocks;
 		this.#policy.onStart(id, this.#attemptId, routing);
 		this.#beginRoute(trace, instance, decision);
@@ -205,7 +207,7 @@ export class ForwardedRequest implements ResponseSink {
 				ttft_ms: this.#firstAt - receivedAt,
 				total_time_ms: now - receivedAt,
 				kv_hit_rate: this.#hitRate,
-				router_queue_depth: 0,
+				router_queue_depth: this.#queueDepth,
 			};
 		}
 		return { ...item, data: { ...output, routing_data: data } };
