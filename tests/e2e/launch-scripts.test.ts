@@ -9,10 +9,14 @@ import {
 	fileDiscoveryEnv,
 	freePort,
 	http,
+	type OtlpReceiver,
+	type OtlpSpan,
 	PROJECT_ROOT,
 	scrape,
+	startOtlpReceiver,
 	testModel,
 	titled,
+	until,
 } from "@dynamo-ts/testing/internal";
 import { afterEach, describe, expect, test } from "vitest";
 
@@ -24,9 +28,11 @@ const missing = model.missing || tool("curl");
 
 const folders: string[] = [];
 const scripts: Child[] = [];
+const receivers: OtlpReceiver[] = [];
 
 afterEach(async () => {
 	await Promise.all(scripts.splice(0).map((script) => script.stop(20_000)));
+	await Promise.all(receivers.splice(0).map((receiver) => receiver.close()));
 	for (const folder of folders.splice(0)) rmSync(folder, { recursive: true, force: true });
 });
 
@@ -76,9 +82,9 @@ function processesOf(folder: string): string[] {
 	return found;
 }
 
-async function ask(frontend: string, name: string): Promise<void> {
+async function ask(frontend: string, name: string, headers: Record<string, string> = {}): Promise<void> {
 	const body = { model: name, messages: [{ role: "user", content: "Hello!" }], max_tokens: 4 };
-	const answer = await http(`${frontend}/v1/chat/completions`, { body });
+	const answer = await http(`${frontend}/v1/chat/completions`, { body, headers });
 	expect(answer.status, answer.body).toBe(200);
 }
 
@@ -90,23 +96,76 @@ async function interrupt({ script, folder }: Launched): Promise<void> {
 }
 
 describe.skipIf(missing)(titled("launch scripts", missing), () => {
-	test.each([{ name: "agg.sh", says: "Aggregated deployment ready!", workers: ["Worker"] }])(
-		"$name: serves, and Ctrl-C ends all of it",
-		async ({ name, says, workers }) => {
-			const launched = await launch(name, [model.path, "--served-model-name", "smol", "--num-threads", "1"]);
-			const { script } = launched;
-			await script.waitForOutput(/Metrics Endpoints:\n(.+\n)+\n/, 100_000);
-			expect(script.stdout).toContain(`${says}\nModel: smol\n`);
-			expect(script.stdout).toContain(`API Endpoint:\n  ${launched.frontend}/v1/chat/completions\n`);
-			for (const [i, label] of workers.entries()) {
-				expect(script.stdout).toContain(`\n  ${label}: ${launched.workers[i]}/metrics\n`);
-				expect((await scrape(launched.workers[i]!)).value("dynamo_component_uptime_seconds")).toBeGreaterThan(0);
-			}
-			await ask(launched.frontend, "smol");
-			await interrupt(launched);
-		},
-		120_000,
-	);
+	async function ready({ script }: Launched): Promise<void> {
+		await script.waitForOutput(/Metrics Endpoints:\n( .+\n)+\n/, 100_000);
+	}
+
+	test("agg.sh: serves, and Ctrl-C ends all of it", async () => {
+		const launched = await launch("agg.sh", [model.path, "--served-model-name", "smol", "--num-threads", "1"]);
+		const { script, frontend, workers } = launched;
+		await ready(launched);
+		expect(script.stdout).toContain("Aggregated deployment ready!\nModel: smol\n");
+		expect(script.stdout).toContain(`API Endpoint:\n  ${frontend}/v1/chat/completions\n`);
+		expect(script.stdout).toContain(`\n  Worker: ${workers[0]}/metrics\n`);
+		expect((await scrape(workers[0]!)).value("dynamo_component_uptime_seconds")).toBeGreaterThan(0);
+		await ask(frontend, "smol");
+		await interrupt(launched);
+	}, 120_000);
+
+	test("disagg_obs.sh: the walk-through of docs/observability.md", async () => {
+		const receiver = await startOtlpReceiver();
+		receivers.push(receiver);
+		const launched = await launch("disagg_obs.sh", [model.path, "--served-model-name", "smol", "--num-threads", "1"], {
+			OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: receiver.url,
+			OTEL_EXPORTER_OTLP_LOGS_ENDPOINT: receiver.url,
+		});
+		const { script, frontend, workers } = launched;
+		await ready(launched);
+		expect(script.stdout).toContain("Disaggregated deployment ready with observability enabled!\nModel: smol\n");
+		for (const [i, label] of ["Decode Worker 1", "Decode Worker 2", "Prefill Worker 1", "Prefill Worker 2"].entries()) {
+			expect(script.stdout).toContain(`\n  ${label}: ${workers[i]}/metrics\n`);
+		}
+		expect(script.stdout).toContain("Grafana: http://localhost:3000 (username: dynamo, password: dynamo)\n");
+
+		const pages = await Promise.all(workers.map((url) => scrape(url)));
+		for (const page of pages) expect(page.value("dynamo_component_uptime_seconds")).toBeGreaterThan(0);
+		await ask(frontend, "smol", { "x-request-id": "test-disaggregated-001" });
+		const created = "vllm:request_prefill_kv_computed_tokens_created";
+		expect((await scrape(workers[2]!)).value(created, { model_name: "smol" })).toBeGreaterThan(1.7e9);
+		expect((await scrape(frontend)).sum("dynamo_frontend_requests_total", { model: "smol", status: "success" })).toBe(
+			1,
+		);
+		// A decode worker computes but the last token of a prompt.
+		const prompts = await Promise.all(
+			workers.map(async (url) => (await scrape(url)).sum("dynamo_component_engine_prefill_tokens_total")),
+		);
+		expect(prompts[0]! + prompts[1]!).toBeLessThanOrEqual(1);
+		expect(prompts[2]! + prompts[3]!).toBeGreaterThan(1);
+
+		const root = () =>
+			receiver.spans.find(
+				({ name, attributes }) => name === "http-request" && attributes.x_request_id === "test-disaggregated-001",
+			);
+		const trace = () => receiver.trace(root()?.traceId ?? "");
+		const payloads = () => trace().filter(({ name }) => name === "handle_payload");
+		await until("all spans have come", () => root() !== undefined && payloads().length === 2, { child: script });
+		const serviceOf = ({ resource }: OtlpSpan) => String(resource["service.name"]);
+		expect(serviceOf(root()!)).toBe("dynamo-frontend");
+		const routing = trace().find(({ name }) => name === "prefill_routing");
+		expect(routing?.parentSpanId).toBe(root()?.spanId);
+		expect(payloads().map(serviceOf)).toEqual([
+			expect.stringMatching(/^dynamo-worker-prefill-[12]$/),
+			expect.stringMatching(/^dynamo-worker-decode-[12]$/),
+		]);
+		for (const { attributes } of payloads()) expect(attributes.x_request_id).toBe("test-disaggregated-001");
+
+		// The same trace is in the log lines of every process that had a part in the request.
+		const lines = script.stderr.split("\n").filter((line) => line.includes(root()!.traceId));
+		const targets = new Set(lines.map((line) => JSON.parse(line).message));
+		expect(targets).toContain("request received");
+		expect(targets).toContain("request completed");
+		await interrupt(launched);
+	}, 120_000);
 
 	test("a process that ends takes the others with it, and is named", async () => {
 		const launched = await launch("agg.sh", [join(LAUNCH, "no-such-model.gguf")]);
