@@ -7,7 +7,7 @@ export interface Sample {
 	readonly value: number;
 }
 
-const LABEL = /([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"/g;
+const NO_LABELS: Readonly<Record<string, string>> = {};
 
 /** Samples by the name in their line; lines that cannot be read are left out. */
 export class MetricsPage {
@@ -34,10 +34,7 @@ export class MetricsPage {
 				.split(/\s+/, 1)[0] as string,
 		);
 		if (Number.isNaN(value)) return;
-		const labels: Record<string, string> = {};
-		for (const [, label, text] of rest.slice(0, close + 1).matchAll(LABEL)) {
-			labels[label as string] = (text as string).replace(/\\(.)/g, (_all, c: string) => (c === "n" ? "\n" : c));
-		}
+		const labels = close < 0 ? NO_LABELS : labelsOf(rest.slice(1, close));
 		const list = this.samples.get(name);
 		if (list === undefined) this.samples.set(name, [{ labels, value }]);
 		else list.push({ labels, value });
@@ -71,6 +68,30 @@ export class MetricsPage {
 			if (samples.length > 0) return samples.reduce((sum, { value }) => sum + value, 0) / samples.length;
 		}
 		return null;
+	}
+}
+
+/** Labels between braces; pages can have thousands of them, so they are read without a pattern. */
+function labelsOf(text: string): Record<string, string> {
+	const labels: Record<string, string> = {};
+	for (let from = 0; ; ) {
+		const equals = text.indexOf('="', from);
+		if (equals < 0) return labels;
+		let end = equals + 2;
+		let escaped = false;
+		for (; end < text.length; end++) {
+			const c = text.charCodeAt(end);
+			if (c === 0x22) break;
+			if (c === 0x5c) {
+				escaped = true;
+				end++;
+			}
+		}
+		const value = text.slice(equals + 2, end);
+		labels[text.slice(from, equals).replace(/^[\s,]+/, "")] = escaped
+			? value.replace(/\\(.)/g, (_all, c: string) => (c === "n" ? "\n" : c))
+			: value;
+		from = end + 1;
 	}
 }
 
