@@ -271,7 +271,7 @@ describe("manifests for Kubernetes", () => {
 			}
 			for (const [key, value] of Object.entries(spec.selector.matchLabels)) expect(metadata.labels[key]).toBe(value);
 			for (const { name } of container!.env) {
-				if (!name.startsWith("OTEL_")) expect(ENV, `${file}: ${name}`).toHaveProperty([name]);
+				expect(ENV, `${file}: ${name}`).toHaveProperty([name]);
 			}
 		}
 	});
