@@ -135,8 +135,11 @@ export class Dispatch implements ResponseSink, PrefillHost {
 			this.silent = false;
 			this.set.router.onFirstItem(this.attemptId);
 		}
-		const tokens = (item.data as Partial<LLMEngineOutput> | null | undefined)?.token_ids?.length;
+		const output = item.data as Partial<LLMEngineOutput> | null | undefined;
+		const tokens = output?.token_ids?.length;
 		if (tokens !== undefined && tokens > 0) this.set.router.onTokens(this.attemptId, tokens);
+		const reused = output?.completion_usage?.prompt_tokens_details?.cached_tokens;
+		if (typeof reused === "number") this.set.router.onReused(this.attemptId, reused);
 		if (this.lost !== undefined) this.settle("success");
 		this.sink.onItem(item);
 	}

@@ -12,9 +12,11 @@ import {
 import {
 	type BusyThresholds,
 	createRouter,
+	type GroupPlace,
 	type KvRouterOptions,
 	kvWorkersOf,
 	LoadMonitor,
+	type RouterMetrics,
 	type RouterMode,
 	type RouterPolicyConfig,
 	RoutingGroup,
@@ -39,6 +41,8 @@ export interface ModelWatcherOptions {
 	readonly policyConfig?: RouterPolicyConfig | undefined;
 	/** Absent: sessions are not kept together. */
 	readonly sessionAffinity?: SessionAffinityOptions | undefined;
+	/** Counts what routers do; absent: nobody looks. */
+	readonly routerMetrics?: RouterMetrics | undefined;
 	/** Workers above them get no more. */
 	readonly busy?: BusyThresholds;
 	/** An instance left discovery. */
@@ -177,7 +181,9 @@ export class ModelWatcher {
 			return;
 		}
 		if (set === undefined) {
-			set = new WorkerSet(record, this.createRouting(record.card_json), this.groupOf(record));
+			const group = this.groupOf(record);
+			set = new WorkerSet(record, this.createRouting(record.card_json), group);
+			this.options.routerMetrics?.add(set.router, placeOf(set));
 			this.sets.set(setKey, set);
 			this.manager.addSet(set);
 			this.materialise(set).catch((error: unknown) => this.log.error("Model watcher failed", { error: String(error) }));
@@ -241,6 +247,7 @@ export class ModelWatcher {
 		}
 		this.sets.delete(set.key);
 		this.manager.removeSet(set);
+		this.options.routerMetrics?.remove(set.router);
 		set.close();
 		if (set.group.sets.size === 0) this.dropGroup(set.group);
 		this.log.info("Removed model group", { model: set.name, namespace: set.namespace, component: set.component });
@@ -300,6 +307,21 @@ export class ModelWatcher {
 			}
 		}
 	}
+}
+
+/** Routers of prefill workers are shown with those that their answers go to, as in Dynamo. */
+function placeOf(set: WorkerSet): GroupPlace {
+	const home = set.answers ? set : [...set.group.sets].find(({ answers }) => answers);
+	const { workerType } = set;
+	return {
+		model: set.name,
+		namespace: set.namespace,
+		component: home?.component ?? set.component,
+		targetComponent: set.component,
+		targetEndpoint: set.endpoint,
+		workerType: workerType === "prefill" ? "prefill" : "decode",
+		phase: workerType === "prefill" || workerType === "decode" ? workerType : "aggregated",
+	};
 }
 
 function isModel(record: DiscoveryRecord): record is ModelRecord {

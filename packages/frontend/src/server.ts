@@ -2,6 +2,7 @@
 import { type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { DynamoError, HttpError } from "@dynamo-ts/protocols/internal";
+import { RouterMetrics } from "@dynamo-ts/router";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { sendEmpty, sendFailure } from "./answers.js";
@@ -86,6 +87,7 @@ export async function startFrontend(
 		kvRouter: full.kvRouter,
 		busy: full.busyThresholds,
 		policyConfig: full.policyConfig,
+		routerMetrics: new RouterMetrics(metrics.registry, runtime),
 		sessionAffinity: full.sessionAffinity,
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});

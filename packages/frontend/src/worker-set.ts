@@ -74,6 +74,7 @@ export class WorkerSet {
 		this.load = router.load;
 		this.group = group;
 		group.sets.add(this);
+		router.knowMembers(() => this.live());
 	}
 
 	/** Requests of clients can come to it, if it has what it needs. */

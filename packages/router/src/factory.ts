@@ -2,7 +2,8 @@
 import { DynamoError } from "@dynamo-ts/protocols/internal";
 import { DeviceAwareWeightedPolicy } from "./device-aware-weighted.js";
 import { DirectPolicy } from "./direct.js";
-import { KvPolicy, type KvRouterOptions, type KvWorkers } from "./kv-policy.js";
+import type { KvRouterOptions, KvWorkers } from "./kv-options.js";
+import { KvPolicy } from "./kv-policy.js";
 import { LeastLoadedPolicy } from "./least-loaded.js";
 import { PowerOfTwoPolicy } from "./power-of-two.js";
 import { RandomPolicy } from "./random.js";

@@ -2,7 +2,8 @@
 import { blockHashes, type EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { createMemStore, DistributedRuntime } from "@dynamo-ts/runtime";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { KvPolicy, type KvWorkers } from "./kv-policy.js";
+import type { KvWorkers } from "./kv-options.js";
+import { KvPolicy } from "./kv-policy.js";
 import type { RoutingRequest } from "./router.js";
 
 const ONE_RANK: KvWorkers = { blockSize: 16, firstRank: 0, rankCount: 1, publishEvents: true };

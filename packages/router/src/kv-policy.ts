@@ -8,83 +8,14 @@ import {
 	type WorkerRank,
 } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
-import { ACTIVE_REQUEST_EXPIRY_MS } from "./kv/active-sequences.js";
 import { ApproximateIndex } from "./kv/approximate-index.js";
-import { type CostWeights, DEFAULT_COST_WEIGHTS } from "./kv/cost.js";
 import { type KvChoice, type KvRequest, KvScheduler } from "./kv/kv-scheduler.js";
 import { type ReplicaSink, ReplicaSync } from "./kv/replica-sync.js";
 import { KvFeed } from "./kv-events/kv-feed.js";
+import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions, type KvWorkers } from "./kv-options.js";
 import { Admission, type AdmissionHost, type Applicant, type Ticket } from "./queue/admission.js";
-import { PolicyProfile } from "./queue/policy-profile.js";
 import type { RankLoad, Router, RoutingDecision, RoutingRequest } from "./router.js";
-
-/** Settings of the policy "kv"; `--router-*` flags. */
-export interface KvRouterOptions {
-	readonly weights: CostWeights;
-	/** 0: always the cheapest worker. */
-	readonly temperature: number;
-	/** Learn from workers' events what they hold; false: assume it from the prompts that went to them. */
-	readonly useKvEvents: boolean;
-	/** Without events: how long a prompt's blocks are believed to be there, milliseconds. */
-	readonly ttlMs: number;
-	readonly trackActiveBlocks: boolean;
-	readonly trackPrefillTokens: boolean;
-	/** Requests under way share blocks; false: each has blocks of its own. */
-	readonly assumeKvReuse: boolean;
-	/** A request that never ends counts no more after this long, milliseconds. */
-	readonly expiryMs: number;
-	/** No event so long after the first prompt is an error, milliseconds. */
-	readonly eventsDeadlineMs: number;
-	/** Without events: what gives way first, blocks that are too old, or those unused for longest when there is no room. */
-	readonly approximateCachePolicy: "ttl" | "lru";
-	/** With events: how long a prompt's blocks are believed to be there before the worker tells; undefined: not at all. */
-	readonly predictedTtlMs: number | undefined;
-	/** Count blocks that requests generate. */
-	readonly trackOutputBlocks: boolean;
-	/** Tell other routers of the same workers what was given to them, and hear it from them. */
-	readonly replicaSync: boolean;
-	/** Which requests wait, and in what order, while workers have much to compute. */
-	readonly profile: PolicyProfile;
-	/** Longest wait, milliseconds. */
-	readonly queueDeadlineMs: number;
-}
-
-/** Dynamo's defaults. */
-export const DEFAULT_KV_ROUTER_OPTIONS: KvRouterOptions = {
-	weights: DEFAULT_COST_WEIGHTS,
-	temperature: 0,
-	useKvEvents: true,
-	ttlMs: 120_000,
-	trackActiveBlocks: true,
-	trackPrefillTokens: true,
-	assumeKvReuse: true,
-	expiryMs: ACTIVE_REQUEST_EXPIRY_MS,
-	eventsDeadlineMs: 10_000,
-	approximateCachePolicy: "ttl",
-	predictedTtlMs: undefined,
-	trackOutputBlocks: false,
-	replicaSync: false,
-	profile: PolicyProfile.single("fcfs", undefined),
-	queueDeadlineMs: 300_000,
-};
-
-/** What the workers' card says. */
-export interface KvWorkers {
-	/** Tokens of a block. */
-	readonly blockSize: number;
-	/** Data-parallel ranks of each worker. */
-	readonly firstRank: number;
-	readonly rankCount: number;
-	/** The workers tell what they hold. */
-	readonly publishEvents: boolean;
-	/** Others compute their prompts, so that nothing is amiss when they do not tell. */
-	readonly decodeOnly?: boolean;
-	/** Their engines look one token ahead, and so do the hashes of their blocks. */
-	readonly eagle?: boolean | undefined;
-	/** Blocks of a rank, and tokens of a step of its engine; undefined: unknown. */
-	readonly totalKvBlocks?: number | undefined;
-	readonly maxNumBatchedTokens?: number | undefined;
-}
+import type { Selection } from "./routing-observer.js";
 
 /** What was worked out for a request when it was given to a worker. */
 interface Plan {
@@ -97,15 +28,6 @@ interface Plan {
 /** Where Dynamo makes the spans of the same names. */
 const HASHES = "dynamo_kv_router::services::selection::input";
 const SCHEDULE = "dynamo_kv_router::services::selection::core::run";
-
-/** Does one part of a choice, in a span of its own where choices are recorded. */
-function within<T>(request: RoutingRequest, name: string, module: string, part: () => T): T {
-	const span = request.span?.endedAt === undefined ? request.span : undefined;
-	const child = span?.child(`kv_router.${name}`, { target: module, module });
-	const result = part();
-	child?.end();
-	return result;
-}
 
 export class KvPolicy implements Router {
 	readonly name = "kv";
@@ -125,6 +47,9 @@ export class KvPolicy implements Router {
 	/** Requests under way as workers know them, by the attempt; only while other routers are told. */
 	readonly #told = new Map<string, { readonly requestId: string; readonly worker: WorkerRank }>();
 	#onLoad: ((load: RankLoad) => void) | undefined;
+	#onSelection: ((selection: Selection) => void) | undefined;
+	/** Parts of the last choice, milliseconds. */
+	readonly #spent = { compute_block_hashes: 0, compute_seq_hashes: 0, schedule: 0 };
 	#taintsOf: (workerId: bigint) => readonly string[] = () => [];
 	#closed = false;
 
@@ -181,6 +106,28 @@ export class KvPolicy implements Router {
 		this.#taintsOf = taintsOf;
 	}
 
+	/** What happens to blocks that no events tell of, as it was wished for and as it is. */
+	get cachePolicy(): { readonly configured: "ttl" | "lru"; readonly effective: "ttl" | "lru" } {
+		const configured = this.#options.approximateCachePolicy;
+		return { configured, effective: this.#workers.totalKvBlocks === undefined ? "ttl" : configured };
+	}
+
+	/** Names the one listener that is told each choice once a request is given to its worker. */
+	watchSelections(listener: (selection: Selection) => void): void {
+		this.#onSelection = listener;
+	}
+
+	/** What the ranks of a worker have to do. */
+	loadsOf(workerId: bigint): RankLoad[] {
+		const { firstRank, rankCount } = this.#workers;
+		const { active, slots } = this.scheduler;
+		return Array.from({ length: rankCount }, (_, i) => {
+			const dpRank = firstRank + i;
+			const slot = slots.find(workerId, dpRank) ?? -1;
+			return { workerId, dpRank, activeBlocks: active.blocksOf(slot), prefillTokens: active.prefillTokensOf(slot) };
+		});
+	}
+
 	watchLoad(listener: (load: RankLoad) => void): void {
 		this.#onLoad = listener;
 	}
@@ -208,7 +155,7 @@ export class KvPolicy implements Router {
 		}
 		const hashed = this.#hash(request);
 		const factorOf = this.#factorOf(request);
-		const choice = within(request, "schedule", SCHEDULE, () => this.scheduler.choose(hashed, slots, factorOf));
+		const choice = this.#within(request, "schedule", SCHEDULE, () => this.scheduler.choose(hashed, slots, factorOf));
 		if (choice === undefined) return undefined;
 		const record = records[choice.index] as EndpointRecord;
 		this.#plan = { request, hashed, instanceId: record.instance_id, choice };
@@ -218,6 +165,7 @@ export class KvPolicy implements Router {
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
 		const { hashed, choice } = this.#planFor(instanceId, request);
 		const now = performance.now();
+		this.#tellSelection(hashed, choice);
 		const admitted = this.scheduler.admit(requestId, choice.slot, hashed, choice.effectivePrefillTokens, now);
 		this.#approximate?.assume(choice.slot, hashed, now);
 		this.#plan = undefined;
@@ -311,16 +259,47 @@ export class KvPolicy implements Router {
 	#hash(request: RoutingRequest): KvRequest {
 		const { tokenIds = [], loraName, cacheSalt, expectedOutputTokens } = request;
 		const { eagle } = this.#workers;
-		const tokensHashes = within(request, "compute_block_hashes", HASHES, () =>
+		const tokensHashes = this.#within(request, "compute_block_hashes", HASHES, () =>
 			blockTokensHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt, eagle }),
 		);
 		return {
 			promptTokens: tokenIds.length,
 			tokensHashes,
-			sequenceHashes: within(request, "compute_seq_hashes", HASHES, () => sequenceHashes(tokensHashes)),
+			sequenceHashes: this.#within(request, "compute_seq_hashes", HASHES, () => sequenceHashes(tokensHashes)),
 			expectedOutputTokens,
 			overrides: request.overrides,
 		};
+	}
+
+	/** Does one part of a choice, in a span of its own where choices are recorded. */
+	#within<T>(
+		request: RoutingRequest,
+		name: "compute_block_hashes" | "compute_seq_hashes" | "schedule",
+		module: string,
+		part: () => T,
+	): T {
+		const span = request.span?.endedAt === undefined ? request.span : undefined;
+		const child = span?.child(`kv_router.${name}`, { target: module, module });
+		const began = performance.now();
+		const result = part();
+		this.#spent[name] = performance.now() - began;
+		child?.end();
+		return result;
+	}
+
+	#tellSelection({ promptTokens }: KvRequest, { overlapBlocks, mostOverlapBlocks }: KvChoice): void {
+		if (this.#onSelection === undefined) return;
+		const { blockSize, findMs } = this.scheduler;
+		this.#onSelection({
+			blockSize,
+			promptBlocks: Math.ceil(promptTokens / blockSize),
+			overlapBlocks,
+			mostOverlapBlocks,
+			blockHashingMs: this.#spent.compute_block_hashes,
+			seqHashingMs: this.#spent.compute_seq_hashes,
+			findMatchesMs: findMs,
+			schedulingMs: Math.max(0, this.#spent.schedule - findMs),
+		});
 	}
 
 	/** What preferred words do to the cost: exp(-tanh(sum of the weights of those that the worker has)). */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { ModelDeploymentCard } from "@dynamo-ts/protocols/internal";
-import type { KvWorkers } from "./kv-policy.js";
+import type { KvWorkers } from "./kv-options.js";
 
 /** What a model card says to the policy "kv". */
 export function kvWorkersOf({ kv_cache_block_size, runtime_config, worker_type }: ModelDeploymentCard): KvWorkers {

@@ -3,7 +3,7 @@
 import { ENV } from "@dynamo-ts/protocols/internal";
 import type { EnvReader } from "@dynamo-ts/runtime/internal";
 import type { BusyThresholds } from "./kv/eligibility.js";
-import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions } from "./kv-policy.js";
+import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions } from "./kv-options.js";
 import { RouterPolicyConfig } from "./queue/policy-config.js";
 import { PolicyProfile } from "./queue/policy-profile.js";
 import { ROUTER_MODES, type RouterMode } from "./router.js";

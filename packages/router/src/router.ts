@@ -2,6 +2,7 @@
 import type { DynamoError, EndpointId, EndpointRecord, WorkerRank } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime, Span } from "@dynamo-ts/runtime";
 import type { Applicant, Ticket } from "./queue/admission.js";
+import type { Selection } from "./routing-observer.js";
 
 /** What a policy may look at. */
 export interface RoutingRequest {
@@ -108,6 +109,10 @@ export interface Router {
 	open?(runtime: DistributedRuntime, endpoint: EndpointId): Promise<void>;
 	/** Names the one listener that is told what the router counts of a worker's rank, whenever that changes. */
 	watchLoad?(listener: (load: RankLoad) => void): void;
+	/** Names the one listener that is told each choice once a request is given to its worker. */
+	watchSelections?(listener: (selection: Selection) => void): void;
+	/** What the ranks of a worker have to do; absent in policies that keep no account of it. */
+	loadsOf?(workerId: bigint): readonly RankLoad[];
 	/** There are other workers, or fewer. */
 	recheck?(): void;
 	/** Names who knows the words on workers' cards that requests can prefer. */

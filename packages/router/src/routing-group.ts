@@ -7,7 +7,8 @@ import { type EligibilityFacts, eligibleWorkers, type Refusal } from "./kv/eligi
 import type { LoadMonitor } from "./kv/load-monitor.js";
 import { PrefillCounts } from "./prefill-counts.js";
 import type { Applicant, Ticket } from "./queue/admission.js";
-import type { Router, RouterMode, RoutingDecision, RoutingRequest } from "./router.js";
+import type { RankLoad, Router, RouterMode, RoutingDecision, RoutingRequest } from "./router.js";
+import type { RoutingObserver } from "./routing-observer.js";
 import type { SessionAffinity } from "./session-affinity.js";
 
 /** What a group is made of. */
@@ -42,6 +43,8 @@ export class RoutingGroup implements Router {
 	#roomyAt = -1;
 	/** A request that was given to the worker of its session, and how the policy is to see it. */
 	#bound: { readonly request: RoutingRequest; readonly as: RoutingRequest } | undefined;
+	#observer: RoutingObserver | undefined;
+	#members: () => readonly EndpointRecord[] = () => [];
 	#refused: { readonly why: Refusal; readonly request: RoutingRequest } | undefined;
 
 	constructor(parts: RoutingGroupParts) {
@@ -74,6 +77,22 @@ export class RoutingGroup implements Router {
 
 	get name(): RouterMode {
 		return this.policy.name;
+	}
+
+	/** Begins to tell what becomes of requests. */
+	observe(observer: RoutingObserver): void {
+		this.#observer = observer;
+		this.policy.watchSelections?.((selection) => observer.onSelection(selection));
+	}
+
+	/** Names who knows the group's workers. */
+	knowMembers(members: () => readonly EndpointRecord[]): void {
+		this.#members = members;
+	}
+
+	/** What the ranks of all workers have to do; nothing where the policy keeps no account of it. */
+	loads(): RankLoad[] {
+		return this.#members().flatMap(({ instance_id }) => this.policy.loadsOf?.(instance_id) ?? []);
 	}
 
 	/** Words on a worker's card, which may change while it lives. */
@@ -190,6 +209,7 @@ export class RoutingGroup implements Router {
 			this.affinity.begin(sessionId, instanceId, rank ?? firstRank);
 			this.#sessions.set(requestId, sessionId);
 		}
+		this.#observer?.onStart(requestId, request.tokenIds?.length ?? 0);
 		this.policy.onStart?.(instanceId, requestId, seen);
 		this.#bound = undefined;
 		const tokens = request.overrides?.trackPrefillTokens === false ? 0 : (request.tokenIds?.length ?? 0);
@@ -197,15 +217,23 @@ export class RoutingGroup implements Router {
 	}
 
 	onFirstItem(requestId: string): void {
+		this.#observer?.onFirstItem(requestId);
 		this.policy.onFirstItem?.(requestId);
 		this.#prefills?.done(requestId);
 	}
 
 	onTokens(requestId: string, tokens: number): void {
+		this.#observer?.onTokens(requestId, tokens);
 		this.policy.onTokens?.(requestId, tokens);
 	}
 
+	/** The worker says how many prompt tokens it did not have to compute. */
+	onReused(requestId: string, tokens: number): void {
+		this.#observer?.onReused(requestId, tokens);
+	}
+
 	onEnd(instanceId: bigint, requestId: string): void {
+		this.#observer?.onEnd(requestId);
 		this.policy.onEnd?.(instanceId, requestId);
 		this.#prefills?.done(requestId);
 		const sessionId = this.#sessions.get(requestId);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { LABELS } from "../metric-names.js";
 import { counter, gauge, histogram, type MetricFamily } from "./metric-family.js";
+import { MORE_LABELS } from "./more-labels.js";
 
 const SHORT_SECONDS = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1];
 const ANSWER_SECONDS = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
@@ -80,6 +81,11 @@ export const EVENT_FAMILIES = {
 		LABELS.topic,
 		LABELS.workerId,
 	]),
+	kvEventsMissing: gauge(
+		"router_kv_events_missing",
+		"1 while KV events are expected and none has come some seconds after the first prompt",
+		[LABELS.component, LABELS.namespace, LABELS.model, MORE_LABELS.targetComponent, LABELS.workerId],
+	),
 	lostTotal: counter("event_plane_lost_total", "Events missing by their sequence numbers", [
 		LABELS.topic,
 		LABELS.workerId,

@@ -21,13 +21,15 @@ export interface KvFeedState {
 	readonly counts: Readonly<KvEventCounts> | undefined;
 	/** Sources of events that were found. */
 	readonly sources: readonly { readonly worker: WorkerRank; readonly inSync: boolean }[];
+	/** The router lives by events. */
+	readonly expected: boolean;
 	/** Events are expected, a prompt was sent a while ago, and none has come. */
 	readonly missing: boolean;
 }
 
 export class KvFeed {
-	/** Told each event and what became of it. */
-	onEvent: ((type: RouterEvent["data"]["type"], status: KvEventStatus) => void) | undefined;
+	/** Told each event, what became of it, and whether the worker stored what it had already. */
+	onEvent: ((type: RouterEvent["data"]["type"], status: KvEventStatus, duplicate: boolean) => void) | undefined;
 	readonly #tree: RadixTree;
 	readonly #slots: WorkerSlots;
 	readonly #deadlineMs: number;
@@ -35,6 +37,7 @@ export class KvFeed {
 	#log: Logger | undefined;
 	#deadline: NodeJS.Timeout | undefined;
 	#overdue = false;
+	#expected = false;
 	readonly #resyncedAt = new Map<number, number>();
 	#onAnswer: (() => void) | undefined;
 	#closed = false;
@@ -53,6 +56,7 @@ export class KvFeed {
 	 */
 	async open(runtime: DistributedRuntime, endpoint: EndpointId, published: boolean): Promise<void> {
 		if (this.#subscriber !== undefined || this.#closed) return;
+		this.#expected = true;
 		this.#log ??= runtime.log.child("dynamo_llm::kv_router");
 		if (!published) {
 			this.#overdue = true;
@@ -86,6 +90,7 @@ export class KvFeed {
 		const counts = this.#subscriber?.counts;
 		return {
 			counts,
+			expected: this.#expected,
 			sources: this.#subscriber?.workers() ?? [],
 			missing: this.#overdue && (counts?.applied ?? 0) === 0,
 		};
@@ -135,8 +140,9 @@ export class KvFeed {
 			if (slot !== undefined) this.#resyncedAt.delete(slot);
 		},
 		onEvent: (event) => {
+			const before = this.#tree.duplicates;
 			const status = this.#apply(event);
-			this.onEvent?.(event.data.type, status);
+			this.onEvent?.(event.data.type, status, this.#tree.duplicates > before);
 		},
 	};
 

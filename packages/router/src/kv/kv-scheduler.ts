@@ -69,6 +69,8 @@ export class KvScheduler {
 	readonly predicted: RadixTree | undefined;
 	readonly active: ActiveSequences;
 	readonly blockSize: number;
+	/** How long the last search of the index took, milliseconds. */
+	findMs = 0;
 	readonly #weights: CostWeights;
 	readonly #temperature: number;
 	readonly #trackPrefill: boolean;
@@ -107,8 +109,10 @@ export class KvScheduler {
 		const costs = this.#costs;
 		const inputs = this.#inputs;
 		const { active } = this;
+		const began = performance.now();
 		const found = this.tree.find(request.tokensHashes);
 		const predicted = this.predicted?.find(request.tokensHashes).device;
+		this.findMs = performance.now() - began;
 		let least = Number.POSITIVE_INFINITY;
 		for (let i = 0; i < count; i++) least = Math.min(least, active.prefillTokensOf(eligible[i] as number));
 		const { overlapScoreCredit, assumeKvReuse = this.#reuse } = request.overrides ?? {};

@@ -30,6 +30,8 @@ export interface PrefixMatches {
  * chain through it.
  */
 export class RadixTree {
+	/** Blocks that were stored where they were already. */
+	duplicates = 0;
 	readonly #nodes = new KeyTable();
 	/** The first holding of a node, 0: none; how many it has; and how many children. */
 	#firstHolding = new Int32Array(64);
@@ -115,8 +117,11 @@ export class RadixTree {
 			const child = this.#childOf(node, tokensHash);
 			const holding = this.#find(slot, blockHash);
 			if (holding === 0) this.#hold(child, slot, blockHash, bit);
-			else if (this.#node[holding] === child) this.#setTiers(holding, (this.#tiers[holding] as number) | bit);
-			else this.#move(holding, child, bit);
+			else if (this.#node[holding] === child) {
+				const held = this.#tiers[holding] as number;
+				if ((held & bit) !== 0) this.duplicates++;
+				this.#setTiers(holding, held | bit);
+			} else this.#move(holding, child, bit);
 			node = child;
 		}
 		return true;

@@ -8,7 +8,8 @@ import {
 } from "@dynamo-ts/protocols/internal";
 import { createMemStore, DistributedRuntime } from "@dynamo-ts/runtime";
 import { afterEach, expect, it, vi } from "vitest";
-import { KvPolicy, type KvRouterOptions } from "../kv-policy.js";
+import type { KvRouterOptions } from "../kv-options.js";
+import { KvPolicy } from "../kv-policy.js";
 
 const ENDPOINT = { namespace: "n", component: "c", name: "generate" };
 const SCOPE = { kind: "endpoint", endpoint: ENDPOINT } as const;

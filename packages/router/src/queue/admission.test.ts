@@ -2,7 +2,8 @@
 import type { DynamoError, EndpointRecord } from "@dynamo-ts/protocols/internal";
 import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { KvPolicy, type KvRouterOptions } from "../kv-policy.js";
+import type { KvRouterOptions } from "../kv-options.js";
+import { KvPolicy } from "../kv-policy.js";
 import type { RoutingRequest } from "../router.js";
 import type { Ticket } from "./admission.js";
 import { type PolicyClass, PolicyProfile } from "./policy-profile.js";

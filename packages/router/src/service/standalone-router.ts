@@ -26,7 +26,8 @@ import type {
 	ResponseWriter,
 	ServedEndpoint,
 } from "@dynamo-ts/runtime";
-import { KvPolicy, type KvRouterOptions, type KvWorkers } from "../kv-policy.js";
+import type { KvRouterOptions, KvWorkers } from "../kv-options.js";
+import { KvPolicy } from "../kv-policy.js";
 import type { RoutingOverrides, RoutingRequest } from "../router.js";
 import { type ForwardedBody, ForwardedRequest, workerIds } from "./forwarded-request.js";
 import { ServedIndexer } from "./served-indexer.js";

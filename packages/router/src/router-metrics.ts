@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// The routers' metric families, as Dynamo's frontend shows them: what was chosen and how well, what waits, what workers
+// have to do.
+import { FRONTEND_LABELS, METRIC_PREFIXES, METRICS, MORE_LABELS } from "@dynamo-ts/protocols/internal";
+import type { DistributedRuntime } from "@dynamo-ts/runtime";
+import {
+	type Counter,
+	type Gauge,
+	type Histogram,
+	type MetricsRegistry,
+	type MetricVec,
+	openCounter,
+	openCounterVec,
+	openGauge,
+	openGaugeVec,
+	openHistogram,
+	openHistogramVec,
+} from "@dynamo-ts/runtime/internal";
+import { GroupMetrics, type GroupPlace } from "./group-metrics.js";
+import type { RoutingGroup } from "./routing-group.js";
+
+const POLICIES = ["disabled", "lru", "ttl"] as const;
+
+/** Families that carry the component of the workers. */
+export interface ComponentFamilies {
+	readonly started: Counter;
+	readonly ended: Counter;
+	readonly promptTokens: MetricVec<Histogram>;
+	readonly outputTokens: Histogram;
+	readonly timeToFirstToken: Histogram;
+	readonly interTokenLatency: Histogram;
+	readonly hitRate: Histogram;
+	readonly bestTokens: MetricVec<Counter>;
+	readonly selectedTokens: MetricVec<Counter>;
+	readonly reusedTokens: MetricVec<Counter>;
+	readonly notBest: Counter;
+	readonly blocksLost: Histogram;
+	readonly registered: MetricVec<Gauge>;
+	readonly sourceMismatch: MetricVec<Gauge>;
+	readonly eventsApplied: MetricVec<Counter>;
+	readonly eventWarnings: MetricVec<Counter>;
+	readonly sources: MetricVec<Gauge>;
+	readonly eventsMissing: MetricVec<Gauge>;
+}
+
+export class RouterMetrics {
+	readonly admissionReceived: MetricVec<Counter>;
+	readonly admissionRejected: MetricVec<Counter>;
+	readonly backpressure: MetricVec<Counter>;
+	readonly pendingRequests: MetricVec<Gauge>;
+	readonly pendingPromptTokens: MetricVec<Gauge>;
+	readonly pendingCachedTokens: MetricVec<Gauge>;
+	readonly activeBlocks: MetricVec<Gauge>;
+	readonly activePrefillTokens: MetricVec<Gauge>;
+	readonly blockHashingMs: Histogram;
+	readonly seqHashingMs: Histogram;
+	readonly findMatchesMs: Histogram;
+	readonly schedulingMs: Histogram;
+	readonly totalMs: Histogram;
+	readonly #runtime: DistributedRuntime;
+	readonly #constant: { readonly router_id: string };
+	readonly #components = new Map<string, ComponentFamilies>();
+	readonly #groups = new Map<RoutingGroup, GroupMetrics>();
+
+	/**
+	 * @param page where families without a component go.
+	 * @param runtime whose id names the router, and whose page shows the rest.
+	 */
+	constructor(page: MetricsRegistry, runtime: DistributedRuntime) {
+		const f = METRICS.frontend;
+		this.admissionReceived = openCounterVec(page, f.routerAdmissionReceivedTotal);
+		this.admissionRejected = openCounterVec(page, f.routerAdmissionRejectedTotal);
+		this.backpressure = openCounterVec(page, f.routerQueueBackpressureTotal);
+		this.pendingRequests = openGaugeVec(page, f.routerQueuePendingRequests);
+		this.pendingPromptTokens = openGaugeVec(page, f.routerQueuePendingIslTokens);
+		this.pendingCachedTokens = openGaugeVec(page, f.routerQueuePendingCachedTokens);
+		this.activeBlocks = openGaugeVec(page, f.workerActiveDecodeBlocks);
+		this.activePrefillTokens = openGaugeVec(page, f.workerActivePrefillTokens);
+		const router = page.level({ prefix: METRIC_PREFIXES.router, labels: null });
+		const constant = { [MORE_LABELS.routerId]: runtime.instanceId.toString() } as { router_id: string };
+		const o = METRICS.router;
+		this.blockHashingMs = openHistogram(router, o.overheadBlockHashingMs, constant);
+		this.seqHashingMs = openHistogram(router, o.overheadSeqHashingMs, constant);
+		this.findMatchesMs = openHistogram(router, o.overheadIndexerFindMatchesMs, constant);
+		this.schedulingMs = openHistogram(router, o.overheadSchedulingMs, constant);
+		this.totalMs = openHistogram(router, o.overheadTotalMs, constant);
+		openHistogram(router, o.overheadSharedCacheQueryMs, constant);
+		openCounter(router, o.sharedCacheErrorsTotal, constant);
+		this.#runtime = runtime;
+		this.#constant = constant;
+		page.addUpdateCallback(() => this.#show());
+	}
+
+	/** Begins to count what the group does. */
+	add(group: RoutingGroup, place: GroupPlace): void {
+		const metrics = new GroupMetrics(this, this.#component(place), group, place);
+		this.#groups.set(group, metrics);
+		group.observe(metrics);
+	}
+
+	/** The group is gone. */
+	remove(group: RoutingGroup): void {
+		this.#groups.delete(group);
+		this.#show();
+	}
+
+	/** Gauges are set when they are looked at, so that none is left of what is gone. */
+	#show(): void {
+		const gauges = [this.pendingRequests, this.pendingPromptTokens, this.pendingCachedTokens];
+		for (const gauge of [...gauges, this.activeBlocks, this.activePrefillTokens]) gauge.reset();
+		for (const { registered, sourceMismatch, sources, eventsMissing } of this.#components.values()) {
+			for (const gauge of [registered, sourceMismatch, sources, eventsMissing]) gauge.reset();
+		}
+		for (const metrics of this.#groups.values()) metrics.show();
+	}
+
+	#component({ namespace, component }: GroupPlace): ComponentFamilies {
+		const key = `${namespace}/${component}`;
+		let families = this.#components.get(key);
+		if (families === undefined) {
+			families = this.#open(this.#runtime.namespace(namespace).component(component).metrics);
+			this.#components.set(key, families);
+		}
+		return families;
+	}
+
+	#open(metrics: MetricsRegistry): ComponentFamilies {
+		const c = METRICS.component;
+		const router = this.#constant;
+		const prefill = { ...router, [FRONTEND_LABELS.workerType]: "prefill" };
+		// There is no cache that workers share, and no estimate of a hand-over: nothing to count.
+		openHistogram(metrics, c.routerSharedCacheBeyondBlocks, router);
+		openHistogram(metrics, c.routerSharedCacheHitRate, router);
+		return {
+			started: openCounter(metrics, c.routerRequestsStartedTotal, router),
+			ended: openCounter(metrics, c.routerRequestsTotal, router),
+			promptTokens: openHistogramVec(metrics, c.routerInputSequenceTokens, router),
+			outputTokens: openHistogram(metrics, c.routerOutputSequenceTokens, router),
+			timeToFirstToken: openHistogram(metrics, c.routerTimeToFirstTokenSeconds, router),
+			interTokenLatency: openHistogram(metrics, c.routerInterTokenLatencySeconds, router),
+			hitRate: openHistogram(metrics, c.routerKvHitRate, router),
+			bestTokens: openCounterVec(metrics, c.routerKvBestEligibleCachedPrefixTokensTotal, router),
+			selectedTokens: openCounterVec(metrics, c.routerKvSelectedCachedPrefixTokensTotal, router),
+			reusedTokens: openCounterVec(metrics, c.routerKvWorkerReusedTokensTotal, router),
+			notBest: openCounter(metrics, c.routerNonMaxOverlapSelectionsTotal, prefill),
+			blocksLost: openHistogram(metrics, c.routerOverlapBlocksLost, prefill),
+			registered: openGaugeVec(metrics, c.routerWorkerRegistered),
+			sourceMismatch: openGaugeVec(metrics, c.routerKvEventSourceMismatchWorkers),
+			eventsApplied: openCounterVec(metrics, c.kvCacheEventsApplied),
+			eventWarnings: openCounterVec(metrics, c.kvCacheEventWarnings),
+			sources: openGaugeVec(metrics, c.routerKvZmqIngressSources),
+			eventsMissing: openGaugeVec(metrics, METRICS.event.kvEventsMissing),
+		};
+	}
+
+	/** Which policy keeps blocks that no events tell of; `disabled`: none. */
+	approximateCache(place: GroupPlace, policy: (typeof POLICIES)[number], effective: (typeof POLICIES)[number]): void {
+		const { metrics } = this.#runtime.namespace(place.namespace).component(place.component);
+		const c = METRICS.component;
+		for (const [family, chosen] of [
+			[c.routerApproximateCacheConfiguredPolicy, policy],
+			[c.routerApproximateCacheEffectivePolicy, effective],
+		] as const) {
+			for (const name of POLICIES) {
+				openGauge(metrics, family, { [MORE_LABELS.policy]: name }).set(name === chosen ? 1 : 0);
+			}
+		}
+	}
+}
