@@ -8,9 +8,6 @@ import {
 	parseKey,
 	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
-
-<<<<<<< HEAD
-
 import type {
 	DiscoveryEvent,
 	DistributedRuntime,
@@ -19,15 +16,7 @@ import type {
 	Logger,
 	Watch,
 } from "@dynamo-ts/runtime";
-import type { KvWorkers } from "../kv-policy.js";
-
-=======
-
-import type { DiscoveryEvent, DistributedRuntime, EndpointClient, Logger, Watch } from "@dynamo-ts/runtime";
 import type { KvWorkers } from "../kv-options.js";
-
->>>>>>> 4ea78a3 (router, frontend: the routers' metric families; a gauge for KV events that are expected and do not come)
-
 import { kvWorkersOf } from "../kv-workers.js";
 import { type RouteLogs, type RouteTrace, routeLogs } from "../route-span.js";
 
