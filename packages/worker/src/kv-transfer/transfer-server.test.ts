@@ -3,6 +3,8 @@
 import { connect, type Socket } from "node:net";
 import type { HeldKv, KvFetch, KvLayout, KvPort } from "@dynamo-ts/engine";
 import { createLogger } from "@dynamo-ts/runtime";
+import { loadTcpTls } from "@dynamo-ts/runtime/internal";
+import { CertificateAuthority, findOpenssl, titled } from "@dynamo-ts/testing/internal";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { HoldRegistry } from "./hold-registry.js";
@@ -171,6 +173,29 @@ describe.each([
 		kv.giveUp(ids);
 		expect((await pull(given, 0, 1)).failure).toBe("refused");
 	});
+});
+
+const openssl = findOpenssl().missing;
+test.skipIf(openssl)(titled("with certificates, and with none to who has none", openssl), async () => {
+	const authority = new CertificateAuthority();
+	try {
+		const { cert, key } = authority.sign();
+		const settings = { certPath: cert, keyPath: key, caPath: authority.ca, insecure: false, handshakeTimeoutMs: 2000 };
+		const tls = loadTcpTls(settings, log);
+		const common = { kv, holds, host: "127.0.0.1", port: 0, sharedMemory: true, log, onSent() {} };
+		const secured = await TransferServer.listen({ ...common, tls: tls.server });
+		const secure = new Puller({ tls: tls.client, connectTimeoutMs: 2000 });
+		const handle = keep(5);
+		const source = { host: "127.0.0.1", port: secured.port, handle, mayShare: false };
+		expect((await puller.pull(source, new FakeFetch(0, 5), BYTES, 3000)).failure).toMatch(/lost|timeout/);
+		const fetch = new FakeFetch(0, 5);
+		expect(await secure.pull(source, fetch, BYTES, 5000)).toMatchObject({ failure: undefined, bytes: 5 * BYTES });
+		for (const [index, memory] of fetch.filled) expect(memory.every((byte) => byte === index)).toBe(true);
+		secure.close();
+		await secured.close();
+	} finally {
+		authority.remove();
+	}
 });
 
 test("a release is heard without an answer", async () => {
