@@ -3,6 +3,7 @@
 // out what says nothing about a prefix on this worker.
 import {
 	blockSeed,
+	blockTokensHashes,
 	DynamoError,
 	type RouterBlock,
 	type RouterEventData,
@@ -78,6 +79,8 @@ export class VllmConverter {
 		const seed = blockSeed({ loraName, cacheSalt });
 		// With pairs a block's window holds the token behind it as well.
 		const window = event.pairs ? size + 1 : size;
+		const isPlain = !event.pairs && event.mmObjects === undefined;
+		const hashes = isPlain ? blockTokensHashes(event.tokenIds, size, { loraName, cacheSalt }) : [];
 		const blocks: RouterBlock[] = [];
 		const seen = new Set<bigint>(event.parentHash === undefined ? [] : [event.parentHash]);
 		for (const [i, blockHash] of event.blockHashes.entries()) {
@@ -89,7 +92,8 @@ export class VllmConverter {
 			seen.add(blockHash);
 			const mmObjects = event.mmObjects?.[i];
 			const mmHashes = mmObjects?.map((object) => object.mmHash) ?? [];
-			const block = { blockHash, tokensHash: tokensHash(event.tokenIds, start, start + window, seed, mmHashes) };
+			const own = hashes[i] ?? tokensHash(event.tokenIds, start, start + window, seed, mmHashes);
+			const block = { blockHash, tokensHash: own };
 			blocks.push(mmObjects === undefined ? block : { ...block, mmObjects });
 			const name = key(event.tier, blockHash);
 			const known = this.#known.get(name);
