@@ -409,6 +409,11 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		this.options.migrations?.onOutcome(lost.type, outcome, (performance.now() - lost.since) / 1000);
 	}
 
+	/** The worker said its last: it has room for others from now on, not only when its stream has ended. */
+	answered(): void {
+		this.leaveInstance();
+	}
+
 	private leaveInstance(): void {
 		const { instance } = this;
 		if (instance === undefined) return;

@@ -325,6 +325,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		this.over = true;
 		// Where the end was found here the worker is still at work. Where it said so itself its stream ends by itself.
 		if (this.choices.some(({ stoppedHere }) => stoppedHere)) this.dispatch.kill(true);
+		else this.dispatch.answered();
 		this.generation.onLegFinished();
 	}
 
