@@ -25,8 +25,12 @@ export const WORKER_SERIES = {
 		vllm.gpuCacheUsagePerc.name,
 		"sglang:token_usage",
 	],
-	/** Tokens that the engine generated; counter. */
-	tokens: [vllm.generationTokensTotal.name, ours(engine.decodeTokensTotal)],
+	/** Tokens that the engine generated; counter. The last one lacks the first token of each answer: all that Dynamo's mocker has. */
+	tokens: [
+		vllm.generationTokensTotal.name,
+		ours(engine.decodeTokensTotal),
+		`${vllm.interTokenLatencySeconds.name}_count`,
+	],
 	/** Prompt tokens that the engine computed; counter. */
 	promptTokens: [ours(engine.prefillTokensTotal), vllm.promptTokensTotal.name],
 	/** Prompt tokens (or blocks) found in the cache, and looked for; counters. */
