@@ -240,7 +240,7 @@ describe("instances that fail", () => {
 
 	it("one error of its own after the other: left alone while there is another, then it gets a new chance", async () => {
 		await stack.close();
-		stack = await startStack({}, { inhibitedDurationMs: 200 });
+		stack = await startStack({}, { inhibitedDurationMs: 1500 });
 		let well = false;
 		const ill = await stack.worker({
 			script: (call) => (well ? sendAll(hello)(call) : call.fail(new DynamoError("Internal", "a bug"))),

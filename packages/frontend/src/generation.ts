@@ -179,11 +179,13 @@ export class Generation {
 		const usage = this.usage();
 		this.tracker.finishReason = this.legs[0]?.choices[0]?.finishReason;
 		this.tracker.cachedTokens = usage.details?.cached_tokens ?? undefined;
-		if (writer !== undefined) {
-			if (plan.usage.final) writer.queue(plan.format.usage(usage));
-			writer.end();
-		} else this.sendAnswer(usage);
 		plan.content?.end();
+		if (writer === undefined) {
+			this.sendAnswer(usage);
+			return;
+		}
+		if (plan.usage.final) writer.queue(plan.format.usage(usage));
+		writer.end();
 		this.tracker.finish({ kind: "success" });
 	}
 
@@ -193,6 +195,7 @@ export class Generation {
 		for (const leg of this.legs) leg.dispatch.kill();
 		const failure = this.host.failureOf(error, { begun: this.legs.some((leg) => leg.begun) });
 		clearTimeout(this.peek);
+		this.tracker.finish({ kind: "failure", failure });
 		if (this.writer?.committed) {
 			this.writer.queue(failure.http.toSseEvent());
 			this.writer.end();
@@ -200,7 +203,6 @@ export class Generation {
 			this.writer?.discard();
 			this.host.sendFailure(this.response, failure);
 		}
-		this.tracker.finish({ kind: "failure", failure });
 	}
 
 	private sendAnswer(usage: UsageCounts): void {
@@ -220,7 +222,10 @@ export class Generation {
 		);
 		const first = this.legs[0] as Leg;
 		const nvext = plan.report.anything ? nvextJson(plan.report, first, true) : undefined;
-		this.host.sendJson(this.response, 200, plan.format.answer(choices, usage, nvext));
+		const json = plan.format.answer(choices, usage, nvext);
+		// Whoever has the answer finds it counted.
+		this.tracker.finish({ kind: "success" });
+		this.host.sendJson(this.response, 200, json);
 	}
 
 	private usage(): UsageCounts {

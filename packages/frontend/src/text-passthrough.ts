@@ -91,9 +91,10 @@ export class TextPassthrough implements ResponseSink {
 			return;
 		}
 		this.over = true;
-		if (this.writer !== undefined) this.writer.end();
-		else this.host.sendJson(this.response, 200, stringifyJson(this.fold.answer()));
+		const json = this.writer === undefined ? stringifyJson(this.fold.answer()) : "";
 		this.tracker.finish({ kind: "success" });
+		if (this.writer !== undefined) this.writer.end();
+		else this.host.sendJson(this.response, 200, json);
 	}
 
 	onError(error: DynamoError): void {
@@ -101,6 +102,7 @@ export class TextPassthrough implements ResponseSink {
 		this.over = true;
 		this.dispatch.kill();
 		const failure = this.host.failureOf(error);
+		this.tracker.finish({ kind: "failure", failure });
 		if (this.writer?.committed) {
 			this.writer.queue(failure.http.toSseEvent());
 			this.writer.end();
@@ -108,7 +110,6 @@ export class TextPassthrough implements ResponseSink {
 			this.writer?.discard();
 			this.host.sendFailure(this.response, failure);
 		}
-		this.tracker.finish({ kind: "failure", failure });
 	}
 }
 

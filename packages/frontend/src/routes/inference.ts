@@ -109,8 +109,8 @@ async function handle(
 			state.requestLog,
 		);
 	const fail = (tracker: RequestTracker, failure: Failure): void => {
-		sendFailure(response, failure);
 		tracker.finish({ kind: "failure", failure });
+		sendFailure(response, failure);
 	};
 	if (request === undefined) {
 		fail(startTracking(), state.failureOf(refusal));
