@@ -3,6 +3,7 @@ export * from "./certificates.js";
 export * from "./child-process.js";
 export * from "./chromium.js";
 export * from "./collecting-sink.js";
+export * from "./datadog-check.js";
 export * from "./etcd-server.js";
 export * from "./fake-kube-api.js";
 export * from "./fleet.js";

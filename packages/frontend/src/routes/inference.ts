@@ -184,8 +184,11 @@ async function answer(
 		new TextPassthrough({ ...plan, body: parseLenientJson(body.toString("utf8")) }, response, tracker, state).start();
 		return;
 	}
-	if ("messages" in request) tracker.media = countMedia(request);
-	tracker.enterStage("preprocess");
+	// As in Dynamo, completions are not counted in this stage.
+	if ("messages" in request) {
+		tracker.media = countMedia(request);
+		tracker.enterStage("preprocess");
+	}
 	const preprocessor = new Preprocessor(set, set.materials, metrics);
 	const prepared =
 		api.kind === "chat"
