@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
 	type Annotated,
-	DynamoError,
+	type DynamoError,
 	type EndpointRecord,
 	type LLMEngineOutput,
 	mayTryAnother,
 	type PreprocessedRequest,
-	type RoutingHints,
 } from "@dynamo-ts/protocols/internal";
 import type { RoutingDecision, RoutingRequest, Ticket } from "@dynamo-ts/router";
 import { beginSelection, RouteSpan } from "@dynamo-ts/router/internal";
 import type { ActiveRequest, OutgoingRequest, ResponseSink } from "@dynamo-ts/runtime";
-import type { DispatchOptions, Handover, PrefillHost, RoutingConstraints } from "./dispatch-options.js";
+import { finishError, notReadyError } from "./dispatch-errors.js";
+import type { DispatchOptions, Handover, PrefillHost } from "./dispatch-options.js";
+import { routingRequestOf, withRank } from "./dispatch-requests.js";
 import { asDynamoError } from "./http-errors.js";
 import { isLoss, type MigrationType } from "./migration.js";
 import type { WorkerSet } from "./worker-set.js";
@@ -20,13 +21,6 @@ import type { WorkerSet } from "./worker-set.js";
 const MAX_ATTEMPTS = 8;
 
 let attemptsEver = 0;
-
-/** The error for a model whose workers are all gone or put aside. */
-export function notReadyError(model: string): DynamoError {
-	return new DynamoError("Unavailable", `no worker of model ${model} can be reached`, {
-		reason: "backend.unavailable",
-	});
-}
 
 /**
  * Sends a request to an instance that the set's router picks. An instance that turns out not to be reachable is put
@@ -374,25 +368,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	}
 
 	private routingRequest(): RoutingRequest {
-		const { routing, sessionId, policyClass, pinned } = this.options;
-		const constraints = (routing?.routing_constraints ?? {}) as RoutingConstraints;
-		return {
-			tokenIds: this.tokenIds,
-			requestId: this.request.id,
-			sessionId,
-			policyClass,
-			loraName: routing?.lora_name,
-			cacheSalt: routing?.cache_salt,
-			dpRank: routing?.dp_rank,
-			expectedOutputTokens: routing?.expected_output_tokens,
-			pinned: pinned?.instance_id,
-			allowed: routing?.allowed_worker_ids,
-			requiredTaints: constraints.required_taints?.length ? constraints.required_taints : undefined,
-			preferredTaints: constraints.preferred_taints,
-			strictPriority: routing?.strict_priority,
-			priorityJump: routing?.priority_jump,
-			overrides: this.handover?.overrides,
-		};
+		return routingRequestOf(this.options, this.request.id, this.tokenIds, this.handover?.overrides);
 	}
 
 	private noteLoss(): void {
@@ -429,19 +405,4 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		this.set.release();
 		tell();
 	}
-}
-
-/** The failure that a worker's item tells of as the end of the answer. */
-export function finishError(item: Annotated<unknown>): DynamoError | undefined {
-	const reason = (item.data as Partial<LLMEngineOutput> | null | undefined)?.finish_reason;
-	if (reason === null || reason === undefined) return undefined;
-	const why = typeof reason === "object" ? reason.error : reason === "error" ? "no reason given" : undefined;
-	return why === undefined ? undefined : new DynamoError("Unknown", `the worker failed: ${why}`);
-}
-
-/** The request with the rank that it is for; the same one where the worker decides. */
-function withRank(request: OutgoingRequest, rank: number | undefined): OutgoingRequest {
-	if (rank === undefined) return request;
-	const body = request.payload as { readonly routing?: RoutingHints };
-	return { ...request, payload: { ...body, routing: { ...body.routing, dp_rank: rank } } };
 }

@@ -3,7 +3,7 @@
 import type { EndpointRecord, PreprocessedRequest } from "@dynamo-ts/protocols/internal";
 import type { RoutingRequest } from "@dynamo-ts/router";
 import type { AnswerIdentity } from "./chunk-format.js";
-import { notReadyError } from "./dispatch.js";
+import { notReadyError } from "./dispatch-errors.js";
 import { type LegWorkers, workerIds } from "./nvext-report.js";
 import type { WorkerSet } from "./worker-set.js";
 
