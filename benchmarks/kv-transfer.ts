@@ -60,10 +60,10 @@ for (const transport of ["auto", "tcp"]) {
 		const { url } = await fleet.frontend("m");
 		let seed = 7;
 		const ask = async () => {
-			const prompt = Array.from(
-				{ length: TOKENS },
-				() => 100 + ((seed = (seed * 1103515245 + 12345) % 2 ** 31) % 40_000),
-			);
+			const prompt = Array.from({ length: TOKENS }, () => {
+				seed = (seed * 1103515245 + 12345) % 2 ** 31;
+				return 100 + (seed % 40_000);
+			});
 			const answer = await http(`${url}/v1/completions`, {
 				body: { model: "m", prompt, max_tokens: 1, temperature: 0 },
 			});
