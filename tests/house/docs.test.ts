@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import { ENV, FAILURE_CLASSES } from "@dynamo-ts/protocols/internal";
 import { PROJECT_ROOT, startDynamo } from "@dynamo-ts/testing/internal";
 import { expect, test } from "vitest";
+import { metricsDocument } from "../../scripts/docs/metrics-table.js";
 
 function documents(): [string, string][] {
 	const names = ["README.md", "ARCHITECTURE.md"];
@@ -24,6 +25,10 @@ test("every environment variable in the documents exists", () => {
 		}
 	}
 	expect(unknown).toEqual([]);
+});
+
+test("docs/metrics.md is what npm run docs:metrics writes", () => {
+	expect(readFileSync(join(PROJECT_ROOT, "docs", "metrics.md"), "utf8")).toBe(metricsDocument());
 });
 
 test("every link between the documents leads somewhere", () => {
