@@ -5,7 +5,7 @@ import { Fleet, http, openStream, scrape, type WorkerChild } from "@dynamo-ts/te
 import { report, requireModel } from "./lib.js";
 
 const TOKENS = 512;
-const PROMPTS = 8;
+const PROMPTS = 4;
 const model = await requireModel();
 
 async function sum(worker: WorkerChild, name: string): Promise<number> {
@@ -58,12 +58,8 @@ for (const transport of ["auto", "tcp"]) {
 			fleet.worker(model, "m", ["--is-decode-worker", ...flags]),
 		]);
 		const { url } = await fleet.frontend("m");
-		let seed = 7;
 		const ask = async () => {
-			const prompt = Array.from({ length: TOKENS }, () => {
-				seed = (seed * 1103515245 + 12345) % 2 ** 31;
-				return 100 + (seed % 40_000);
-			});
+			const prompt = Array.from({ length: TOKENS }, () => 100 + Math.floor(Math.random() * 40_000));
 			const answer = await http(`${url}/v1/completions`, {
 				body: { model: "m", prompt, max_tokens: 1, temperature: 0 },
 			});
