@@ -19,6 +19,7 @@ const TITLES: Readonly<Record<string, readonly [title: string, where: string]>> 
 	admission: ["Limits on requests", "The same."],
 	event: ["Event plane", "Every page; not in Dynamo."],
 	engine: ["Engine", "Page of a worker with an engine of ours."],
+	kvTransfer: ["Handover of prompts", "Page of a prefill or decode worker; not in Dynamo."],
 	vllm: ["Engine, by vLLM's names", "The same."],
 };
 
