@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill and decode workers, real ones and ours, behind our frontends and a real one, over each request plane.
 import {
+	findEtcd,
 	findNatsServer,
 	findRealDynamo,
 	freePort,
@@ -21,6 +22,7 @@ import { Cluster, type Kind, type Plane } from "./cluster.js";
 const peer = findRealDynamo();
 const hf = testModel("hf");
 const nats = findNatsServer();
+const etcd = findEtcd();
 
 /** Pairs of workers, by model name: who computes prompts, who answers, and whether they meet by themselves. */
 const PAIRS: Record<string, { prefill: Kind; decode: Kind; meet: boolean }> = {
@@ -71,7 +73,8 @@ for (const plane of ["tcp", "nats"] as const satisfies Plane[]) {
 		const frontends: Record<string, HttpChild> = {};
 
 		beforeAll(async () => {
-			cluster = await Cluster.start(peer.path, hf.path, plane, "file");
+			// So many processes that watch folders come near the limit of inotify instances.
+			cluster = await Cluster.start(peer.path, hf.path, plane, etcd.missing ? "file" : "etcd");
 			await Promise.all(
 				Object.entries(PAIRS).map(async ([model, { prefill, decode, meet }]) => {
 					const common = ["--block-size", "16", "--speedup-ratio", "0.5"];
