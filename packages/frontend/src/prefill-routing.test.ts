@@ -30,7 +30,7 @@ afterEach(async () => {
 
 describe("a model of prefill and decode workers", () => {
 	it("can be called while both are there, and is not listed otherwise", async () => {
-		const stack = await openStack();
+		const stack = await openStack({ routerMode: "kv" });
 		const { url } = stack;
 		const listed = async () => (await http(`${url}/v1/models`)).json.data.map(({ id }: { id: string }) => id);
 		const gauge = async () => (await (stack as Stack).metrics()).value("dynamo_frontend_model_ready");

@@ -91,6 +91,8 @@ export class RouterMetrics {
 		page.addUpdateCallback(() => this.#show());
 	}
 
+	readonly #cachePolicies = new Map<string, Gauge>();
+
 	/** Begins to count what the group does. */
 	add(group: RoutingGroup, place: GroupPlace): void {
 		const metrics = new GroupMetrics(this, this.#component(place), group, place);
@@ -162,7 +164,14 @@ export class RouterMetrics {
 			[c.routerApproximateCacheEffectivePolicy, effective],
 		] as const) {
 			for (const name of POLICIES) {
-				openGauge(metrics, family, { [MORE_LABELS.policy]: name }).set(name === chosen ? 1 : 0);
+				// Prefill and decode workers are shown under one component, and a group can come again.
+				const key = `${place.namespace}/${place.component}/${family.name}/${name}`;
+				let gauge = this.#cachePolicies.get(key);
+				if (gauge === undefined) {
+					gauge = openGauge(metrics, family, { [MORE_LABELS.policy]: name });
+					this.#cachePolicies.set(key, gauge);
+				}
+				gauge.set(name === chosen ? 1 : 0);
 			}
 		}
 	}
