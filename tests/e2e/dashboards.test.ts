@@ -157,10 +157,9 @@ describe.skipIf(missing)(titled("metrics as they are used", missing), () => {
 		while (waiting.length > 0 && Date.now() < deadline) {
 			const found = await Promise.all(waiting.map(({ expr }) => hasData(expr)));
 			waiting = waiting.filter((_, i) => !found[i]);
-			if (waiting.every(({ expr }) => notYet(expr))) break;
-			await new Promise((resolve) => setTimeout(resolve, 250));
+			if (waiting.length > 0) await new Promise((resolve) => setTimeout(resolve, 250));
 		}
-		expect(waiting.filter(({ expr }) => !notYet(expr)).map(({ where, expr }) => `${where}: ${expr}`)).toEqual([]);
+		expect(waiting.map(({ where, expr }) => `${where}: ${expr}`)).toEqual([]);
 	});
 
 	/** Labels of a series, as scraped; of one that only trouble brings, as the catalogue has it. */
@@ -174,7 +173,7 @@ describe.skipIf(missing)(titled("metrics as they are used", missing), () => {
 		const unknown: string[] = [];
 		for (const { where, expr } of [...queries, ...alerts]) {
 			for (const { name, labels } of selectorsOf(expr)) {
-				if (name in EXTERNAL || name === "up" || notYet(expr)) continue;
+				if (name in EXTERNAL || name === "up") continue;
 				const known = labelsOf(name);
 				if (known === undefined) unknown.push(`${where}: no ${name}`);
 				for (const label of labels) {
@@ -186,14 +185,3 @@ describe.skipIf(missing)(titled("metrics as they are used", missing), () => {
 		expect(unknown).toEqual([]);
 	});
 });
-
-/** Families that are not on the pages yet. */
-const NOT_YET: readonly RegExp[] = [
-	/router_kv_(transfer_estimated_latency|hit_rate)/,
-	/dynamo_router_overhead_/,
-	/worker_active_(decode_blocks|prefill_tokens)/,
-];
-
-function notYet(expr: string): boolean {
-	return NOT_YET.some((pattern) => pattern.test(expr));
-}
