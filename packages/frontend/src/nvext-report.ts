@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-import { stringifyJson } from "@dynamo-ts/protocols/internal";
-
 /** Which parts of `nvext` a client asked to see in answers. */
 export interface NvextReport {
 	readonly anything: boolean;
@@ -78,12 +76,13 @@ export function workerIds({
 	decodeId,
 	decodeRank,
 }: Pick<LegWorkers, "prefillId" | "prefillRank" | "decodeId" | "decodeRank">): string {
-	return stringifyJson({
-		...(prefillId === undefined ? {} : { prefill_worker_id: prefillId }),
-		...(prefillRank === undefined ? {} : { prefill_dp_rank: prefillRank }),
-		...(decodeId === undefined ? {} : { decode_worker_id: decodeId }),
-		...(decodeRank === undefined ? {} : { decode_dp_rank: decodeRank }),
-	});
+	// On every chunk of a stream: put together by hand, which ids and ranks need no more than.
+	const members: string[] = [];
+	if (prefillId !== undefined) members.push(`"prefill_worker_id":${prefillId}`);
+	if (prefillRank !== undefined) members.push(`"prefill_dp_rank":${prefillRank}`);
+	if (decodeId !== undefined) members.push(`"decode_worker_id":${decodeId}`);
+	if (decodeRank !== undefined) members.push(`"decode_dp_rank":${decodeRank}`);
+	return `{${members.join(",")}}`;
 }
 
 /** What there is to say only with a router that weighs, or with a prefill worker. */
