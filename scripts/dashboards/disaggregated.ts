@@ -77,6 +77,11 @@ export function disaggregatedDashboard() {
 			],
 			{ unit: "s" },
 		),
+		graph(
+			"KV Transfer Estimated Latency",
+			[[mean(`${C}_router_kv_transfer_estimated_latency_seconds`, NS, "instance"), "{{instance}}"]],
+			{ unit: "s", note: "From the end of prefill to the first token of decode." },
+		),
 		graph("Prefill Requests Running", [[`sum by (instance) (${C}_inflight_requests{${PREFILL}})`, "{{instance}}"]]),
 	]);
 	section(builder, "Decode", [

@@ -233,6 +233,12 @@ export class Leg implements ResponseSink, PrefillObserver {
 		this.tracker.prefillWorkerId = undefined;
 	}
 
+	/** The prefill worker may say that it is done only after the first token. */
+	private tellHandover(now: number): void {
+		const { prefilledAt = now } = this.workers;
+		this.generation.plan.set.router.onHandedOver((now - prefilledAt) / 1000);
+	}
+
 	private onAttempt(instanceId: bigint, decision: RoutingDecision | undefined): void {
 		if (this.generation.plan.set.takesPrefill) this.generation.onStage("dispatch", "decode");
 		if (this.begun) {
@@ -289,6 +295,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		const now = performance.now();
 		if (this.firstAt === undefined) {
 			this.firstAt = now;
+			if (this.remotePrefill) this.tellHandover(now);
 			this.generation.onFirstDelta(this);
 		}
 		if (choice.finishReason !== undefined) return;

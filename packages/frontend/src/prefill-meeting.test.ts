@@ -240,6 +240,7 @@ describe("what is told", () => {
 		expect([timing.kv_hit_rate, timing.router_queue_depth]).toEqual([0, 0]);
 		expect(timing.kv_transfer_estimated_latency_ms).toBeGreaterThanOrEqual(0);
 		const page = await (stack as Stack).metrics();
+		expect(page.sum("dynamo_component_router_kv_transfer_estimated_latency_seconds_count")).toBe(1);
 		const labels = page
 			.select("dynamo_frontend_worker_last_time_to_first_token_seconds")
 			.map((sample) => sample.labels);

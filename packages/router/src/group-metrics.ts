@@ -126,6 +126,10 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 		if (request !== undefined) request.reused = tokens;
 	}
 
+	onHandedOver(seconds: number): void {
+		this.#component.transfer.observe(seconds);
+	}
+
 	onEnd(requestId: string): void {
 		const request = this.#requests.get(requestId);
 		if (request === undefined) return;

@@ -29,6 +29,7 @@ export interface ComponentFamilies {
 	readonly outputTokens: Histogram;
 	readonly timeToFirstToken: Histogram;
 	readonly interTokenLatency: Histogram;
+	readonly transfer: Histogram;
 	readonly hitRate: Histogram;
 	readonly bestTokens: MetricVec<Counter>;
 	readonly selectedTokens: MetricVec<Counter>;
@@ -130,7 +131,7 @@ export class RouterMetrics {
 		const c = METRICS.component;
 		const router = this.#constant;
 		const prefill = { ...router, [FRONTEND_LABELS.workerType]: "prefill" };
-		// There is no cache that workers share, and no estimate of a hand-over: nothing to count.
+		// There is no cache that workers share: nothing to count.
 		openHistogram(metrics, c.routerSharedCacheBeyondBlocks, router);
 		openHistogram(metrics, c.routerSharedCacheHitRate, router);
 		return {
@@ -140,6 +141,7 @@ export class RouterMetrics {
 			outputTokens: openHistogram(metrics, c.routerOutputSequenceTokens, router),
 			timeToFirstToken: openHistogram(metrics, c.routerTimeToFirstTokenSeconds, router),
 			interTokenLatency: openHistogram(metrics, c.routerInterTokenLatencySeconds, router),
+			transfer: openHistogram(metrics, c.routerKvTransferEstimatedLatencySeconds, router),
 			hitRate: openHistogram(metrics, c.routerKvHitRate, router),
 			bestTokens: openCounterVec(metrics, c.routerKvBestEligibleCachedPrefixTokensTotal, router),
 			selectedTokens: openCounterVec(metrics, c.routerKvSelectedCachedPrefixTokensTotal, router),

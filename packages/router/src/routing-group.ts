@@ -232,6 +232,11 @@ export class RoutingGroup implements Router {
 		this.#observer?.onReused(requestId, tokens);
 	}
 
+	/** The first token came of a prompt that a prefill worker had computed, `seconds` after it had. */
+	onHandedOver(seconds: number): void {
+		this.#observer?.onHandedOver(seconds);
+	}
+
 	onEnd(instanceId: bigint, requestId: string): void {
 		this.#observer?.onEnd(requestId);
 		this.policy.onEnd?.(instanceId, requestId);

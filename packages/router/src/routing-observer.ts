@@ -23,6 +23,8 @@ export interface RoutingObserver {
 	onTokens(requestId: string, tokens: number): void;
 	/** The worker says how many prompt tokens it did not have to compute. */
 	onReused(requestId: string, tokens: number): void;
+	/** A prompt that another worker computed was at hand, `seconds` after that was done; at most once per request. */
+	onHandedOver(seconds: number): void;
 	onEnd(requestId: string): void;
 	onSelection(selection: Selection): void;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { createMockEngine, type Engine, type EngineInfo, type EngineOutput } from "@dynamo-ts/engine";
+import { createMockEngine, type Engine, type EngineInfo, type EngineOutput, type KvFetch } from "@dynamo-ts/engine";
 import { createMetricsRegistry } from "@dynamo-ts/runtime";
 import { parsePrometheus } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -106,4 +106,43 @@ it("a refused request is an error", async () => {
 	const all = await page();
 	expect(all.value("vllm:request_success_total", { finished_reason: "error" })).toBe(1);
 	expect(all.value("vllm:prompt_tokens_total")).toBe(0);
+});
+
+it.each([
+	["was fetched is not computed", true, 1],
+	["could not be fetched is computed", false, 10],
+])("a prompt that %s", async (_name, complete, computed) => {
+	const finished: boolean[] = [];
+	const fetch: KvFetch = {
+		tokens: 9,
+		firstBlock: 0,
+		numBlocks: 3,
+		signal: new AbortController().signal,
+		memory: () => new Uint8Array(4),
+		written: () => {},
+		finish: (whole) => finished.push(whole),
+	};
+	const fetching: Engine = {
+		...engine,
+		stats: () => engine.stats(),
+		submit: (request, onOutput) => {
+			request.fetchKv?.(fetch);
+			const counts = { promptTokens: 10, completionTokens: 1, cachedTokens: 0 };
+			onOutput({ index: 0, tokenIds: [1], finishReason: "length", ...counts } as EngineOutput);
+		},
+	};
+	const own = registry();
+	const meter = new VllmMetrics(own, fetching, info, "smol").watch(fetching);
+	const fetchKv = (given: KvFetch): void => given.finish(complete);
+	const request = {
+		requestId: "a",
+		tokenIds: Array.from({ length: 10 }, (_, i) => i),
+		sampling: {},
+		stop: {},
+		fetchKv,
+	};
+	meter.submit(request, () => {});
+	expect(finished).toEqual([complete]);
+	const all = parsePrometheus(await own.scrape());
+	expect(all.value("vllm:request_prefill_kv_computed_tokens_sum", {})).toBe(computed);
 });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What an engine does for its requests, under vLLM's names: dashboards and agents that know vLLM read them.
-import type { Engine, EngineInfo, EngineOutput, EngineRequest, FinishReason } from "@dynamo-ts/engine";
+import type { Engine, EngineInfo, EngineOutput, EngineRequest, FinishReason, KvFetch } from "@dynamo-ts/engine";
 import { lengthBuckets, METRICS, MORE_LABELS } from "@dynamo-ts/protocols/internal";
 import type { Counter, Histogram, MetricsRegistry } from "@dynamo-ts/runtime";
 import { openCounter, openCounterVec, openGauge, openHistogram } from "@dynamo-ts/runtime/internal";
@@ -75,7 +75,7 @@ export class VllmMetrics {
 			start: () => engine.start(),
 			submit: (request, onOutput) => {
 				const meter = new RequestMeter(this, request);
-				engine.submit(request, (output) => {
+				engine.submit(meter.watched(), (output) => {
 					meter.onOutput(output);
 					onOutput(output);
 				});
@@ -89,8 +89,11 @@ export class VllmMetrics {
 		};
 	}
 
-	/** A choice ended. Lengths and times are only told of those that came to their end. */
-	finished(choice: Choice, request: EngineRequest, reason: FinishReason, now: number): void {
+	/**
+	 * A choice ended. Lengths and times are only told of those that came to their end.
+	 * @param fetchedTokens of the prompt that another engine had computed.
+	 */
+	finished(choice: Choice, request: EngineRequest, fetchedTokens: number, reason: FinishReason, now: number): void {
 		this.#finished[reason].inc();
 		if (reason === "cancelled" || reason === "error") return;
 		const prompt = request.tokenIds.length;
@@ -101,7 +104,7 @@ export class VllmMetrics {
 		if (request.stop.maxTokens !== undefined) this.#maxTokens.observe(request.stop.maxTokens);
 		if (choice.tokens === 0) return;
 		const decode = (choice.lastAt - choice.firstAt) / 1000;
-		this.#computedTokens.observe(prompt - choice.cachedTokens);
+		this.#computedTokens.observe(prompt - Math.max(choice.cachedTokens, fetchedTokens));
 		this.#queueTime.observe(Math.max(0, (choice.firstAt - choice.submittedAt) / 1000 - choice.prefillSeconds));
 		this.#prefillTime.observe(choice.prefillSeconds);
 		this.#decodeTime.observe(decode);
@@ -152,11 +155,35 @@ class RequestMeter {
 	readonly #first: Choice;
 	/** The choices behind the first one; most requests have none. */
 	#others: Choice[] | undefined;
+	#fetchedTokens = 0;
 
 	constructor(metrics: VllmMetrics, request: EngineRequest) {
 		this.#metrics = metrics;
 		this.#request = request;
 		this.#first = newChoice(performance.now());
+	}
+
+	/** The request as the engine gets it: whether the prompt came from elsewhere is noted. */
+	watched(): EngineRequest {
+		const { fetchKv } = this.#request;
+		if (fetchKv === undefined) return this.#request;
+		return { ...this.#request, fetchKv: (fetch) => fetchKv(this.#watchFetch(fetch)) };
+	}
+
+	#watchFetch(fetch: KvFetch): KvFetch {
+		const { tokens, firstBlock, numBlocks, signal } = fetch;
+		return {
+			tokens,
+			firstBlock,
+			numBlocks,
+			signal,
+			memory: (index) => fetch.memory(index),
+			written: (index) => fetch.written(index),
+			finish: (complete) => {
+				if (complete) this.#fetchedTokens = tokens;
+				fetch.finish(complete);
+			},
+		};
 	}
 
 	onOutput(output: EngineOutput): void {
@@ -165,7 +192,7 @@ class RequestMeter {
 		const count = output.tokenIds.length;
 		if (count > 0) this.#onTokens(choice, output, count, now);
 		if (output.finishReason !== undefined) {
-			this.#metrics.finished(choice, this.#request, output.finishReason, now);
+			this.#metrics.finished(choice, this.#request, this.#fetchedTokens, output.finishReason, now);
 		}
 	}
 
