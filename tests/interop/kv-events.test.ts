@@ -21,6 +21,7 @@ import {
 	testModel,
 	titled,
 	until,
+	writeTinyModel,
 } from "@dynamo-ts/testing/internal";
 import { relayKvEvents } from "@dynamo-ts/worker";
 import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
@@ -38,6 +39,12 @@ const RELAYED = { namespace: "dynamo", component: "relayed", name: "generate" };
 const MOCKER_ARGS = ["--block-size", String(BLOCK_SIZE), "--speedup-ratio", "1000"];
 
 const natsMissing = missing || nats.missing;
+/** Each plane, with simulated engines and with real ones, and why it is skipped. */
+const ownWorkers: [plane: "zmq" | "nats", workers: "mockers" | "engines", why: string][] = [
+	["zmq", "mockers", titled("", missing)],
+	["nats", "mockers", titled("", natsMissing)],
+	["zmq", "engines", titled("", missing)],
+];
 /** Each plane, and why it is skipped. */
 const planes: [plane: "zmq" | "nats", why: string][] = [
 	["zmq", titled("", missing)],
@@ -92,7 +99,7 @@ async function complete(url: string, prompt: readonly number[], headers: Record<
 	};
 }
 
-describe.each(planes)("over %s, a real kv router before our workers%s", (plane, why) => {
+describe.each(ownWorkers)("over %s, a real kv router before our %s%s", (plane, workers, why) => {
 	const test = why ? base.skip : base;
 	let network: Network;
 	const folder = mkdtempSync(join(tmpdir(), "dynamo-kv-"));
@@ -105,10 +112,18 @@ describe.each(planes)("over %s, a real kv router before our workers%s", (plane, 
 		if (why) return;
 		network = await startNetwork(plane);
 		env = { ...fileDiscoveryEnv(folder), ...network.env };
-		const args = ["mocker", "--model-path", modelPath, "--model-name", MODEL, "--num-workers", "2", ...MOCKER_ARGS];
-		const mockers = startDynamo(args, { env });
-		children.push(mockers);
-		await mockers.waitForOutput(/simulated workers serve/);
+		if (workers === "mockers") {
+			const args = ["mocker", "--model-path", modelPath, "--model-name", MODEL, "--num-workers", "2", ...MOCKER_ARGS];
+			const mockers = startDynamo(args, { env });
+			children.push(mockers);
+			await mockers.waitForOutput(/simulated workers serve/);
+		} else {
+			const model = writeTinyModel(join(folder, "tiny"), modelPath);
+			const args = ["worker", "--model", model, "--model-name", MODEL, "--block-size", String(BLOCK_SIZE)];
+			const engines = [1, 2].map(() => startDynamo(args, { env }));
+			children.push(...engines);
+			await Promise.all(engines.map((engine) => engine.waitForOutput(/the worker serves /, 60_000)));
+		}
 		frontend = await startRealFrontend(python, env, MODEL, ["--router-mode", "kv"]);
 		children.push(frontend.child);
 		const runtime = await DistributedRuntime.create({ discoveryBackend: "file", fileKvRoot: folder, systemPort: -1 });

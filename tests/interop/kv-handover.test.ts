@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Answers of which one worker computes the prompt and another the text, with our frontend or Dynamo's between them. In
 // fp32, so that no rounding decides between two words; once on a real model, else on one that is loaded in no time.
-import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { makeTinyLlama, writeTinyFolder } from "@dynamo-ts/engine/internal";
 import {
 	Fleet,
 	findRealDynamo,
@@ -18,6 +17,7 @@ import {
 	until,
 	untilWorkerIdle,
 	type WorkerChild,
+	writeTinyModel,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
@@ -50,14 +50,6 @@ async function counter(worker: WorkerChild, name: string, labels: Record<string,
 		.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
 }
 
-/** Random weights behind the real model's tokenizer. */
-function tinyModel(): string {
-	const sizes = { vocab_size: 49_152, max_position_embeddings: 512 };
-	const folder = writeTinyFolder(join(root, "tiny"), makeTinyLlama(sizes, 3));
-	for (const name of ["tokenizer.json", "tokenizer_config.json"]) copyFileSync(join(hf.path, name), join(folder, name));
-	return folder;
-}
-
 describe.each([
 	{ model: "SmolLM2", plane: "tcp", transport: "shm", how: ["--kv-transfer-transport", "auto"] },
 	{ model: "a tiny model", plane: "nats", transport: "tcp", how: ["--kv-transfer-transport", "tcp"] },
@@ -76,7 +68,7 @@ describe.each([
 	beforeAll(async () => {
 		if (missing) return;
 		fleet = await Fleet.over(plane);
-		const path = isReal ? gguf.path : tinyModel();
+		const path = isReal ? gguf.path : writeTinyModel(join(root, "tiny"), hf.path);
 		const whole = ["--endpoint", "dyn://dynamo.whole.generate"];
 		[, prefill, decode] = await Promise.all([
 			fleet.worker(path, "whole", [...ENGINE, ...whole]),

@@ -22,4 +22,5 @@ export * from "./real-dynamo.js";
 export * from "./sse-client.js";
 export * from "./stream-load.js";
 export * from "./stream-validator.js";
+export * from "./tiny-model.js";
 export * from "./zmq-broker.js";
