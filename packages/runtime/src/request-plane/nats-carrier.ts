@@ -248,6 +248,8 @@ export class NatsCarrier implements RequestCarrier {
 		}
 		if (unsure.length === 0) return;
 		this.#resend = setTimeout(() => {
+			// A timer that is kept would keep these requests.
+			this.#resend = undefined;
 			for (const pending of unsure) if (this.#pending.get(pending.token) === pending) this.#republish(pending);
 		}, UNSURE_MS);
 	}
