@@ -1,78 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // What routers know when events are lost, when either side starts anew, and when a worker is gone without a word.
-import { mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { type Frontend, startFrontend } from "@dynamo-ts/frontend";
+import type { Frontend } from "@dynamo-ts/frontend";
 import { blockHashes, type DiscoveryRecord, type EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { KvEventSubscriber, KvPolicy } from "@dynamo-ts/router";
 import { RadixTree } from "@dynamo-ts/router/internal";
-import { createMemStore, DistributedRuntime, type EventPlane, type MemStore } from "@dynamo-ts/runtime";
-import { PROJECT_ROOT, until } from "@dynamo-ts/testing/internal";
-import { startMocker, type WorkerHandle } from "@dynamo-ts/worker";
+import type { DistributedRuntime, EventPlane } from "@dynamo-ts/runtime";
+import { until } from "@dynamo-ts/testing/internal";
+import type { WorkerHandle } from "@dynamo-ts/worker";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { BLOCK_SIZE, ENDPOINT, OneProcess } from "./one-process.js";
 
-const ENDPOINT = { namespace: "dynamo", component: "backend", name: "generate" };
-const FOLDER = join(PROJECT_ROOT, "packages/frontend/fixtures/tiny-model");
-const FILES = {
-	config: join(FOLDER, "config.json"),
-	tokenizer: join(FOLDER, "tokenizer.json"),
-	tokenizerConfig: join(FOLDER, "tokenizer_config.json"),
-	generationConfig: join(FOLDER, "generation_config.json"),
-	chatTemplate: undefined,
-	extra: [],
-};
-const BLOCK_SIZE = 16;
-const ends: (() => Promise<unknown> | unknown)[] = [];
-let memStore: MemStore;
+let world: OneProcess;
 
 beforeEach(() => {
-	memStore = createMemStore();
+	world = new OneProcess();
 });
+afterEach(() => world.end());
 
-afterEach(async () => {
-	for (const end of ends.splice(0).reverse()) await end();
-});
+const startRuntime = (): Promise<DistributedRuntime> => world.runtime({ events: { plane: "zmq", host: "127.0.0.1" } });
 
-async function startRuntime(): Promise<DistributedRuntime> {
-	const runtime = await DistributedRuntime.create({
-		discoveryBackend: "mem",
-		memStore,
-		systemPort: -1,
-		shutdownTimeoutMs: 1000,
-		events: { plane: "zmq", host: "127.0.0.1" },
-		log: { filter: process.env.DYN_LOG ?? "off", format: "readable", ansi: false, localTime: false },
-	});
-	ends.push(() => runtime.shutdown());
-	return runtime;
-}
+const startWorker = async (modelName = "m", component = ENDPOINT.component): Promise<WorkerHandle> =>
+	world.mocker(await startRuntime(), 96, modelName, component);
 
-async function startWorker(modelName = "m", component = "backend"): Promise<WorkerHandle> {
-	const worker = await startMocker(await startRuntime(), {
-		files: FILES,
-		modelName,
-		sourcePath: FOLDER,
-		endpoint: { ...ENDPOINT, component },
-		engine: { blockSize: BLOCK_SIZE, numGpuBlocks: 96, speedupRatio: 0, maxModelLen: 4096 },
-	});
-	ends.push(() => worker.close());
-	return worker;
-}
-
-async function openFrontend(routerMode: "kv" | "round-robin"): Promise<Frontend> {
-	const folder = mkdtempSync(join(tmpdir(), "dynamo-kv-recovery-"));
-	ends.push(() => rmSync(folder, { recursive: true, force: true }));
-	const frontend = await startFrontend(await startRuntime(), {
-		host: "127.0.0.1",
-		port: 0,
-		modelCacheDir: folder,
-		namespace: undefined,
-		routerMode,
-	});
-	ends.push(() => frontend.close());
-	return frontend;
-}
+const openFrontend = async (routerMode: "kv" | "round-robin"): Promise<Frontend> =>
+	world.frontend(await startRuntime(), routerMode);
 
 /** The runtime, but that some of what it hears of events never arrives. */
 function lossy(runtime: DistributedRuntime, isLost: () => boolean): DistributedRuntime {
@@ -163,7 +115,7 @@ test("a tenth of all events lost: the index is the workers' again, also after ei
 	};
 	const openPolicy = async (): Promise<KvPolicy> => {
 		const policy = new KvPolicy({ blockSize: BLOCK_SIZE, firstRank: 0, rankCount: 1, publishEvents: true });
-		ends.push(() => policy.close());
+		world.onEnd(() => policy.close());
 		await policy.open(lossy(await startRuntime(), isLost), ENDPOINT);
 		return policy;
 	};
@@ -199,7 +151,7 @@ test("a frontend that starts with the router mode kv lists all models, though a 
 	for (const name of models) await startWorker(name, name);
 	// A process that takes connections and says nothing, under the records of a worker.
 	const silent = createServer(() => {}).listen(0, "127.0.0.1");
-	ends.push(() => silent.close());
+	world.onEnd(() => silent.close());
 	await new Promise((resolve) => silent.once("listening", resolve));
 	const { port } = silent.address() as { port: number };
 	const runtime = await startRuntime();

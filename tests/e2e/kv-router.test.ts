@@ -1,54 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Our frontend in the router mode kv before our mockers, in one process: the holder of a prefix gets the request.
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { type Frontend, startFrontend } from "@dynamo-ts/frontend";
+import type { Frontend } from "@dynamo-ts/frontend";
 import { KvEventSubscriber } from "@dynamo-ts/router";
-import { createMemStore, DistributedRuntime, type MemStore } from "@dynamo-ts/runtime";
-import { PROJECT_ROOT, until } from "@dynamo-ts/testing/internal";
-import { startMocker } from "@dynamo-ts/worker";
-import { afterEach, expect, it } from "vitest";
+import { until } from "@dynamo-ts/testing/internal";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { ENDPOINT, OneProcess } from "./one-process.js";
 
-const ENDPOINT = { namespace: "dynamo", component: "backend", name: "generate" };
-const FOLDER = join(PROJECT_ROOT, "packages/frontend/fixtures/tiny-model");
-const FILES = {
-	config: join(FOLDER, "config.json"),
-	tokenizer: join(FOLDER, "tokenizer.json"),
-	tokenizerConfig: join(FOLDER, "tokenizer_config.json"),
-	generationConfig: join(FOLDER, "generation_config.json"),
-	chatTemplate: undefined,
-	extra: [],
-};
-const ends: (() => Promise<unknown> | unknown)[] = [];
+let world: OneProcess;
 
-afterEach(async () => {
-	for (const end of ends.splice(0).reverse()) await end();
+beforeEach(() => {
+	world = new OneProcess();
 });
+afterEach(() => world.end());
 
-async function startRuntime(memStore: MemStore): Promise<DistributedRuntime> {
-	const runtime = await DistributedRuntime.create({
-		discoveryBackend: "mem",
-		memStore,
-		systemPort: -1,
-		shutdownTimeoutMs: 1000,
-		log: { filter: process.env.DYN_LOG ?? "off", format: "readable", ansi: false, localTime: false },
-	});
-	ends.push(() => runtime.shutdown());
-	return runtime;
-}
-
-async function startOurFrontend(memStore: MemStore): Promise<Frontend> {
-	const folder = mkdtempSync(join(tmpdir(), "dynamo-kv-router-"));
-	ends.push(() => rmSync(folder, { recursive: true, force: true }));
-	const frontend = await startFrontend(await startRuntime(memStore), {
-		host: "127.0.0.1",
-		port: 0,
-		modelCacheDir: folder,
-		namespace: undefined,
-		routerMode: "kv",
-	});
-	ends.push(() => frontend.close());
+async function startOurFrontend(): Promise<Frontend> {
+	const frontend = await world.frontend(await world.runtime(), "kv");
 	await frontend.waitForModel("m", 10_000);
 	return frontend;
 }
@@ -68,27 +34,17 @@ async function send(frontend: Frontend, prompt: readonly number[]): Promise<{ wo
 }
 
 it("the holder of a prefix gets the request, from a frontend that came later too", async () => {
-	const memStore = createMemStore();
-	for (let i = 0; i < 4; i++) {
-		const worker = await startMocker(await startRuntime(memStore), {
-			files: FILES,
-			modelName: "m",
-			sourcePath: FOLDER,
-			endpoint: ENDPOINT,
-			engine: { blockSize: 16, numGpuBlocks: 1024, speedupRatio: 0, maxModelLen: 4096 },
-		});
-		ends.push(() => worker.close());
-	}
-	const frontend = await startOurFrontend(memStore);
+	for (let i = 0; i < 4; i++) await world.mocker(await world.runtime(), 1024, "m", ENDPOINT.component);
+	const frontend = await startOurFrontend();
 	const stored = new Set<bigint>();
-	const witness = await KvEventSubscriber.open(await startRuntime(memStore), ENDPOINT, {
+	const witness = await KvEventSubscriber.open(await world.runtime(), ENDPOINT, {
 		onReset: () => {},
 		onWorkerGone: () => {},
 		onEvent: ({ data }) => {
 			if (data.type === "stored") for (const { tokensHash } of data.blocks) stored.add(tokensHash);
 		},
 	});
-	ends.push(() => witness.close());
+	world.onEnd(() => witness.close());
 
 	let state = 1;
 	const token = (): number => {
@@ -111,7 +67,7 @@ it("the holder of a prefix gets the request, from a frontend that came later too
 			expect(await send(frontend, prompt)).toEqual({ worker: holders[p], cached: 144 });
 		}
 	}
-	const late = await startOurFrontend(memStore);
+	const late = await startOurFrontend();
 	for (const [p, prompt] of prompts.entries()) {
 		expect(await send(late, prompt)).toEqual({ worker: holders[p], cached: 144 });
 	}

@@ -1,52 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 // A router as a process of its own before scripted workers: what it passes on, and what it does when a worker is lost,
 // fails, is given up or does not fit.
-import { join } from "node:path";
 import { type ScriptedCall, type ScriptedWorker, startScriptedWorker } from "@dynamo-ts/frontend/internal";
 import { blockHashes, DynamoError } from "@dynamo-ts/protocols/internal";
 import { StandaloneRouter, type StandaloneRouterOptions } from "@dynamo-ts/router";
-import { type ActiveRequest, createMemStore, DistributedRuntime, type MemStore } from "@dynamo-ts/runtime";
-import { CollectingSink, PROJECT_ROOT, until } from "@dynamo-ts/testing/internal";
+import type { ActiveRequest, DistributedRuntime } from "@dynamo-ts/runtime";
+import { CollectingSink, until } from "@dynamo-ts/testing/internal";
 import { KvEventPublisher } from "@dynamo-ts/worker";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { ENDPOINT, OneProcess, TINY_FOLDER } from "./one-process.js";
 
-const ENDPOINT = { namespace: "dynamo", component: "backend", name: "generate" };
-const FOLDER = join(PROJECT_ROOT, "packages/frontend/fixtures/tiny-model");
 const PROMPT = Array.from({ length: 100 }, (_, i) => 1000 + i);
-const ends: (() => Promise<unknown> | unknown)[] = [];
-let memStore: MemStore;
+let world: OneProcess;
 
 beforeEach(() => {
-	memStore = createMemStore();
+	world = new OneProcess();
 });
-
-afterEach(async () => {
-	for (const end of ends.splice(0).reverse()) await end();
-});
-
-async function startRuntime(): Promise<DistributedRuntime> {
-	const runtime = await DistributedRuntime.create({
-		discoveryBackend: "mem",
-		memStore,
-		systemPort: -1,
-		shutdownTimeoutMs: 1000,
-		log: { filter: process.env.DYN_LOG ?? "off", format: "readable", ansi: false, localTime: false },
-	});
-	ends.push(() => runtime.shutdown());
-	return runtime;
-}
+afterEach(() => world.end());
 
 const TEXT = (call: ScriptedCall): void => call.tokens([5, 6]).finish("stop").end();
 
 async function startWorker(script = TEXT, blockSize = 16): Promise<ScriptedWorker & { runtime: DistributedRuntime }> {
-	const runtime = await startRuntime();
+	const runtime = await world.runtime();
 	const card = { kv_cache_block_size: blockSize };
-	return { ...(await startScriptedWorker(runtime, { model: "m", folder: FOLDER, script, card })), runtime };
+	return { ...(await startScriptedWorker(runtime, { model: "m", folder: TINY_FOLDER, script, card })), runtime };
 }
 
 async function startRouter(options: Partial<StandaloneRouterOptions> = {}): Promise<StandaloneRouter> {
-	const router = await StandaloneRouter.start(await startRuntime(), { endpoint: ENDPOINT, ...options });
-	ends.push(() => router.close());
+	const router = await StandaloneRouter.start(await world.runtime(), { endpoint: ENDPOINT, ...options });
+	world.onEnd(() => router.close());
 	return router;
 }
 
@@ -56,7 +38,7 @@ async function send(
 	payload: unknown,
 	component = "router",
 ): Promise<{ sink: CollectingSink; call: ActiveRequest }> {
-	const client = await (await startRuntime()).namespace("dynamo").component(component).endpoint(endpoint).client();
+	const client = await (await world.runtime()).namespace("dynamo").component(component).endpoint(endpoint).client();
 	const [instance] = await client.waitForInstances(5000);
 	const sink = new CollectingSink();
 	return { sink, call: client.send(instance!, { id: crypto.randomUUID(), payload }, sink) };
@@ -81,7 +63,7 @@ const body = (more: Record<string, unknown> = {}): Record<string, unknown> => ({
 /** A worker that says what it holds, and takes part in the selection. */
 async function holdPrompt(worker: { runtime: DistributedRuntime }, blocks: number): Promise<KvEventPublisher> {
 	const publisher = await KvEventPublisher.open(worker.runtime, { endpoint: ENDPOINT, blockSize: 16 });
-	ends.push(() => publisher.close());
+	world.onEnd(() => publisher.close());
 	const { tokensHashes, sequenceHashes } = blockHashes(PROMPT, 16);
 	const held = tokensHashes.slice(0, blocks).map((tokensHash, i) => ({ tokensHash, blockHash: sequenceHashes[i]! }));
 	publisher.publishChanges([{ data: { type: "stored", parentHash: undefined, blocks: held } }]);
@@ -276,7 +258,7 @@ describe("what is asked beside", () => {
 describe("blocks of another size", () => {
 	test("a router that counts otherwise than all workers does not start, and names both sizes", async () => {
 		await startWorker(TEXT, 32);
-		const start = StandaloneRouter.start(await startRuntime(), { endpoint: ENDPOINT, blockSize: 16 });
+		const start = StandaloneRouter.start(await world.runtime(), { endpoint: ENDPOINT, blockSize: 16 });
 		await expect(start).rejects.toThrow(/blocks of 32 tokens.*blocks of 16/);
 	});
 
