@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Annotated, DiscoveryRecord, DynamoError, LLMEngineOutput } from "@dynamo-ts/protocols/internal";
 import { createMemStore, DistributedRuntime, type EndpointClient, type MemStore } from "@dynamo-ts/runtime";
+import { until } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { startMocker } from "./mocker.js";
 import { findModelFiles, type ModelFiles } from "./model-files.js";
@@ -64,10 +65,6 @@ function send(client: EndpointClient, payload: unknown): Answer {
 	return { items, done };
 }
 
-async function until(condition: () => boolean): Promise<void> {
-	while (!condition()) await new Promise((resolve) => setImmediate(resolve));
-}
-
 /** The records of models and of the endpoints that serve them. */
 function served(): DiscoveryRecord[] {
 	return [...store.records.values()].filter(
@@ -87,13 +84,13 @@ test("registers card and instance, and serves", async () => {
 
 	const client = await clientOf();
 	const answer = send(client, { token_ids: [1], stop_conditions: { max_tokens: 2 } });
-	await until(() => engine.requests.length === 1);
+	await until("the engine has the request", () => engine.requests.length === 1);
 	expect(worker.inflight).toBe(1);
 	engine.emit({ tokenIds: [5] });
 	engine.emit({ tokenIds: [6], finishReason: "length" });
 	expect(await answer.done).toBeUndefined();
 	expect(answer.items.map(({ token_ids }) => token_ids)).toEqual([[5], [6]]);
-	await until(() => worker.inflight === 0);
+	await until("no request is under way", () => worker.inflight === 0);
 });
 
 test("its health check request works", async () => {
@@ -107,7 +104,7 @@ test("its health check request works", async () => {
 	};
 	await start(engine);
 	const answer = send(await clientOf(), payload);
-	await until(() => engine.requests.length === 1);
+	await until("the engine has the request", () => engine.requests.length === 1);
 	engine.emit({ tokenIds: [5], finishReason: "length" });
 	expect(await answer.done).toBeUndefined();
 });
@@ -117,12 +114,12 @@ test("drain leaves discovery at once and waits for what is under way", async () 
 	const worker = await start(engine);
 	const client = await clientOf();
 	const answer = send(client, { token_ids: [1] });
-	await until(() => engine.requests.length === 1);
+	await until("the engine has the request", () => engine.requests.length === 1);
 	let drained: boolean | undefined;
 	const draining = worker.drain(10_000).then((result) => {
 		drained = result;
 	});
-	await until(() => served().length === 0);
+	await until("the worker has left discovery", () => served().length === 0);
 	expect(runtime.health.ready).toBe(false);
 	expect(drained).toBeUndefined();
 	engine.emit({ tokenIds: [5], finishReason: "length" });
@@ -137,7 +134,7 @@ test("close answers what is under way with an error that lets it go elsewhere", 
 	const engine = new ScriptedEngine();
 	const worker = await start(engine);
 	const answer = send(await clientOf(), { token_ids: [1] });
-	await until(() => engine.requests.length === 1);
+	await until("the engine has the request", () => engine.requests.length === 1);
 	await worker.close();
 	expect((await answer.done)?.reason).toBe("backend.engine_shutdown");
 	expect(store.records.size).toBe(0);

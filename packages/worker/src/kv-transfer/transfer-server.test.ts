@@ -4,7 +4,7 @@ import { connect, type Socket } from "node:net";
 import type { HeldKv, KvFetch, KvLayout, KvPort } from "@dynamo-ts/engine";
 import { createLogger } from "@dynamo-ts/runtime";
 import { loadTcpTls } from "@dynamo-ts/runtime/internal";
-import { CertificateAuthority, findOpenssl, titled } from "@dynamo-ts/testing/internal";
+import { CertificateAuthority, findOpenssl, titled, until } from "@dynamo-ts/testing/internal";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { HoldRegistry } from "./hold-registry.js";
@@ -120,9 +120,6 @@ function pullFrame(handle: string, first: number, count: number, share = 0): Buf
 }
 
 const closedOf = (socket: Socket) => new Promise<void>((resolve) => socket.once("close", () => resolve()));
-const until = async (condition: () => boolean): Promise<void> => {
-	while (!condition()) await new Promise((resolve) => setTimeout(resolve, 2));
-};
 
 describe.each([
 	["tcp", false],
@@ -142,7 +139,7 @@ describe.each([
 			expect(fetch.complete.size).toBe(count);
 			for (const [index, memory] of fetch.filled) expect(memory.every((byte) => byte === index)).toBe(true);
 		}
-		await until(() => holds.size === 0);
+		await until("nothing is kept", () => holds.size === 0);
 		expect(ended).toEqual(["pulled", "pulled", "pulled"]);
 		expect(kv.kept.size + kv.numReaders).toBe(0);
 	});
@@ -150,11 +147,11 @@ describe.each([
 	test("stop coming when nobody wants them any more, and are kept no longer", async () => {
 		const fetch = new FakeFetch(0, 400);
 		const pulled = puller.pull(source(keep(400)), fetch, BYTES, 10_000);
-		await until(() => fetch.complete.size > 3);
+		await until("some blocks are there", () => fetch.complete.size > 3);
 		fetch.abort.abort();
 		expect((await pulled).failure).toBe("lost");
 		const had = fetch.complete.size;
-		await until(() => holds.size === 0);
+		await until("nothing is kept", () => holds.size === 0);
 		expect(ended).toEqual(["released"]);
 		expect(kv.kept.size + kv.numReaders).toBe(0);
 		expect(fetch.complete.size).toBe(had);
@@ -200,7 +197,7 @@ test.skipIf(openssl)(titled("with certificates, and with none to who has none", 
 
 test("a release is heard without an answer", async () => {
 	puller.release({ host: "127.0.0.1", port: server.port, handle: keep(2), mayShare: false });
-	await until(() => holds.size === 0);
+	await until("nothing is kept", () => holds.size === 0);
 	expect(ended).toEqual(["released"]);
 });
 
@@ -240,7 +237,7 @@ test("a peer that asks and does not read costs little memory", async () => {
 	const socket = await dial();
 	socket.pause();
 	socket.write(Buffer.concat([PREAMBLE, pullFrame(keep(2000), 0, 2000)]));
-	await until(() => kv.reads > 0);
+	await until("blocks are read", () => kv.reads > 0);
 	await new Promise((resolve) => setTimeout(resolve, 100));
 	const read = kv.reads;
 	await new Promise((resolve) => setTimeout(resolve, 100));
@@ -248,7 +245,7 @@ test("a peer that asks and does not read costs little memory", async () => {
 	expect(read * BYTES).toBeLessThan(30e6);
 	expect(server.active).toBe(1);
 	socket.destroy();
-	await until(() => server.active === 0);
+	await until("no pull is under way", () => server.active === 0);
 	expect(kv.numReaders + kv.kept.size).toBe(0);
 });
 
