@@ -75,7 +75,7 @@ describe.each([
 			fleet.worker(path, "split", [...ENGINE, "--is-prefill-worker", ...how]),
 			fleet.worker(path, "split", [...ENGINE, "--is-decode-worker", ...how]),
 		]);
-		ours = await fleet.frontend("split");
+		ours = await fleet.frontend(["split", "whole"]);
 		for (const question of QUESTIONS) expected.push(await ask(ours.url, "whole", question));
 	}, 180_000);
 	afterAll(() => fleet?.stop());

@@ -124,9 +124,13 @@ export class Fleet {
 		return { child, system: `http://127.0.0.1:${port}` };
 	}
 
-	/** Starts a frontend and waits until it lists `model`. */
-	async frontend(model: string, args: readonly string[] = [], env: Record<string, string> = {}): Promise<HttpChild> {
-		const frontend = await startOwnHttp("frontend", args, { ...this.env, ...env }, model);
+	/** Starts a frontend and waits until it lists the model, or all of the models. */
+	async frontend(
+		models: string | readonly string[],
+		args: readonly string[] = [],
+		env: Record<string, string> = {},
+	): Promise<HttpChild> {
+		const frontend = await startOwnHttp("frontend", args, { ...this.env, ...env }, ...[models].flat());
 		this.children.push(frontend.child);
 		return frontend;
 	}

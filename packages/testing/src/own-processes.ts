@@ -21,17 +21,19 @@ export function startExample(name: string, args: readonly string[] = [], options
 	return new Child(process.execPath, ["--import", "tsx", file, ...args], { cwd: PROJECT_ROOT, ...options });
 }
 
-/** Starts `dynamo serve` or `dynamo frontend` on a free port and waits until it lists `model`. */
+/** Starts `dynamo serve` or `dynamo frontend` on a free port and waits until it lists every one of `models`. */
 export async function startOwnHttp(
 	command: "serve" | "frontend",
 	args: readonly string[],
 	env: Record<string, string>,
-	model: string,
+	...models: readonly string[]
 ): Promise<HttpChild> {
 	const port = await freePort();
 	const child = startDynamo([command, ...args, "--http-port", String(port)], { env });
 	const url = `http://127.0.0.1:${port}`;
-	await until(`dynamo ${command} lists ${model}`, () => listsModel(url, model), { timeoutMs: 120_000, child });
+	for (const model of models) {
+		await until(`dynamo ${command} lists ${model}`, () => listsModel(url, model), { timeoutMs: 120_000, child });
+	}
 	return { child, url };
 }
 
