@@ -3,7 +3,7 @@
 import { KvPolicy } from "./kv-policy.js";
 import type { AdmissionObserver } from "./queue/admission.js";
 import type { QueueLimit } from "./queue/request-queue.js";
-import type { ComponentFamilies, RouterMetrics } from "./router-metrics.js";
+import type { ComponentFamilies, EventFamilies, RouterMetrics } from "./router-metrics.js";
 import type { RoutingGroup } from "./routing-group.js";
 import type { RoutingObserver, Selection } from "./routing-observer.js";
 
@@ -51,14 +51,22 @@ const LIMITS = {
 export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 	readonly #families: RouterMetrics;
 	readonly #component: ComponentFamilies;
+	readonly #events: EventFamilies;
 	readonly #group: RoutingGroup;
 	readonly #place: GroupPlace;
 	readonly #policy: KvPolicy | undefined;
 	readonly #requests = new Map<string, Timed>();
 
-	constructor(families: RouterMetrics, component: ComponentFamilies, group: RoutingGroup, place: GroupPlace) {
+	constructor(
+		families: RouterMetrics,
+		component: ComponentFamilies,
+		events: EventFamilies,
+		group: RoutingGroup,
+		place: GroupPlace,
+	) {
 		this.#families = families;
 		this.#component = component;
+		this.#events = events;
 		this.#group = group;
 		this.#place = place;
 		if (!(group.policy instanceof KvPolicy)) return;
@@ -67,13 +75,18 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 		policy.admission.observer = this;
 		for (const { policyClass } of policy.admission.stats()) this.#announce(policyClass);
 		families.approximateCache(place, policy.cachePolicy.configured, policy.cachePolicy.effective);
-		component.eventWarnings.withLabelValues("duplicate_store");
-		for (const type of EVENT_TYPES)
-			for (const status of EVENT_STATUSES) component.eventsApplied.withLabelValues(type, status);
+		// Decode workers beside prefill workers are chosen by load alone: as a rule nothing is heard of their caches.
+		if (place.phase !== "decode") this.#announceEvents();
 		policy.feed.onEvent = (type, status, duplicate) => {
-			component.eventsApplied.withLabelValues(type, status).inc();
-			if (duplicate) component.eventWarnings.withLabelValues("duplicate_store").inc();
+			events.applied.withLabelValues(type, status).inc();
+			if (duplicate) events.warnings.withLabelValues("duplicate_store").inc();
 		};
+	}
+
+	#announceEvents(): void {
+		const { applied, warnings } = this.#events;
+		warnings.withLabelValues("duplicate_store");
+		for (const type of EVENT_TYPES) for (const status of EVENT_STATUSES) applied.withLabelValues(type, status);
 	}
 
 	/** Counters are there, at 0, before anything is counted. */
@@ -194,7 +207,7 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 			.set(without.size);
 		this.#component.eventsMissing.withLabelValues(model, targetComponent).set(missing ? 1 : 0);
 		const active = sources.filter(({ inSync }) => inSync).length;
-		this.#component.sources.withLabelValues("active").set(active);
-		this.#component.sources.withLabelValues("preconnected").set(sources.length - active);
+		this.#events.sources.withLabelValues("active").set(active);
+		this.#events.sources.withLabelValues("preconnected").set(sources.length - active);
 	}
 }

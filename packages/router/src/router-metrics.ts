@@ -38,10 +38,14 @@ export interface ComponentFamilies {
 	readonly blocksLost: Histogram;
 	readonly registered: MetricVec<Gauge>;
 	readonly sourceMismatch: MetricVec<Gauge>;
-	readonly eventsApplied: MetricVec<Counter>;
-	readonly eventWarnings: MetricVec<Counter>;
-	readonly sources: MetricVec<Gauge>;
 	readonly eventsMissing: MetricVec<Gauge>;
+}
+
+/** Families about events of caches: those of prefill workers are shown under the component of these. */
+export interface EventFamilies {
+	readonly applied: MetricVec<Counter>;
+	readonly warnings: MetricVec<Counter>;
+	readonly sources: MetricVec<Gauge>;
 }
 
 export class RouterMetrics {
@@ -61,6 +65,7 @@ export class RouterMetrics {
 	readonly #runtime: DistributedRuntime;
 	readonly #constant: { readonly router_id: string };
 	readonly #components = new Map<string, ComponentFamilies>();
+	readonly #events = new Map<string, EventFamilies>();
 	readonly #groups = new Map<RoutingGroup, GroupMetrics>();
 
 	/**
@@ -96,7 +101,7 @@ export class RouterMetrics {
 
 	/** Begins to count what the group does. */
 	add(group: RoutingGroup, place: GroupPlace): void {
-		const metrics = new GroupMetrics(this, this.#component(place), group, place);
+		const metrics = new GroupMetrics(this, this.#component(place), this.#eventsOf(place), group, place);
 		this.#groups.set(group, metrics);
 		group.observe(metrics);
 	}
@@ -111,9 +116,10 @@ export class RouterMetrics {
 	#show(): void {
 		const gauges = [this.pendingRequests, this.pendingPromptTokens, this.pendingCachedTokens];
 		for (const gauge of [...gauges, this.activeBlocks, this.activePrefillTokens]) gauge.reset();
-		for (const { registered, sourceMismatch, sources, eventsMissing } of this.#components.values()) {
-			for (const gauge of [registered, sourceMismatch, sources, eventsMissing]) gauge.reset();
+		for (const { registered, sourceMismatch, eventsMissing } of this.#components.values()) {
+			for (const gauge of [registered, sourceMismatch, eventsMissing]) gauge.reset();
 		}
+		for (const { sources } of this.#events.values()) sources.reset();
 		for (const metrics of this.#groups.values()) metrics.show();
 	}
 
@@ -123,6 +129,22 @@ export class RouterMetrics {
 		if (families === undefined) {
 			families = this.#open(this.#runtime.namespace(namespace).component(component).metrics);
 			this.#components.set(key, families);
+		}
+		return families;
+	}
+
+	#eventsOf({ namespace, targetComponent }: GroupPlace): EventFamilies {
+		const key = `${namespace}/${targetComponent}`;
+		let families = this.#events.get(key);
+		if (families === undefined) {
+			const { metrics } = this.#runtime.namespace(namespace).component(targetComponent);
+			const c = METRICS.component;
+			families = {
+				applied: openCounterVec(metrics, c.kvCacheEventsApplied),
+				warnings: openCounterVec(metrics, c.kvCacheEventWarnings),
+				sources: openGaugeVec(metrics, c.routerKvZmqIngressSources),
+			};
+			this.#events.set(key, families);
 		}
 		return families;
 	}
@@ -150,9 +172,6 @@ export class RouterMetrics {
 			blocksLost: openHistogram(metrics, c.routerOverlapBlocksLost, prefill),
 			registered: openGaugeVec(metrics, c.routerWorkerRegistered),
 			sourceMismatch: openGaugeVec(metrics, c.routerKvEventSourceMismatchWorkers),
-			eventsApplied: openCounterVec(metrics, c.kvCacheEventsApplied),
-			eventWarnings: openCounterVec(metrics, c.kvCacheEventWarnings),
-			sources: openGaugeVec(metrics, c.routerKvZmqIngressSources),
 			eventsMissing: openGaugeVec(metrics, METRICS.event.kvEventsMissing),
 		};
 	}
