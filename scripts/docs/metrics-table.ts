@@ -41,7 +41,7 @@ function tableOf(group: Group): string {
 export function metricsDocument(): string {
 	const intro = `# Metrics
 
-<!-- Written by \`npm run docs:metrics\`; a test compares it with the catalogue. -->
+<!-- Written by \`npm run docs:tables\`; a test compares it with the catalogue. -->
 
 \`GET /metrics\`: on a frontend's HTTP port, on a worker's \`DYN_SYSTEM_PORT\`. Prometheus' text format. Every page has
 \`process_*\` and \`nodejs_*\` as well, as prom-client names them; the latter stand for Dynamo's \`dynamo_tokio_*\`, which tell

@@ -27,7 +27,7 @@ test("every environment variable in the documents exists", () => {
 	expect(unknown).toEqual([]);
 });
 
-test("docs/metrics.md is what npm run docs:metrics writes", () => {
+test("docs/metrics.md is what npm run docs:tables writes", () => {
 	expect(readFileSync(join(PROJECT_ROOT, "docs", "metrics.md"), "utf8")).toBe(metricsDocument());
 });
 

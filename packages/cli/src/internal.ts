@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+export * from "./command-list.js";
 export * from "./flags/flag-spec.js";
 export * from "./flags/frontend-flags.js";
 export * from "./flags/help-text.js";

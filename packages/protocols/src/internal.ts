@@ -9,6 +9,7 @@ export * from "./discovery-records.js";
 export * from "./dynamo-error.js";
 export { DYNAMO_VERSION } from "./dynamo-version.js";
 export * from "./env-names.js";
+export { type EnvUser, type EnvVariable, OF_A_FLAG } from "./env-variable.js";
 export * from "./errors/error-catalogue.js";
 export * from "./errors/wire-error.js";
 export * from "./events/envelope.js";

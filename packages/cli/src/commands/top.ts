@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as sleep } from "node:timers/promises";
+import { ENV } from "@dynamo-ts/protocols/internal";
 import { EXIT } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
 import type { CommandSpec } from "../flags/flag-spec.js";
@@ -96,7 +97,7 @@ async function showLive(context: CommandContext, source: ClusterSource, pause: (
 		const screen = {
 			columns: stdout.columns ?? 80,
 			rows: (stdout.rows ?? 24) - 1,
-			colours: context.flags.env.NO_COLOR === undefined,
+			colours: (context.flags.env[ENV.NO_COLOR] ?? "") === "",
 		};
 		// Each line is cleared to its end, then what is below: no flicker.
 		const lines = formatCluster(last, screen).map((line) => `${line}\x1b[K`);

@@ -48,14 +48,16 @@ function flagEntry(flag: FlagSpec, width: number): string[] {
 	const text = flag.status === undefined ? flag.help : `${flag.help} Accepted without effect: ${flag.status.why}.`;
 	const origin = [
 		...(flag.env === undefined ? [] : [`env var: ${flag.env}`]),
-		`default: ${flag.defaultText ?? defaultText(flag)}`,
+		`default: ${flagDefault(flag) ?? "None"}`,
 	].join(" | ");
 	return entry(head, [text, origin], width);
 }
 
-function defaultText(flag: FlagSpec): string {
+/** A flag's default as help shows it; undefined: none. */
+export function flagDefault(flag: FlagSpec): string | undefined {
+	if (flag.defaultText !== undefined) return flag.defaultText;
 	if (flag.type === "boolean") return flag.default === true ? "True" : "False";
-	return flag.default === undefined ? "None" : String(flag.default);
+	return flag.default === undefined ? undefined : String(flag.default);
 }
 
 function valueName(flag: FlagSpec): string {

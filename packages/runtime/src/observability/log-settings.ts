@@ -27,7 +27,10 @@ export function logConfigFromEnv(read: EnvReader): LogConfig {
 	return {
 		filter: filterText(read),
 		format: read.choice(ENV.DYN_LOGGING_CONSOLE_FORMAT, ["readable", "jsonl"], byFlag),
-		ansi: process.stderr.isTTY === true && !read.flag(ENV.DYN_SDK_DISABLE_ANSI_LOGGING, false),
+		ansi:
+			process.stderr.isTTY === true &&
+			!read.flag(ENV.DYN_SDK_DISABLE_ANSI_LOGGING, false) &&
+			read.text(ENV.NO_COLOR, "") === "",
 		localTime: read.flag(ENV.DYN_LOG_USE_LOCAL_TZ, false),
 		spanEvents: read.flag(ENV.DYN_LOGGING_SPAN_EVENTS, false),
 	};
