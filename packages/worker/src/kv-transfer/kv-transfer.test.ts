@@ -1,192 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 // A prefill and a decode worker with real engines, and a frontend that a test writes by hand between them.
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { createServer, type Server, type Socket } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { createEngineThread, type Engine, type EngineThreadOptions } from "@dynamo-ts/engine";
-import { makeTinyLlama, writeTinyFolder } from "@dynamo-ts/engine/internal";
-import type { Annotated, DynamoError, LLMEngineOutput } from "@dynamo-ts/protocols/internal";
-import { createMemStore, DistributedRuntime, type EndpointClient, type MemStore } from "@dynamo-ts/runtime";
+import type { Socket } from "node:net";
 import { until } from "@dynamo-ts/testing/internal";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { findModelFiles, type ModelFiles } from "../model-files.js";
-import { startWorker, type WorkerHandle } from "../worker.js";
-import type { WorkerRole } from "../worker-role.js";
-import type { KvTransferConfig } from "./kv-transfer.js";
+import {
+	type Answer,
+	ask,
+	closeAll,
+	listen,
+	type Node,
+	newStore,
+	open,
+	payload,
+	prefill,
+	prompt,
+	start,
+	untilIdle,
+	withParams,
+} from "../test-support/handover.js";
 
-const CONFIG: KvTransferConfig = { port: 0, timeoutMs: 5000, holdMs: 60_000, sharedMemory: true };
-const root = mkdtempSync(join(tmpdir(), "kv-transfer-"));
-let folder: string;
-let files: ModelFiles;
-let store: MemStore;
-const open: { close(): Promise<void> }[] = [];
-
-beforeAll(async () => {
-	folder = writeTinyFolder(join(root, "model"), makeTinyLlama({}, 11));
-	const vocab = Object.fromEntries(Array.from({ length: 200 }, (_, id) => [`t${id}`, id]));
-	const tokenizer = { version: "1.0", model: { type: "BPE", vocab, merges: [] }, added_tokens: [], decoder: null };
-	writeFileSync(join(folder, "tokenizer.json"), JSON.stringify(tokenizer));
-	files = await findModelFiles({ kind: "folder", path: folder }, "unused");
-});
-afterEach(async () => {
-	for (const one of open.splice(0).reverse()) await one.close();
-});
-afterAll(() => rmSync(root, { recursive: true, force: true }));
-
-interface Node {
-	readonly engine: Engine;
-	readonly worker: WorkerHandle;
-	readonly client: EndpointClient;
-	/** The sum of a counter over its labels that contain `text`. */
-	metric(name: string, text?: string): Promise<number>;
-}
-
-async function start(
-	role: WorkerRole,
-	config: Partial<KvTransferConfig> = {},
-	engineOptions: Partial<EngineThreadOptions> = {},
-	component = role === "prefill" ? "prefill" : "backend",
-): Promise<Node> {
-	const log = { filter: "off", format: "readable", ansi: false, localTime: false } as const;
-	const runtime = await DistributedRuntime.create({ discoveryBackend: "mem", memStore: store, systemPort: -1, log });
-	open.push({ close: () => runtime.shutdown() });
-	const engine = createEngineThread({
-		model: folder,
-		cacheDir: join(root, "cache"),
-		quantization: "none",
-		maxModelLen: 128,
-		maxNumSeqs: 8,
-		blockSize: 8,
-		...engineOptions,
-	});
-	const worker = await startWorker(runtime, {
-		engine,
-		files,
-		modelName: "m",
-		sourcePath: folder,
-		role,
-		endpoint: { namespace: "dynamo", component, name: "generate" },
-		kvTransfer: { ...CONFIG, ...config },
-	});
-	open.push(worker);
-	const client = await runtime.namespace("dynamo").component(component).endpoint("generate").client();
-	return {
-		engine,
-		worker,
-		client,
-		async metric(name, text = "") {
-			const page = await runtime.metrics.scrape();
-			const lines = page
-				.split("\n")
-				.filter((line) => line.startsWith(`dynamo_component_${name}{`) && line.includes(text));
-			return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
-		},
-	};
-}
-
-interface Answer {
-	readonly items: LLMEngineOutput[];
-	readonly error: DynamoError | undefined;
-	readonly tokens: number[];
-}
-
-interface Asked {
-	readonly answer: Promise<Answer>;
-	kill(): void;
-}
-
-function ask(node: Node, payload: Record<string, unknown>): Asked {
-	const items: LLMEngineOutput[] = [];
-	let kill = () => {};
-	const answer = new Promise<Answer>((resolve) => {
-		const end = (error?: DynamoError) =>
-			resolve({ items, error, tokens: items.filter(({ index }) => !index).flatMap(({ token_ids }) => token_ids) });
-		const request = node.client.send(
-			node.client.instances()[0]!,
-			{ id: "same", payload },
-			{
-				onItem: (item: Annotated<unknown>) => void items.push(item.data as LLMEngineOutput),
-				onEnd: () => end(),
-				onError: end,
-			},
-		);
-		kill = () => {
-			request.kill();
-			end();
-		};
-	});
-	return { answer, kill: () => kill() };
-}
-
-const prompt = (length: number, seed = 1) => Array.from({ length }, (_, i) => (i * 37 + seed * 11) % 200);
-
-function payload(tokenIds: number[], maxTokens: number, more: Record<string, unknown> = {}): Record<string, unknown> {
-	return {
-		token_ids: tokenIds,
-		stop_conditions: { max_tokens: maxTokens, ignore_eos: true },
-		sampling_options: { temperature: 0 },
-		...more,
-	};
-}
-
-/** The prefill leg as frontends send it. */
-async function prefill(node: Node, request: Record<string, unknown>): Promise<Record<string, unknown>> {
-	const leg = {
-		...request,
-		stop_conditions: { ...(request.stop_conditions as object), max_tokens: 1 },
-		routing: { prefill_worker_id: 1n },
-	};
-	const { items, error } = await ask(node, leg).answer;
-	expect(error).toBeUndefined();
-	expect(items).toHaveLength(1);
-	expect(items[0]!.finish_reason).toBe("length");
-	// As any frontend would carry it.
-	const params = JSON.parse(JSON.stringify(items[0]!.disaggregated_params)) as Record<string, unknown>;
-	return { disaggregated_params: params, prompt_tokens_details: items[0]!.completion_usage?.prompt_tokens_details };
-}
-
-function withParams(result: Record<string, unknown>, changes: Record<string, unknown>): Record<string, unknown> {
-	const { kv_transfer_params } = result.disaggregated_params as { kv_transfer_params: object };
-	return { ...result, disaggregated_params: { kv_transfer_params: { ...kv_transfer_params, ...changes } } };
-}
-
-/** Nothing is left of what went before. */
-async function untilIdle(...nodes: Node[]): Promise<void> {
-	for (const { engine } of nodes) {
-		await until("nothing is left", () => {
-			const { usedBlocks, heldBlocks, running, waiting } = engine.stats();
-			return usedBlocks + heldBlocks + running + waiting === 0;
-		});
-	}
-	// Those of other processes of this machine come and go; what is left behind stays.
-	const segments = () => readdirSync("/dev/shm").filter((name) => name.startsWith("dynamo-kv-"));
-	await until("no segment is left", () => segments().length === 0);
-}
-
-/** A peer that says nothing, or less than it should. */
-async function listen(onConnection: (socket: Socket) => void): Promise<number> {
-	const sockets = new Set<Socket>();
-	const server: Server = createServer((socket) => {
-		sockets.add(socket);
-		socket.on("error", () => {});
-		onConnection(socket);
-	});
-	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-	open.push({
-		close: async () => {
-			for (const socket of sockets) socket.destroy();
-			server.close();
-		},
-	});
-	return (server.address() as { port: number }).port;
-}
+afterEach(closeAll);
 
 describe("an answer from a decode worker is the aggregated one", () => {
 	let aggregated: Node;
 	const kept: { close(): Promise<void> }[] = [];
 	beforeAll(async () => {
-		store = createMemStore();
+		newStore();
 		aggregated = await start("aggregated", {}, {}, "whole");
 		kept.push(...open.splice(0));
 	});
@@ -341,7 +180,7 @@ describe("an answer from a decode worker is the aggregated one", () => {
 
 describe("who leaves", () => {
 	test("while the prompt is being fetched frees both sides", async () => {
-		store = createMemStore();
+		newStore();
 		const [from, to] = [await start("prefill"), await start("decode")];
 		const request = payload(prompt(60), 8);
 		const connected: Socket[] = [];
@@ -361,7 +200,7 @@ describe("who leaves", () => {
 	});
 
 	test("before the prompt is computed leaves nothing behind", async () => {
-		store = createMemStore();
+		newStore();
 		// What was told of and not fetched is forgotten after this; what nobody was told of must not wait for it.
 		const from = await start("prefill", { holdMs: 500 });
 		for (let i = 0; i < 40; i++) {

@@ -100,13 +100,13 @@ export class KvTransfer {
 		const { kv } = options.engine;
 		if (kv === undefined) return undefined;
 		const transfer = new KvTransfer(runtime, options, kv);
+		if (options.config.sharedMemory) await sweepSegments();
 		if (options.keeps) await transfer.#listen(runtime);
 		return transfer;
 	}
 
 	async #listen(runtime: DistributedRuntime): Promise<void> {
 		const { config } = this.#options;
-		if (config.sharedMemory) await sweepSegments();
 		this.#holds = new HoldRegistry(this.#kv, config.holdMs, (outcome) => this.#metrics.hold(outcome));
 		this.#server = await TransferServer.listen({
 			kv: this.#kv,

@@ -5,10 +5,18 @@ import type { Socket } from "node:net";
 import type { KvFetch } from "@dynamo-ts/engine";
 import { type ClientTls, dialStream } from "@dynamo-ts/runtime/internal";
 import { NONCE_BYTES, openSegment } from "./shared-segment.js";
-import { encodeFrame, FRAME, FrameReader, PREAMBLE, TransferFormatError, u32 } from "./transfer-frames.js";
+import {
+	DamagedBlockError,
+	encodeFrame,
+	FRAME,
+	FrameReader,
+	PREAMBLE,
+	TransferFormatError,
+	u32,
+} from "./transfer-frames.js";
 
 /** Why a prompt was not fetched. */
-export type PullFailure = "unreachable" | "refused" | "timeout" | "lost" | "protocol";
+export type PullFailure = "unreachable" | "refused" | "timeout" | "lost" | "protocol" | "damaged";
 
 export interface DialTarget {
 	readonly host: string;
@@ -149,8 +157,8 @@ export class PullConnection {
 		if (this.#closed) return;
 		try {
 			this.#reader.push(chunk);
-		} catch {
-			this.#giveUp("protocol");
+		} catch (error) {
+			this.#giveUp(error instanceof DamagedBlockError ? "damaged" : "protocol");
 		}
 	}
 

@@ -2,15 +2,18 @@
 // Memory that two processes of one machine share: files in /dev/shm that nobody else can open or guess, and that have no
 // name any more as soon as both sides have them open.
 import { createHash, randomBytes } from "node:crypto";
-import { constants, readFileSync, statSync } from "node:fs";
+import { constants, readFileSync, readlinkSync, statSync } from "node:fs";
 import { type FileHandle, open, readdir, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
 
 const FOLDER = "/dev/shm";
 const PREFIX = "dynamo-kv-";
-const NAME = /^dynamo-kv-[0-9a-f]{32}$/;
-/** A file older than this belongs to a process that was killed: names live for moments. Milliseconds. */
+/** Space of process ids, process id, its start in clock ticks, random bits. */
+const NAME = /^dynamo-kv-(\d+)-(\d+)-(\d+)-[0-9a-f]{32}$/;
+/** A file older than this belongs to nobody any more, wherever its owner was: names live for moments. Milliseconds. */
 const STALE_MS = 60_000;
+/** Places of what stands behind the name in `/proc/PID/stat`. */
+const STAT = { state: 0, startTime: 19 } as const;
 export const NONCE_BYTES = 16;
 
 /** Names the memory that this process shares with others; undefined where there is none. */
@@ -41,7 +44,7 @@ export class SharedSegment {
 
 	/** @throws Error where there is no shared memory. */
 	static async create(): Promise<SharedSegment> {
-		const name = PREFIX + randomBytes(16).toString("hex");
+		const name = PREFIX + [pidSpace(), process.pid, startTime("self"), randomBytes(16).toString("hex")].join("-");
 		const nonce = randomBytes(NONCE_BYTES);
 		const file = await open(join(FOLDER, name), "wx+", 0o600);
 		const segment = new SharedSegment(name, nonce, file);
@@ -83,13 +86,40 @@ export async function openSegment(name: string, nonce: Uint8Array): Promise<File
 	return undefined;
 }
 
-/** Removes what processes left behind that were killed between two lines of this file. */
+/** Removes what processes left behind that were killed between two lines of this file; what others use is left alone. */
 export async function sweepSegments(): Promise<void> {
 	const names = await readdir(FOLDER).catch(() => []);
 	for (const name of names) {
-		if (!NAME.test(name)) continue;
+		const parts = NAME.exec(name);
+		if (parts === null) continue;
 		const path = join(FOLDER, name);
-		const stats = await stat(path).catch(() => undefined);
-		if (stats !== undefined && Date.now() - stats.mtimeMs > STALE_MS) await unlink(path).catch(() => {});
+		const [, space, pid, start] = parts as unknown as [string, string, string, string];
+		if ((space === pidSpace() && startTime(pid) !== start) || (await isStale(path))) await unlink(path).catch(() => {});
+	}
+}
+
+async function isStale(path: string): Promise<boolean> {
+	const stats = await stat(path).catch(() => undefined);
+	return stats !== undefined && Date.now() - stats.mtimeMs > STALE_MS;
+}
+
+/** Tells containers apart that have process ids of their own and share the folder; "0" where that is not known. */
+function pidSpace(): string {
+	try {
+		return /\d+/.exec(readlinkSync("/proc/self/ns/pid"))?.[0] ?? "0";
+	} catch {
+		return "0";
+	}
+}
+
+/** When a process began, which tells it from a later one of the same id; "0" when it does not run. */
+function startTime(pid: string): string {
+	try {
+		const text = readFileSync(`/proc/${pid}/stat`, "latin1");
+		// The name of the program, in brackets, may contain anything.
+		const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+		return /^[ZX]/.test(fields[STAT.state] ?? "") ? "0" : (fields[STAT.startTime] ?? "0");
+	} catch {
+		return "0";
 	}
 }

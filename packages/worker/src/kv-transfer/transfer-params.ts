@@ -5,7 +5,7 @@ import { createHash } from "node:crypto";
 import type { KvLayout } from "@dynamo-ts/engine";
 import { blockHashes, blockSeed, tokensHash } from "@dynamo-ts/protocols/internal";
 
-const VERSION = 1;
+const VERSION = 2;
 /** Bytes of a handle. */
 export const HANDLE_BYTES = 16;
 const HANDLE = /^[0-9a-f]{32}$/;

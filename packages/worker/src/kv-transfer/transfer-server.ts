@@ -271,7 +271,7 @@ class Connection {
 				} else {
 					if (this.#closed) return false;
 					this.#socket.cork();
-					this.#socket.write(encodeBlockHead(index, blockBytes));
+					this.#socket.write(encodeBlockHead(index, block));
 					const buffer = Buffer.from(block.buffer, block.byteOffset, block.byteLength);
 					const goesOn = this.#socket.write(buffer);
 					this.#socket.uncork();
