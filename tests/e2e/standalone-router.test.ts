@@ -219,7 +219,7 @@ describe("what is asked beside", () => {
 	test("the index, for routers that have none", async () => {
 		const worker = await startWorker();
 		await holdPrompt(worker, 3);
-		await startRouter({ serveIndexer: true });
+		await startRouter({ kv: { serveIndexer: true } });
 		const { tokensHashes } = blockHashes(PROMPT, 16);
 		const query = (more: Record<string, unknown>): Promise<unknown> =>
 			ask("kv_indexer_query", { model_name: "m", block_hashes: tokensHashes, ...more }, "backend");
@@ -233,7 +233,7 @@ describe("what is asked beside", () => {
 
 	test("an index that lives on decisions is told of others' decisions", async () => {
 		const worker = await startWorker();
-		await startRouter({ serveIndexer: true, kv: { useKvEvents: false } });
+		await startRouter({ kv: { serveIndexer: true, useKvEvents: false } });
 		const { tokensHashes, sequenceHashes } = blockHashes(PROMPT, 16);
 		const decision = (workerId: bigint): Promise<unknown> =>
 			ask(

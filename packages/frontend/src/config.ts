@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { homedir } from "node:os";
 import { join } from "node:path";
-import { type BucketRange, ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
+import { type BucketRange, DynamoError, ENV, METRIC_PREFIXES } from "@dynamo-ts/protocols/internal";
 import type {
 	BusyThresholds,
 	KvRouterOptions,
@@ -113,6 +113,14 @@ const MB = 1024 * 1024;
  */
 export function frontendConfigFromEnv(env: Readonly<Record<string, string | undefined>> = process.env): FrontendConfig {
 	const read = new EnvReader(env);
+	const routerMode = routerModeFromEnv(read);
+	const kvRouter = kvRouterOptionsFromEnv(read);
+	if (kvRouter.serveIndexer && routerMode !== "kv") {
+		throw new DynamoError(
+			"InvalidArgument",
+			`${ENV.DYN_SERVE_INDEXER} needs the router mode kv; the mode is ${routerMode}, which keeps no index`,
+		);
+	}
 	const optional = (name: string): string | undefined => read.text(name, "") || undefined;
 	return {
 		host: read.text(ENV.DYN_HTTP_HOST, "0.0.0.0"),
@@ -143,8 +151,8 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		modelPath: optional(ENV.DYN_MODEL_PATH),
 		modelCacheDir: read.text(ENV.DYN_MODEL_CACHE_DIR, join(homedir(), ".cache", "dynamo-ts", "mdc")),
 		fileTimeoutMs: 60_000,
-		routerMode: routerModeFromEnv(read),
-		kvRouter: kvRouterOptionsFromEnv(read),
+		routerMode,
+		kvRouter,
 		policyConfig: policyConfigFromEnv(read),
 		sessionAffinity: sessionAffinityFromEnv(read),
 		busyThresholds: busyThresholdsFromEnv(read),

@@ -13,6 +13,8 @@ import {
 	type BusyThresholds,
 	createRouter,
 	type GroupPlace,
+	type IndexOwner,
+	KvPolicy,
 	type KvRouterOptions,
 	kvWorkersOf,
 	LoadMonitor,
@@ -20,6 +22,7 @@ import {
 	type RouterMode,
 	type RouterPolicyConfig,
 	RoutingGroup,
+	ServedIndexers,
 	SessionAffinity,
 	type SessionAffinityOptions,
 } from "@dynamo-ts/router";
@@ -76,6 +79,9 @@ export class ModelWatcher {
 	private readonly groups = new Map<string, WorkerGroup>();
 	private readonly endpoints = new Map<string, EndpointRecord>();
 	private readonly watches: Watch[] = [];
+	private readonly indexers: ServedIndexers;
+	/** Sets whose index others can ask. */
+	private readonly owners = new Map<WorkerSet, IndexOwner>();
 	private closed = false;
 
 	constructor(runtime: DistributedRuntime, manager: ModelManager, files: ModelFiles, options: ModelWatcherOptions) {
@@ -84,6 +90,7 @@ export class ModelWatcher {
 		this.files = files;
 		this.options = options;
 		this.log = runtime.log.child("dynamo_llm::discovery::watcher");
+		this.indexers = new ServedIndexers(runtime);
 	}
 
 	/** Resolves when the records that are there now were seen. Their files may still be on the way. */
@@ -117,6 +124,8 @@ export class ModelWatcher {
 			this.manager.removeSet(set);
 			set.close();
 		}
+		void this.indexers.close();
+		this.owners.clear();
 		this.sets.clear();
 		this.groups.clear();
 		this.records.clear();
@@ -224,6 +233,20 @@ export class ModelWatcher {
 		opened.catch((error: Error) => this.log.warn("Workers' load cannot be listened to", { error: error.message }));
 	}
 
+	/** @throws Error when the index cannot be served now; is called again then. */
+	private async serveIndex(set: WorkerSet, workers: EndpointId): Promise<void> {
+		const { policy } = set.router;
+		if (!(policy instanceof KvPolicy) || !policy.servesIndex || set.closing.signal.aborted) return;
+		const owner: IndexOwner = this.owners.get(set) ?? {
+			modelNames: () => new Set(set.publicNames),
+			policy: () => Promise.resolve(policy),
+			isMember: (workerId) => set.member(workerId) !== undefined,
+			canRecord: policy.assumes,
+		};
+		this.owners.set(set, owner);
+		await this.indexers.add(workers, owner);
+	}
+
 	private groupOf(record: ModelRecord): WorkerGroup {
 		const key = JSON.stringify([record.namespace, record.card_json.display_name]);
 		let group = this.groups.get(key);
@@ -249,6 +272,9 @@ export class ModelWatcher {
 		this.manager.removeSet(set);
 		this.options.routerMetrics?.remove(set.router);
 		set.close();
+		const owner = this.owners.get(set);
+		if (owner !== undefined) void this.indexers.remove({ ...set, name: set.endpoint }, owner);
+		this.owners.delete(set);
 		if (set.group.sets.size === 0) this.dropGroup(set.group);
 		this.log.info("Removed model group", { model: set.name, namespace: set.namespace, component: set.component });
 		// Those that the departed card kept out may now come in.
@@ -273,6 +299,7 @@ export class ModelWatcher {
 				const id = { namespace, component, name: set.endpoint };
 				await set.router.open(this.runtime, id, (workerId) => set.member(workerId) !== undefined);
 				if (set.load !== undefined) await this.watchLoad(set.load, id);
+				await this.serveIndex(set, id);
 				const client = await endpoint.client();
 				if (signal.aborted) {
 					client.close();

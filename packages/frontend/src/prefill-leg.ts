@@ -54,6 +54,8 @@ export class PrefillLeg implements PrefillStep {
 	private readonly choices: number;
 	private current: PrefillRun | undefined;
 	private meetings = 0;
+	/** Made anew whenever what is under way is over: what comes later is for nobody. */
+	private turn = {};
 	/** The run that was blamed although its prompt was computed; that happens once. */
 	private doubted: PrefillRun | undefined;
 
@@ -93,13 +95,48 @@ export class PrefillLeg implements PrefillStep {
 			return;
 		}
 		if (pin === undefined) {
-			const preferred = this.bypass(set, body, tokenIds);
-			if (preferred !== undefined) {
-				this.observer.onHandover(false);
-				host.onHandover(localHandover(body, preferred));
+			const asked = this.lookUps(set, body, tokenIds);
+			if (asked !== undefined) {
+				const { turn } = this;
+				void asked.then(() => {
+					if (turn === this.turn) this.choose(set, request, tokenIds, host);
+				});
 				return;
 			}
+			this.choose(set, request, tokenIds, host);
+			return;
 		}
+		this.compute(set, request, tokenIds, host);
+	}
+
+	/** Asks elsewhere what the choice between decode and prefill worker needs to know; undefined: all is known. */
+	private lookUps(
+		set: WorkerSet,
+		{ routing }: PreprocessedRequest,
+		tokenIds: readonly number[],
+	): Promise<unknown> | undefined {
+		const { conditional } = this.settings;
+		if (conditional === undefined) return undefined;
+		const request = { tokenIds, loraName: routing.lora_name, cacheSalt: routing.cache_salt };
+		const onDecode = this.decodeSet.router.lookUp(request);
+		const onPrefill = conditional.policy === "isl_bounding" ? undefined : set.router.lookUp(request);
+		return onDecode === undefined && onPrefill === undefined ? undefined : Promise.all([onDecode, onPrefill]);
+	}
+
+	/** Leaves the prompt to the decode worker, or gives it to a prefill worker. */
+	private choose(set: WorkerSet, request: OutgoingRequest, tokenIds: readonly number[], host: PrefillHost): void {
+		const body = request.payload as PreprocessedRequest;
+		const preferred = this.bypass(set, body, tokenIds);
+		if (preferred === undefined) {
+			this.compute(set, request, tokenIds, host);
+			return;
+		}
+		this.observer.onHandover(false);
+		host.onHandover(localHandover(body, preferred));
+	}
+
+	private compute(set: WorkerSet, request: OutgoingRequest, tokenIds: readonly number[], host: PrefillHost): void {
+		const body = request.payload as PreprocessedRequest;
 		const run: PrefillRun = new PrefillRun(set, request, tokenIds, this.choices, this.decode, {
 			onAttempt: (instance, decision) => this.observer.onPrefillAttempt(instance, decision),
 			onMeeting: () => this.meetings++,
@@ -131,11 +168,13 @@ export class PrefillLeg implements PrefillStep {
 	}
 
 	cancel(): void {
+		this.turn = {};
 		this.current?.cancel();
 		this.current = undefined;
 	}
 
 	release(): void {
+		this.turn = {};
 		const run = this.current;
 		this.current = undefined;
 		if (run !== undefined && !run.over) setTimeout(() => run.cancel(), RELEASE_MS).unref();

@@ -19,29 +19,30 @@ export function isWorkerQuery(annotations: readonly string[] | null | undefined)
  * @param pinned the worker that the client asked for.
  * @throws DynamoError as the request would fail with.
  */
-export function queryWorkers(
+export async function queryWorkers(
 	set: WorkerSet,
 	body: PreprocessedRequest,
 	pinned: EndpointRecord | undefined,
-): Pick<LegWorkers, "prefillId" | "prefillRank" | "decodeId" | "decodeRank"> {
+): Promise<Pick<LegWorkers, "prefillId" | "prefillRank" | "decodeId" | "decodeRank">> {
 	const { lora_name: loraName, cache_salt: cacheSalt, dp_rank, prefill_dp_rank, prefill_worker_id } = body.routing;
 	const common: RoutingRequest = { tokenIds: body.token_ids, loraName, cacheSalt };
-	const decode = chosen(set, { ...common, dpRank: dp_rank }, pinned);
+	const decode = await chosen(set, { ...common, dpRank: dp_rank }, pinned);
 	const prefillSet =
 		prefill_worker_id === undefined ? set.group.prefillSet() : set.group.prefillSetOf(prefill_worker_id);
 	const named = prefill_worker_id === undefined ? undefined : prefillSet?.member(prefill_worker_id);
 	const prefill =
 		set.takesPrefill && prefillSet !== undefined
-			? chosen(prefillSet, { ...common, dpRank: prefill_dp_rank }, named)
+			? await chosen(prefillSet, { ...common, dpRank: prefill_dp_rank }, named)
 			: decode;
 	return { prefillId: prefill.id, prefillRank: prefill.rank, decodeId: decode.id, decodeRank: decode.rank };
 }
 
-function chosen(
+async function chosen(
 	set: WorkerSet,
 	request: RoutingRequest,
 	pinned: EndpointRecord | undefined,
-): { id: bigint; rank: number | undefined } {
+): Promise<{ id: bigint; rank: number | undefined }> {
+	await set.router.lookUp(request);
 	const instance = pinned ?? set.router.pick(set.candidates(), request);
 	if (instance === undefined) throw set.router.refusal() ?? notReadyError(set.name);
 	const id = instance.instance_id;

@@ -27,6 +27,10 @@ export interface KvRouterOptions {
 	readonly predictedTtlMs: number | undefined;
 	/** Count blocks that requests generate. */
 	readonly trackOutputBlocks: boolean;
+	/** Ask another process what workers hold, instead of keeping an index. */
+	readonly useRemoteIndexer: boolean;
+	/** Let others ask the index, at an endpoint of the workers' component. */
+	readonly serveIndexer: boolean;
 	/** Tell other routers of the same workers what was given to them, and hear it from them. */
 	readonly replicaSync: boolean;
 	/** Which requests wait, and in what order, while workers have much to compute. */
@@ -49,6 +53,8 @@ export const DEFAULT_KV_ROUTER_OPTIONS: KvRouterOptions = {
 	approximateCachePolicy: "ttl",
 	predictedTtlMs: undefined,
 	trackOutputBlocks: false,
+	useRemoteIndexer: false,
+	serveIndexer: false,
 	replicaSync: false,
 	profile: PolicyProfile.single("fcfs", undefined),
 	queueDeadlineMs: 300_000,
@@ -56,6 +62,8 @@ export const DEFAULT_KV_ROUTER_OPTIONS: KvRouterOptions = {
 
 /** What the workers' card says. */
 export interface KvWorkers {
+	/** The model's name; an index of another process is asked by it. */
+	readonly model?: string | undefined;
 	/** Tokens of a block. */
 	readonly blockSize: number;
 	/** Data-parallel ranks of each worker. */

@@ -2,14 +2,17 @@
 // The policy "kv": the worker that has most of the prompt in its cache and the least to do.
 import {
 	blockTokensHashes,
+	type DynamoError,
 	type EndpointId,
 	type EndpointRecord,
 	sequenceHashes,
+	type TieredScores,
 	type WorkerRank,
 } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { ApproximateIndex } from "./kv/approximate-index.js";
 import { type KvChoice, type KvRequest, KvScheduler } from "./kv/kv-scheduler.js";
+import { NO_SCORES, RemoteIndex } from "./kv/remote-index.js";
 import { type ReplicaSink, ReplicaSync } from "./kv/replica-sync.js";
 import { KvFeed } from "./kv-events/kv-feed.js";
 import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions, type KvWorkers } from "./kv-options.js";
@@ -25,6 +28,14 @@ interface Plan {
 	readonly choice: KvChoice;
 }
 
+/** What another process said of a prompt. */
+interface LookUp {
+	readonly tokensHashes: readonly bigint[];
+	readonly scores: TieredScores;
+	/** Milliseconds from question to answer. */
+	readonly ms: number;
+}
+
 /** Where Dynamo makes the spans of the same names. */
 const HASHES = "dynamo_kv_router::services::selection::input";
 const SCHEDULE = "dynamo_kv_router::services::selection::core::run";
@@ -34,6 +45,9 @@ export class KvPolicy implements Router {
 	readonly scheduler: KvScheduler;
 	readonly admission: Admission;
 	readonly feed: KvFeed;
+	/** Asked instead of the scheduler's own index; undefined: that one knows. */
+	readonly remote: RemoteIndex | undefined;
+	readonly #lookUps = new WeakMap<readonly number[], LookUp>();
 	readonly #options: KvRouterOptions;
 	readonly #workers: KvWorkers;
 	/** Of what workers hold that do not tell, or of what they will tell. */
@@ -57,11 +71,12 @@ export class KvPolicy implements Router {
 	constructor(workers: KvWorkers, options: Partial<KvRouterOptions> = {}, random: () => number = Math.random) {
 		this.#workers = workers;
 		this.#options = { ...DEFAULT_KV_ROUTER_OPTIONS, ...options };
-		const { useKvEvents, predictedTtlMs, profile, queueDeadlineMs, eventsDeadlineMs } = this.#options;
+		const { useKvEvents, useRemoteIndexer, predictedTtlMs, profile, queueDeadlineMs, eventsDeadlineMs } = this.#options;
+		this.remote = useRemoteIndexer ? new RemoteIndex(workers.model ?? "", !useKvEvents) : undefined;
 		const predict = useKvEvents && predictedTtlMs !== undefined;
 		this.scheduler = new KvScheduler({ ...this.#options, blockSize: workers.blockSize, random, predict });
 		const { tree, slots, predicted, active } = this.scheduler;
-		if (!useKvEvents) this.#approximate = this.#approximation();
+		if (!useKvEvents && this.remote === undefined) this.#approximate = this.#approximation();
 		else if (predicted !== undefined) this.#approximate = new ApproximateIndex(predicted, predictedTtlMs ?? 0);
 		this.feed = new KvFeed(tree, slots, eventsDeadlineMs);
 		const { maxNumBatchedTokens } = workers;
@@ -91,6 +106,7 @@ export class KvPolicy implements Router {
 			if (this.#closed) await replicas.close();
 			else this.#replicas = replicas;
 		}
+		if (this.remote !== undefined) return this.remote.open(runtime, endpoint);
 		const { publishEvents, decodeOnly } = this.#workers;
 		if (useKvEvents && (publishEvents || decodeOnly !== true)) await this.feed.open(runtime, endpoint, publishEvents);
 	}
@@ -98,7 +114,18 @@ export class KvPolicy implements Router {
 	async close(): Promise<void> {
 		this.#closed = true;
 		this.admission.close();
+		this.remote?.close();
 		await Promise.all([this.feed.close(), this.#replicas?.close()]);
+	}
+
+	/** Others may ask its index. */
+	get servesIndex(): boolean {
+		return this.#options.serveIndexer;
+	}
+
+	/** It believes workers to have what was given to them, instead of hearing of it. */
+	get assumes(): boolean {
+		return !this.#options.useKvEvents;
 	}
 
 	/** Words on a worker's card; requests can prefer some. */
@@ -133,7 +160,41 @@ export class KvPolicy implements Router {
 	}
 
 	admit(applicant: Applicant): Ticket | undefined {
-		return this.admission.admit(applicant);
+		const asked = this.lookUp(applicant.request);
+		return asked === undefined ? this.admission.admit(applicant) : this.#admitAfter(asked, applicant);
+	}
+
+	#admitAfter(asked: Promise<void>, applicant: Applicant): Ticket {
+		let cancelled = false;
+		let ticket: Ticket | undefined;
+		void asked.then(() => {
+			if (cancelled) return;
+			try {
+				ticket = this.admission.admit(applicant);
+			} catch (error) {
+				applicant.onRefused(error as DynamoError);
+				return;
+			}
+			if (ticket === undefined) applicant.onTurn();
+		});
+		const cancel = (): void => {
+			cancelled = true;
+			ticket?.cancel();
+		};
+		return { ahead: this.admission.waiting, cancel };
+	}
+
+	lookUp(request: RoutingRequest): Promise<void> | undefined {
+		const { tokenIds } = request;
+		const { remote } = this;
+		if (remote === undefined || tokenIds === undefined || this.#lookUps.has(tokenIds)) return undefined;
+		const tokensHashes = this.#tokensHashes(request);
+		const began = performance.now();
+		const told = (scores: TieredScores): void => {
+			this.#lookUps.set(tokenIds, { tokensHashes, scores, ms: performance.now() - began });
+		};
+		if (tokensHashes.length === 0) told(NO_SCORES);
+		return tokensHashes.length === 0 ? undefined : remote.find(tokensHashes).then(told);
 	}
 
 	/** Requests of other routers under way. */
@@ -171,6 +232,7 @@ export class KvPolicy implements Router {
 		this.#plan = undefined;
 		if (hashed.tokensHashes.length > 0) this.feed.expectEvents();
 		const worker = this.scheduler.slots.workerOf(choice.slot);
+		if (worker !== undefined) this.remote?.record(worker, hashed.tokensHashes, hashed.sequenceHashes);
 		if (this.#replicas === undefined || worker === undefined) return;
 		const told = { requestId: request.requestId ?? requestId, worker };
 		this.#told.set(requestId, told);
@@ -257,18 +319,25 @@ export class KvPolicy implements Router {
 	}
 
 	#hash(request: RoutingRequest): KvRequest {
-		const { tokenIds = [], loraName, cacheSalt, expectedOutputTokens } = request;
-		const { eagle } = this.#workers;
-		const tokensHashes = this.#within(request, "compute_block_hashes", HASHES, () =>
-			blockTokensHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt, eagle }),
-		);
+		const { tokenIds = [], expectedOutputTokens } = request;
+		const known = this.remote === undefined ? undefined : this.#lookUps.get(tokenIds);
+		const tokensHashes = known?.tokensHashes ?? this.#tokensHashes(request);
 		return {
 			promptTokens: tokenIds.length,
 			tokensHashes,
 			sequenceHashes: this.#within(request, "compute_seq_hashes", HASHES, () => sequenceHashes(tokensHashes)),
 			expectedOutputTokens,
 			overrides: request.overrides,
+			scores: known?.scores,
 		};
+	}
+
+	#tokensHashes(request: RoutingRequest): bigint[] {
+		const { tokenIds = [], loraName, cacheSalt } = request;
+		const { eagle } = this.#workers;
+		return this.#within(request, "compute_block_hashes", HASHES, () =>
+			blockTokensHashes(tokenIds, this.scheduler.blockSize, { loraName, cacheSalt, eagle }),
+		);
 	}
 
 	/** Does one part of a choice, in a span of its own where choices are recorded. */

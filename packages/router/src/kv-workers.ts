@@ -3,8 +3,10 @@ import type { ModelDeploymentCard } from "@dynamo-ts/protocols/internal";
 import type { KvWorkers } from "./kv-options.js";
 
 /** What a model card says to the policy "kv". */
-export function kvWorkersOf({ kv_cache_block_size, runtime_config, worker_type }: ModelDeploymentCard): KvWorkers {
+export function kvWorkersOf(card: ModelDeploymentCard): KvWorkers {
+	const { display_name, kv_cache_block_size, runtime_config, worker_type } = card;
 	return {
+		model: display_name,
 		blockSize: kv_cache_block_size,
 		firstRank: runtime_config?.data_parallel_start_rank ?? 0,
 		rankCount: Math.max(1, runtime_config?.data_parallel_size ?? 1),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The router's settings as environment variables give them; the `--router-*` flags set the same variables.
-import { ENV } from "@dynamo-ts/protocols/internal";
+import { DynamoError, ENV } from "@dynamo-ts/protocols/internal";
 import type { EnvReader } from "@dynamo-ts/runtime/internal";
 import type { BusyThresholds } from "./kv/eligibility.js";
 import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions } from "./kv-options.js";
@@ -95,13 +95,22 @@ export function kvRouterOptionsFromEnv(read: EnvReader): KvRouterOptions {
 		predictedTtlMs: optionalSeconds(read, ENV.DYN_ROUTER_PREDICTED_TTL_SECS),
 		trackOutputBlocks: read.flag(ENV.DYN_ROUTER_TRACK_OUTPUT_BLOCKS, defaults.trackOutputBlocks),
 		replicaSync: read.flag(ENV.DYN_ROUTER_REPLICA_SYNC, defaults.replicaSync),
+		useRemoteIndexer: read.flag(ENV.DYN_USE_REMOTE_INDEXER, defaults.useRemoteIndexer),
+		serveIndexer: read.flag(ENV.DYN_SERVE_INDEXER, defaults.serveIndexer),
 		profile: PolicyProfile.single(
 			read.choice(ENV.DYN_ROUTER_QUEUE_POLICY, ["fcfs", "wspt"], "fcfs"),
 			optionalNumber(read, ENV.DYN_ROUTER_QUEUE_THRESHOLD, MOST),
 		),
 		queueDeadlineMs: defaults.queueDeadlineMs,
 	};
-	return read.flag(ENV.DYN_ROUTER_LOAD_AWARE, false) ? byLoadAlone(options) : options;
+	if (read.flag(ENV.DYN_ROUTER_LOAD_AWARE, false)) return byLoadAlone(options);
+	if (options.useRemoteIndexer && options.serveIndexer) {
+		throw new DynamoError(
+			"InvalidArgument",
+			`${ENV.DYN_SERVE_INDEXER} and ${ENV.DYN_USE_REMOTE_INDEXER} are mutually exclusive: a process either has an index or asks one`,
+		);
+	}
+	return options;
 }
 
 /** Dynamo's preset "load aware": what workers have cached is not asked. */
@@ -110,6 +119,8 @@ function byLoadAlone(options: KvRouterOptions): KvRouterOptions {
 		...options,
 		weights: { ...options.weights, overlapScoreCredit: 0 },
 		useKvEvents: false,
+		useRemoteIndexer: false,
+		serveIndexer: false,
 		assumeKvReuse: false,
 		trackActiveBlocks: true,
 		trackPrefillTokens: true,

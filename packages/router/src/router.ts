@@ -43,6 +43,10 @@ export interface RoutingOverrides {
 	readonly overlapScoreCredit?: number;
 	/** Its blocks may be those of other requests under way. */
 	readonly assumeKvReuse?: boolean;
+	/** What the prompt counts beside the blocks in use. */
+	readonly prefillLoadScale?: number;
+	/** 0: always the cheapest worker. */
+	readonly temperature?: number;
 	/** Its prompt is to be computed by the worker. */
 	readonly trackPrefillTokens?: boolean;
 }
@@ -76,6 +80,11 @@ export interface Router {
 	 * @param candidates in discovery's order; the same array until something changes.
 	 */
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined;
+	/**
+	 * Finds out elsewhere what a choice needs to know, for those that do not come through {@link admit}; that does it by
+	 * itself. Never rejects. Undefined, or absent: all is known.
+	 */
+	lookUp?(request: RoutingRequest): Promise<void> | undefined;
 	/**
 	 * Lets a request in, before {@link pick}, or makes it wait until a worker has less to do; absent: nobody waits.
 	 * @returns undefined: it can be picked for now.

@@ -144,6 +144,10 @@ export class RoutingGroup implements Router {
 		return this.policy.pick(eligible, request);
 	}
 
+	lookUp(request: RoutingRequest): Promise<void> | undefined {
+		return this.policy.lookUp?.(request);
+	}
+
 	admit(applicant: Applicant): Ticket | undefined {
 		if (this.policy.admit === undefined) return undefined;
 		const bound = this.affinity?.options.mode === "hard" && this.#boundTo(applicant.candidates(), applicant.request);

@@ -36,7 +36,6 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		namespace,
 		blockSize: flags.number("router-block-size"),
 		kv: { ...kvRouterOptionsFromEnv(read), ...(profile === undefined ? {} : { profile }) },
-		serveIndexer: flags.boolean("serve-indexer"),
 	});
 	lifecycle.onStop(() => router.close());
 	lifecycle.markReady();

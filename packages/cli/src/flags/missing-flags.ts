@@ -24,7 +24,6 @@ export const TLS_FLAGS: readonly FlagSpec[] = withReason(
 export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 	"this part of routing is not there yet; leave it out",
 	[
-		{ flag: "serve-indexer", env: ENV.DYN_SERVE_INDEXER, type: "boolean" },
 		{
 			flag: "router-tracking-hash",
 			env: ENV.DYN_ROUTER_TRACKING_HASH,
@@ -43,7 +42,6 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 		},
 		{ flag: "router-prefill-policy", env: ENV.DYN_ROUTER_PREFILL_POLICY, type: "string" },
 		{ flag: "router-decode-policy", env: ENV.DYN_ROUTER_DECODE_POLICY, type: "string" },
-		{ flag: "use-remote-indexer", env: ENV.DYN_USE_REMOTE_INDEXER, type: "boolean" },
 		{ flag: "enable-session-prefix-index", env: ENV.DYN_ENABLE_SESSION_PREFIX_INDEX, type: "boolean" },
 		{ flag: "shared-cache-multiplier", env: ENV.DYN_SHARED_CACHE_MULTIPLIER, type: "string" },
 		{

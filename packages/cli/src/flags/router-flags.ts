@@ -11,7 +11,6 @@ const FRONTEND_ONLY: ReadonlySet<string> = new Set([
 	"active-decode-blocks-threshold",
 	"active-prefill-tokens-threshold",
 	"active-prefill-tokens-threshold-frac",
-	"serve-indexer",
 ]);
 
 /** Flags of `dynamo router`, named as Dynamo's `dynamo.router` names them. */
@@ -43,13 +42,6 @@ export const ROUTER_COMMAND: CommandSpec = {
 			metavar: "TOKENS",
 			defaultText: "the model card's",
 			help: "Tokens of a block; workers whose model card says otherwise are refused.",
-		},
-		{
-			flag: "serve-indexer",
-			env: ENV.DYN_SERVE_INDEXER,
-			type: "boolean",
-			default: false,
-			help: "Let frontends with --use-remote-indexer ask this router's index.",
 		},
 		...[...KV_ROUTER_FLAGS, ...ROUTER_QUEUE_FLAGS, ...MISSING_ROUTER_FLAGS].filter(
 			({ flag }) => !FRONTEND_ONLY.has(flag),

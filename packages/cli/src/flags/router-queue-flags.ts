@@ -78,6 +78,22 @@ export const ROUTER_QUEUE_FLAGS: readonly FlagSpec[] = [
 		help: "kv with KV events: believe for so long that a prompt's blocks are where it went, before the worker says so. Default: not at all.",
 	},
 	{
+		flag: "use-remote-indexer",
+		env: ENV.DYN_USE_REMOTE_INDEXER,
+		type: "boolean",
+		default: false,
+		group: GROUP,
+		help: "kv: keep no index of what workers have cached, but ask the process with --serve-indexer beside the workers.",
+	},
+	{
+		flag: "serve-indexer",
+		env: ENV.DYN_SERVE_INDEXER,
+		type: "boolean",
+		default: false,
+		group: GROUP,
+		help: "kv: let others with --use-remote-indexer ask the index.",
+	},
+	{
 		flag: "router-approximate-cache-policy",
 		env: ENV.DYN_ROUTER_APPROXIMATE_CACHE_POLICY,
 		type: "string",

@@ -199,7 +199,7 @@ async function answer(
 	const identity = { requestId, model: request.model, created: Math.floor(Date.now() / 1000) };
 	if (isWorkerQuery(request.nvext?.annotations)) {
 		const [first] = prepared.prompts as [PromptRequest];
-		const workers = queryWorkers(set, first.body, pinned);
+		const workers = await queryWorkers(set, first.body, pinned);
 		const json = queryAnswer(api.kind, stream, identity, workers, first.body.token_ids);
 		if (stream) {
 			const writer = new SseWriter(response, 0, { onBlocked: () => {}, onDrain: () => {} });

@@ -3,9 +3,9 @@
 // index is fed by routing decisions, `kv_indexer_record_routing_decision`. As Dynamo 1.6.1 answers them.
 
 import type { WorkerRank } from "../events/load-events.js";
-import { FieldReader } from "../field-reader.js";
+import { FieldReader, isU32 } from "../field-reader.js";
 import { isU64, normaliseId } from "../json.js";
-import type { StorageTier } from "./router-event.js";
+import { STORAGE_TIERS, type StorageTier } from "./router-event.js";
 
 /** Both are endpoints of the workers' component. */
 export const KV_INDEXER_QUERY_ENDPOINT = "kv_indexer_query";
@@ -66,6 +66,11 @@ export function indexerQueryFromWire(value: unknown): IndexerQuery {
 	};
 }
 
+/** The request's body. */
+export function indexerQueryToWire({ modelName, tokensHashes, deviceOnly }: IndexerQuery): Record<string, unknown> {
+	return { model_name: modelName, block_hashes: tokensHashes, device_only: deviceOnly };
+}
+
 /** @throws DynamoError InvalidArgument that names the member at fault. */
 export function routingDecisionFromWire(value: unknown): RoutingDecision {
 	const body = new FieldReader(value, "routing decision");
@@ -81,6 +86,16 @@ export function routingDecisionFromWire(value: unknown): RoutingDecision {
 	return decision;
 }
 
+/** The request's body. */
+export function routingDecisionToWire(decision: RoutingDecision): Record<string, unknown> {
+	return {
+		model_name: decision.modelName,
+		worker: rankToWire(decision.worker),
+		local_hashes: decision.tokensHashes,
+		sequence_hashes: decision.sequenceHashes,
+	};
+}
+
 /** The response item. */
 export function tieredScoresToWire(scores: TieredScores): Record<string, unknown> {
 	const pairs = (hits: readonly TierHits[]): unknown => hits.map(({ worker, blocks }) => [rankToWire(worker), blocks]);
@@ -90,6 +105,47 @@ export function tieredScoresToWire(scores: TieredScores): Record<string, unknown
 			lower_tier: scores.lowerTiers.map(({ tier, hits }) => [tier, { hits: pairs(hits) }]),
 		},
 	};
+}
+
+/**
+ * Reads the response item. A tier that is not known counts for nothing.
+ * @throws DynamoError InvalidArgument that names the member at fault, or says what the index had to say instead.
+ */
+export function tieredScoresFromWire(value: unknown): TieredScores {
+	const item = new FieldReader(value, "indexer answer");
+	refuseError(item);
+	const scores = item.object("TieredScores");
+	const pairs = (list: unknown): TierHits[] =>
+		pairsOf(scores, list).map(([rank, blocks]) => ({
+			worker: rankFromWire(new FieldReader(rank, "indexer answer: worker")),
+			blocks: isU32(blocks) ? blocks : scores.fail("blocks must be an unsigned 32-bit integer"),
+		}));
+	const lowerTiers: { tier: StorageTier; hits: TierHits[] }[] = [];
+	for (const [name, body] of pairsOf(scores, scores.member("lower_tier"))) {
+		const tier = STORAGE_TIERS.find((known) => known === name);
+		if (tier !== undefined) lowerTiers.push({ tier, hits: pairs(new FieldReader(body, `${name}`).member("hits")) });
+	}
+	return { device: pairs(scores.object("device").member("scores")), lowerTiers };
+}
+
+/** @throws DynamoError InvalidArgument when the item does not say that a {@link RoutingDecision} was taken in. */
+export function recordedFromWire(value: unknown): void {
+	if (value === ROUTING_DECISION_RECORDED) return;
+	const item = new FieldReader(value, "indexer answer");
+	refuseError(item);
+	item.fail(`must be "${ROUTING_DECISION_RECORDED}"`);
+}
+
+function refuseError(item: FieldReader): void {
+	if (item.has("Error")) item.fail(item.string("Error"));
+}
+
+/** Serde writes maps whose keys are no strings as lists of pairs. */
+function pairsOf(body: FieldReader, list: unknown): [unknown, unknown][] {
+	if (!Array.isArray(list) || list.some((pair) => !Array.isArray(pair) || pair.length !== 2)) {
+		body.fail("must hold lists of pairs");
+	}
+	return list as [unknown, unknown][];
 }
 
 /** The response item of either endpoint when it cannot answer. */

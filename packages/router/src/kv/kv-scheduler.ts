@@ -2,10 +2,12 @@
 // Chooses by cached prefix and load: what the index, the active sequences and the cost say together.
 
 import { randomBytes } from "node:crypto";
+import type { TieredScores } from "@dynamo-ts/protocols/internal";
 import type { RoutingOverrides } from "../router.js";
 import { ActiveSequences } from "./active-sequences.js";
 import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, idleInputs, workerCost } from "./cost.js";
 import { RadixTree } from "./radix-tree.js";
+import { matchesOf } from "./remote-index.js";
 import { WorkerSlots } from "./worker-slots.js";
 
 export interface KvSchedulerOptions {
@@ -39,6 +41,8 @@ export interface KvRequest {
 	readonly expectedOutputTokens?: number | undefined;
 	/** What holds for it in place of the scheduler's settings. */
 	readonly overrides?: RoutingOverrides | undefined;
+	/** What workers hold of it, where another process was asked; absent: the scheduler's own index knows. */
+	readonly scores?: TieredScores | undefined;
 }
 
 /** A choice, and why. */
@@ -110,13 +114,14 @@ export class KvScheduler {
 		const inputs = this.#inputs;
 		const { active } = this;
 		const began = performance.now();
-		const found = this.tree.find(request.tokensHashes);
+		const { scores } = request;
+		const found = scores === undefined ? this.tree.find(request.tokensHashes) : matchesOf(scores, this.slots);
 		const predicted = this.predicted?.find(request.tokensHashes).device;
 		this.findMs = performance.now() - began;
 		let least = Number.POSITIVE_INFINITY;
 		for (let i = 0; i < count; i++) least = Math.min(least, active.prefillTokensOf(eligible[i] as number));
-		const { overlapScoreCredit, assumeKvReuse = this.#reuse } = request.overrides ?? {};
-		const weights = overlapScoreCredit === undefined ? this.#weights : { ...this.#weights, overlapScoreCredit };
+		const { assumeKvReuse = this.#reuse, temperature = this.#temperature } = request.overrides ?? {};
+		const weights = this.#weightsFor(request.overrides);
 		inputs.promptTokens = this.#tracksPrefill(request) ? request.promptTokens : 0;
 		inputs.leastActivePrefillTokens = least;
 		for (let i = 0; i < count; i++) {
@@ -131,7 +136,7 @@ export class KvScheduler {
 			const cost = workerCost(weights, inputs);
 			costs[i] = factorOf === undefined ? cost : cost * factorOf(slot);
 		}
-		const at = drawByCost(costs, count, this.#temperature, this.#random);
+		const at = drawByCost(costs, count, temperature, this.#random);
 		const slot = eligible[at] as number;
 		const overlapBlocks = Math.max(found.device[slot] ?? 0, predicted?.[slot] ?? 0);
 		let mostOverlap = overlapBlocks;
@@ -147,6 +152,13 @@ export class KvScheduler {
 			mostOverlapBlocks: mostOverlap,
 			effectivePrefillTokens: this.#effectiveTokens(request, slot, overlapBlocks, found),
 		};
+	}
+
+	#weightsFor(overrides: RoutingOverrides | undefined): CostWeights {
+		if (overrides?.overlapScoreCredit === undefined && overrides?.prefillLoadScale === undefined) return this.#weights;
+		const { overlapScoreCredit = this.#weights.overlapScoreCredit, prefillLoadScale = this.#weights.prefillLoadScale } =
+			overrides;
+		return { ...this.#weights, overlapScoreCredit, prefillLoadScale };
 	}
 
 	/** Blocks that would be in use at the slot with the request, its last partial one included. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A router's index for others to ask, so that they need none of their own: `--serve-indexer` and `--use-remote-indexer`.
+// A process's indexes for others to ask, so that they need none of their own: `--serve-indexer` and `--use-remote-indexer`.
 import {
 	type EndpointId,
 	indexerErrorToWire,
@@ -10,85 +10,158 @@ import {
 	ROUTING_DECISION_RECORDED,
 	routingDecisionFromWire,
 	type StorageTier,
+	type TieredScores,
 	type TierHits,
 	tieredScoresToWire,
 } from "@dynamo-ts/protocols/internal";
 import type { DistributedRuntime, EndpointHandler, ServedEndpoint } from "@dynamo-ts/runtime";
 import type { KvPolicy } from "../kv-policy.js";
-import type { WorkerGroup } from "./worker-group.js";
 
-export class ServedIndexer {
-	readonly #group: WorkerGroup;
-	readonly #policy: () => Promise<KvPolicy>;
+/** Whose index it is. */
+export interface IndexOwner {
+	/** Names under which the workers' model is known. */
+	modelNames(): ReadonlySet<string>;
+	/** Rejects with why there is no index yet. */
+	policy(): Promise<KvPolicy>;
+	/** True for a worker whose blocks the index has. */
+	isMember(workerId: bigint): boolean;
+	/** The index lives on what routers decide: they can tell it. */
+	readonly canRecord: boolean;
+}
 
-	/** @param policy whose index it is; rejects with why there is none. */
-	constructor(group: WorkerGroup, policy: () => Promise<KvPolicy>) {
-		this.#group = group;
-		this.#policy = policy;
+/** What one component's endpoints answer for. */
+interface Service {
+	readonly owners: Set<IndexOwner>;
+	readonly canRecord: boolean;
+	/** Settled in the order in which owners came and went. */
+	change: Promise<void>;
+	served: ServedEndpoint[];
+}
+
+export class ServedIndexers {
+	readonly #runtime: DistributedRuntime;
+	readonly #services = new Map<string, Service>();
+
+	constructor(runtime: DistributedRuntime) {
+		this.#runtime = runtime;
 	}
 
 	/**
-	 * Serves the endpoints at the workers' component.
-	 * @param canRecord the index lives on what routers decide: they can tell it.
+	 * Serves an index at the workers' component. The same owner twice does nothing.
+	 * @throws Error when indexes of the component live on other news than this one; DynamoError `Unavailable` when the
+	 * endpoints cannot be served now, may be called again then.
 	 */
-	async serve(runtime: DistributedRuntime, workers: EndpointId, canRecord: boolean): Promise<ServedEndpoint[]> {
-		const component = runtime.namespace(workers.namespace).component(workers.component);
-		const served = [
-			await component.endpoint(KV_INDEXER_QUERY_ENDPOINT).serve(answering((payload) => this.#find(payload))),
-		];
-		if (canRecord) {
-			const record = component.endpoint(KV_INDEXER_RECORD_ENDPOINT);
-			served.push(await record.serve(answering((payload) => this.#record(payload))));
+	async add({ namespace, component }: EndpointId, owner: IndexOwner): Promise<void> {
+		const key = `${namespace}/${component}`;
+		let service = this.#services.get(key);
+		if (service === undefined) {
+			service = { owners: new Set(), canRecord: owner.canRecord, change: Promise.resolve(), served: [] };
+			this.#services.set(key, service);
 		}
-		return served;
+		if (service.canRecord !== owner.canRecord) {
+			throw new Error(`an index of ${namespace}.${component} cannot live on events and another one on decisions`);
+		}
+		service.owners.add(owner);
+		await this.#settle(key, service, { namespace, component });
 	}
 
-	async #find(payload: unknown): Promise<unknown> {
-		const { modelName, tokensHashes, deviceOnly } = indexerQueryFromWire(payload);
-		const policy = await this.#policyFor(modelName);
-		const { slots, tree } = policy.scheduler;
-		const found = tree.find(tokensHashes);
-		const hits = (counts: Uint32Array): TierHits[] => {
-			const list: TierHits[] = [];
-			for (let i = 0; i < found.count; i++) {
-				const slot = found.slots[i] as number;
-				const worker = slots.workerOf(slot);
-				const blocks = counts[slot] as number;
-				if (worker !== undefined && blocks > 0) list.push({ worker, blocks });
-			}
-			return list;
+	/** Ends what {@link add} began; the endpoints go with the component's last owner. Never rejects. */
+	async remove({ namespace, component }: EndpointId, owner: IndexOwner): Promise<void> {
+		const key = `${namespace}/${component}`;
+		const service = this.#services.get(key);
+		if (service?.owners.delete(owner) !== true) return;
+		await this.#settle(key, service, { namespace, component }).catch(() => {});
+	}
+
+	async close(): Promise<void> {
+		await Promise.all(
+			[...this.#services].map(([key, service]) => {
+				service.owners.clear();
+				const [namespace = "", component = ""] = key.split("/");
+				return this.#settle(key, service, { namespace, component }).catch(() => {});
+			}),
+		);
+	}
+
+	/** Serves while there is an owner, one change after the other. */
+	#settle(key: string, service: Service, place: { namespace: string; component: string }): Promise<void> {
+		const changed = service.change
+			.catch(() => {})
+			.then(async () => {
+				if (service.owners.size > 0) {
+					if (service.served.length === 0) await this.#serve(service, place);
+					return;
+				}
+				await Promise.all(service.served.splice(0).map((served) => served.stop()));
+				if (service.owners.size === 0 && this.#services.get(key) === service) this.#services.delete(key);
+			});
+		service.change = changed;
+		return changed;
+	}
+
+	async #serve(service: Service, { namespace, component: name }: { namespace: string; component: string }) {
+		const component = this.#runtime.namespace(namespace).component(name);
+		const served: ServedEndpoint[] = [];
+		const serve = async (endpoint: string, handle: (payload: unknown) => Promise<unknown>): Promise<void> => {
+			served.push(await component.endpoint(endpoint).serve(answering(handle)));
 		};
-		const lower: [StorageTier, Uint32Array][] = deviceOnly
-			? []
-			: [
-					["host_pinned", found.hostPinned],
-					["disk", found.disk],
-					["external", found.external],
-				];
-		return tieredScoresToWire({
-			device: hits(found.device),
-			lowerTiers: lower
-				.map(([tier, counts]) => ({ tier, hits: hits(counts) }))
-				.filter(({ hits: found }) => found.length > 0),
-		});
-	}
-
-	async #record(payload: unknown): Promise<unknown> {
-		const { modelName, worker, tokensHashes, sequenceHashes } = routingDecisionFromWire(payload);
-		const policy = await this.#policyFor(modelName);
-		if (this.#group.member(worker.workerId) === undefined) throw new Error(`there is no worker ${worker.workerId}`);
-		policy.assume(worker, tokensHashes, sequenceHashes);
-		return ROUTING_DECISION_RECORDED;
-	}
-
-	async #policyFor(modelName: string): Promise<KvPolicy> {
-		const policy = await this.#policy();
-		const names = this.#group.modelNames();
-		if (!names.has(modelName)) {
-			throw new Error(`this index is of ${[...names].join(", ") || "no model yet"}, not of ${modelName}`);
+		try {
+			await serve(KV_INDEXER_QUERY_ENDPOINT, (payload) => find(service, payload));
+			if (service.canRecord) await serve(KV_INDEXER_RECORD_ENDPOINT, (payload) => record(service, payload));
+		} catch (error) {
+			await Promise.all(served.map((one) => one.stop()));
+			throw error;
 		}
-		return policy;
+		service.served = served;
 	}
+}
+
+async function find(service: Service, payload: unknown): Promise<unknown> {
+	const { modelName, tokensHashes, deviceOnly } = indexerQueryFromWire(payload);
+	const { scheduler } = await ownerOf(service, modelName).policy();
+	const { slots, tree } = scheduler;
+	const found = tree.find(tokensHashes);
+	const hits = (counts: Uint32Array): TierHits[] => {
+		const list: TierHits[] = [];
+		for (let i = 0; i < found.count; i++) {
+			const slot = found.slots[i] as number;
+			const worker = slots.workerOf(slot);
+			const blocks = counts[slot] as number;
+			if (worker !== undefined && blocks > 0) list.push({ worker, blocks });
+		}
+		return list;
+	};
+	const lower: [StorageTier, Uint32Array][] = deviceOnly
+		? []
+		: [
+				["host_pinned", found.hostPinned],
+				["disk", found.disk],
+				["external", found.external],
+			];
+	const scores: TieredScores = {
+		device: hits(found.device),
+		lowerTiers: lower.map(([tier, counts]) => ({ tier, hits: hits(counts) })).filter(({ hits }) => hits.length > 0),
+	};
+	return tieredScoresToWire(scores);
+}
+
+async function record(service: Service, payload: unknown): Promise<unknown> {
+	const { modelName, worker, tokensHashes, sequenceHashes } = routingDecisionFromWire(payload);
+	const owner = ownerOf(service, modelName);
+	const policy = await owner.policy();
+	if (!owner.isMember(worker.workerId)) throw new Error(`there is no worker ${worker.workerId}`);
+	policy.assume(worker, tokensHashes, sequenceHashes);
+	return ROUTING_DECISION_RECORDED;
+}
+
+function ownerOf({ owners }: Service, modelName: string): IndexOwner {
+	const known = new Set<string>();
+	for (const owner of owners) {
+		const names = owner.modelNames();
+		if (names.has(modelName)) return owner;
+		for (const name of names) known.add(name);
+	}
+	throw new Error(`this index is of ${[...known].join(", ") || "no model yet"}, not of ${modelName}`);
 }
 
 /** Whatever goes wrong is an answer: Dynamo's routers wait without end for one that cannot be read. */

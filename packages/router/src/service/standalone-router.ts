@@ -26,11 +26,13 @@ import type {
 	ResponseWriter,
 	ServedEndpoint,
 } from "@dynamo-ts/runtime";
+import { matchesOf } from "../kv/remote-index.js";
+import type { WorkerSlots } from "../kv/worker-slots.js";
 import type { KvRouterOptions, KvWorkers } from "../kv-options.js";
 import { KvPolicy } from "../kv-policy.js";
 import type { RoutingOverrides, RoutingRequest } from "../router.js";
 import { type ForwardedBody, ForwardedRequest, workerIds } from "./forwarded-request.js";
-import { ServedIndexer } from "./served-indexer.js";
+import { type IndexOwner, ServedIndexers } from "./served-indexer.js";
 import { WorkerGroup } from "./worker-group.js";
 
 export interface StandaloneRouterOptions {
@@ -41,8 +43,6 @@ export interface StandaloneRouterOptions {
 	/** Tokens of a block; undefined: what the first worker's model card says. */
 	readonly blockSize?: number | undefined;
 	readonly kv?: Partial<KvRouterOptions> | undefined;
-	/** Let others ask the index, at an endpoint of the workers' component. */
-	readonly serveIndexer?: boolean | undefined;
 }
 
 /** Requests under way may finish in this time when the router leaves, milliseconds. */
@@ -56,6 +56,7 @@ export class StandaloneRouter {
 	readonly #options: StandaloneRouterOptions;
 	readonly #log: Logger;
 	readonly #served: ServedEndpoint[] = [];
+	readonly #indexers: ServedIndexers;
 	#group!: WorkerGroup;
 	#policy: KvPolicy | undefined;
 	/** The policy once it follows the workers. */
@@ -65,6 +66,7 @@ export class StandaloneRouter {
 	private constructor(runtime: DistributedRuntime, options: StandaloneRouterOptions) {
 		this.#runtime = runtime;
 		this.#options = options;
+		this.#indexers = new ServedIndexers(runtime);
 		this.#log = runtime.log.child("dynamo_llm::kv_router");
 	}
 
@@ -86,7 +88,7 @@ export class StandaloneRouter {
 	}
 
 	async #start(): Promise<void> {
-		const { endpoint, namespace = endpoint.namespace, blockSize, serveIndexer } = this.#options;
+		const { endpoint, namespace = endpoint.namespace, blockSize, kv } = this.#options;
 		this.#group = await WorkerGroup.open(this.#runtime, endpoint, {
 			blockSize,
 			onFirst: (workers) => {
@@ -100,16 +102,25 @@ export class StandaloneRouter {
 		};
 		await serve("generate", (request, response) => this.#generate(request, response));
 		await serve(BEST_WORKER_ENDPOINT, async ({ payload }, response) => {
-			const record = this.#pick(await this.#policyNow(), { tokenIds: tokenIdsFromWire(payload, "token_ids") });
+			const routing = { tokenIds: tokenIdsFromWire(payload, "token_ids") };
+			const policy = await this.#policyNow();
+			await policy.lookUp(routing);
+			const record = this.#pick(policy, routing);
 			answer(response, { data: record.instance_id });
 		});
 		await serve(OVERLAP_SCORES_ENDPOINT, async ({ payload }, response) => {
 			answer(response, { data: await this.#overlapScores(payload) });
 		});
-		if (serveIndexer !== true) return;
-		const indexer = new ServedIndexer(this.#group, () => this.#policyNow());
-		const canRecord = this.#options.kv?.useKvEvents === false;
-		this.#served.push(...(await indexer.serve(this.#runtime, endpoint, canRecord)));
+		if (kv?.serveIndexer === true) await this.#indexers.add(endpoint, this.#indexOwner(kv.useKvEvents === false));
+	}
+
+	#indexOwner(canRecord: boolean): IndexOwner {
+		return {
+			modelNames: () => this.#group.modelNames(),
+			policy: () => this.#policyNow(),
+			isMember: (workerId) => this.#group.member(workerId) !== undefined,
+			canRecord,
+		};
 	}
 
 	/** The policy, following the workers; tries until it does. */
@@ -144,6 +155,7 @@ export class StandaloneRouter {
 		const policy = await this.#policyNow();
 		if (response.closed) return;
 		if (asksOnlyWhere(body)) {
+			await policy.lookUp(routing);
 			const { instance_id: id } = pinned ?? this.#pick(policy, routing);
 			const rank = policy.explain(id, routing).dpRank;
 			const routingData = { worker_id: workerIds(id, rank, body.routing), token_ids: routing.tokenIds };
@@ -191,10 +203,13 @@ export class StandaloneRouter {
 
 	async #overlapScores(payload: unknown): Promise<Record<string, unknown>> {
 		const { tokenIds, loraName, cacheSalt, mmHashes } = overlapQuestionFromWire(payload);
-		const { scheduler } = await this.#policyNow();
+		const { scheduler, remote } = await this.#policyNow();
 		const { blockSize, slots, tree } = scheduler;
 		const { tokensHashes } = blockHashes(tokenIds, blockSize, { loraName, cacheSalt, mmHashes });
-		const found = tree.find(tokensHashes);
+		const found =
+			remote === undefined
+				? tree.find(tokensHashes)
+				: matchesOf(await remote.find(tokensHashes), this.#knownSlots(slots));
 		const { firstRank = 0, rankCount = 1 } = this.#group.kv ?? {};
 		const workers = this.#group.candidates().flatMap(({ instance_id: workerId }) =>
 			Array.from({ length: rankCount }, (_, i) => {
@@ -214,12 +229,22 @@ export class StandaloneRouter {
 		return overlapScoresToWire(blockSize, Math.floor(tokenIds.length / blockSize), workers);
 	}
 
+	/** Numbers for all workers that answers can name. */
+	#knownSlots(slots: WorkerSlots): WorkerSlots {
+		const { firstRank = 0, rankCount = 1 } = this.#group.kv ?? {};
+		for (const { instance_id } of this.#group.candidates()) {
+			for (let i = 0; i < rankCount; i++) slots.obtain(instance_id, firstRank + i);
+		}
+		return slots;
+	}
+
 	/** Leaves discovery, lets requests under way finish, and stops. Idempotent. */
 	async close(): Promise<void> {
 		if (this.#closed) return;
 		this.#closed = true;
 		await Promise.all(this.#served.map((served) => served.drain(DRAIN_MS)));
 		await Promise.all(this.#served.map((served) => served.stop()));
+		await this.#indexers.close();
 		this.#group?.close();
 		await this.#policy?.close();
 	}
@@ -237,11 +262,18 @@ function asksOnlyWhere({ annotations }: ForwardedBody): boolean {
 function overridesOf(given: unknown): RoutingOverrides | undefined {
 	if (!isJsonObject(given)) return undefined;
 	const { overlap_score_credit: credit, assume_kv_reuse: reuse, track_prefill_tokens: track } = given;
+	const { prefill_load_scale: scale, router_temperature: temperature } = given;
 	return {
-		...(typeof credit === "number" && credit >= 0 ? { overlapScoreCredit: credit } : {}),
+		...(isWeight(credit) ? { overlapScoreCredit: credit } : {}),
+		...(isWeight(scale) ? { prefillLoadScale: scale } : {}),
+		...(isWeight(temperature) ? { temperature } : {}),
 		...(typeof reuse === "boolean" ? { assumeKvReuse: reuse } : {}),
 		...(typeof track === "boolean" ? { trackPrefillTokens: track } : {}),
 	};
+}
+
+function isWeight(value: unknown): value is number {
+	return typeof value === "number" && Number.isFinite(value) && value >= 0;
 }
 
 function answer(response: ResponseWriter, item: Parameters<ResponseWriter["send"]>[0]): void {
