@@ -4,7 +4,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Frontend, startFrontend } from "@dynamo-ts/frontend";
+import { type Frontend, type FrontendConfig, startFrontend } from "@dynamo-ts/frontend";
 import { createMemStore, DistributedRuntime, type MemStore, type RuntimeConfig } from "@dynamo-ts/runtime";
 import { PROJECT_ROOT } from "@dynamo-ts/testing/internal";
 import { startMocker, type WorkerHandle } from "@dynamo-ts/worker";
@@ -66,7 +66,11 @@ export class OneProcess {
 		return worker;
 	}
 
-	async frontend(runtime: DistributedRuntime, routerMode: "kv" | "round-robin"): Promise<Frontend> {
+	async frontend(
+		runtime: DistributedRuntime,
+		routerMode: "kv" | "round-robin",
+		more: Partial<FrontendConfig> = {},
+	): Promise<Frontend> {
 		const folder = mkdtempSync(join(tmpdir(), "dynamo-one-process-"));
 		this.onEnd(() => rmSync(folder, { recursive: true, force: true }));
 		const frontend = await startFrontend(runtime, {
@@ -75,6 +79,7 @@ export class OneProcess {
 			modelCacheDir: folder,
 			namespace: undefined,
 			routerMode,
+			...more,
 		});
 		this.onEnd(() => frontend.close());
 		return frontend;

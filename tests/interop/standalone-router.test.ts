@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The real standalone router and ours side by side before the same real workers: the same questions, the same answers.
-// And a real frontend that asks our router's index instead of having one.
+// And frontends without an index that ask the other kind's.
 import { randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -12,7 +12,9 @@ import {
 	CollectingSink,
 	fileDiscoveryEnv,
 	findRealDynamo,
+	scrape,
 	startDynamo,
+	startOwnHttp,
 	startRealFrontend,
 	startRealMocker,
 	testModel,
@@ -167,20 +169,12 @@ test(titled("both give the same scores and the same best worker, and pass reques
 	expect(await shape(ours)).toEqual(await shape(real));
 }, 120_000);
 
-test(titled("a real frontend without an index of its own asks ours", missing), async () => {
-	const [index] = (await instancesOf("backend", "kv_indexer_query")).filter((id) => id === real);
-	expect(index).toBe(real);
-	// Only ours is left to be asked.
-	const realRouter = children[1] as Child;
-	await realRouter.stop(5000);
-	const gone = async (): Promise<boolean> => !(await instancesOf("backend", "kv_indexer_query")).includes(real);
-	await until("the real router has left", gone, { timeoutMs: 40_000 });
-	const frontend = await startRealFrontend(peer.path, env, MODEL, ["--router-mode", "kv", "--use-remote-indexer"]);
-	children.push(frontend.child);
-	const holders: unknown[] = [];
+/** Sends prompts until each is known, then again. @returns who answered each; the second time with all blocks cached. */
+async function placed(url: string, prompts: readonly number[], index: () => Promise<bigint>): Promise<bigint[]> {
+	const holders: bigint[] = [];
 	for (let round = 0; round < 3; round++) {
-		for (let p = 20; p < 26; p++) {
-			const response = await fetch(`${frontend.url}/v1/completions`, {
+		for (const [i, p] of prompts.entries()) {
+			const response = await fetch(`${url}/v1/completions`, {
 				method: "POST",
 				headers: { "content-type": "application/json" },
 				body: JSON.stringify({
@@ -197,15 +191,61 @@ test(titled("a real frontend without an index of its own asks ours", missing), a
 			};
 			const worker = BigInt(answer.nvext.worker_id.decode_worker_id);
 			const cached = answer.usage.prompt_tokens_details?.cached_tokens ?? 0;
-			if (round > 0) expect({ worker, cached }).toEqual({ worker: holders[p - 20], cached: 96 });
+			if (round > 0) expect({ worker, cached }).toEqual({ worker: holders[i], cached: 96 });
 			else holders.push(worker);
 			const asked = { model_name: MODEL, block_hashes: blockHashes(promptOf(p), BLOCK_SIZE).tokensHashes };
-			await until("our index has the prompt", async () => {
-				const [item] = await ask(ours, "backend", "kv_indexer_query", asked);
+			await until("the index has the prompt", async () => {
+				const [item] = await ask(await index(), "backend", "kv_indexer_query", asked);
 				return JSON.stringify(sorted(item), (_key, value) =>
 					typeof value === "bigint" ? String(value) : value,
 				).includes(",6]");
 			});
 		}
 	}
+	return holders;
+}
+
+const PROMPTS = [20, 21, 22, 23, 24, 25];
+const FAILURES = "dynamo_component_router_remote_indexer_query_failures_total";
+const stopServing = async (id: bigint, child: Child): Promise<void> => {
+	await child.stop(5000);
+	const gone = async (): Promise<boolean> => !(await instancesOf("backend", "kv_indexer_query")).includes(id);
+	await until("the index is no longer there", gone, { timeoutMs: 40_000 });
+};
+let holders: bigint[];
+
+test(titled("our frontend without an index of its own asks both routers, the real one too", missing), async () => {
+	const frontend = await startOwnHttp("frontend", ["--router-mode", "kv", "--use-remote-indexer"], env, MODEL);
+	children.push(frontend.child);
+	// The real one's events come as soon as ours, or the next question waits for them.
+	holders = await placed(frontend.url, PROMPTS, async () => real);
+	expect(new Set(holders).size).toBe(2);
+	const page = await scrape(frontend.url);
+	expect(page.select(FAILURES)).toMatchObject([{ value: 0 }]);
+	// Ours is away: now each answer is the real one's.
+	await stopServing(ours, children[2] as Child);
+	expect(await placed(frontend.url, PROMPTS, async () => real)).toEqual(holders);
+	expect((await scrape(frontend.url)).sum(FAILURES)).toBe(0);
+}, 120_000);
+
+test(titled("a real frontend without an index of its own asks our router, then our frontend", missing), async () => {
+	await stopServing(real, children[1] as Child);
+	const router = startDynamo(["router", "--endpoint", "dynamo.backend.generate", "--serve-indexer"], { env });
+	children.push(router);
+	const index = async (): Promise<bigint> => {
+		let [id] = await instancesOf("backend", "kv_indexer_query");
+		await until("an index is there", async () => {
+			[id] = await instancesOf("backend", "kv_indexer_query");
+			return id !== undefined;
+		});
+		return id as bigint;
+	};
+	const served = await index();
+	const asking = await startRealFrontend(peer.path, env, MODEL, ["--router-mode", "kv", "--use-remote-indexer"]);
+	children.push(asking.child);
+	expect(await placed(asking.url, PROMPTS, index)).toEqual(holders);
+	await stopServing(served, router);
+	const frontend = await startOwnHttp("frontend", ["--router-mode", "kv", "--serve-indexer"], env, MODEL);
+	children.push(frontend.child);
+	expect(await placed(asking.url, PROMPTS, index)).toEqual(holders);
 }, 120_000);

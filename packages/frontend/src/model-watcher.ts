@@ -13,7 +13,6 @@ import {
 	type BusyThresholds,
 	createRouter,
 	type GroupPlace,
-	type IndexOwner,
 	KvPolicy,
 	type KvRouterOptions,
 	kvWorkersOf,
@@ -22,10 +21,10 @@ import {
 	type RouterMode,
 	type RouterPolicyConfig,
 	RoutingGroup,
-	ServedIndexers,
 	SessionAffinity,
 	type SessionAffinityOptions,
 } from "@dynamo-ts/router";
+import { type IndexOwner, ServedIndexers } from "@dynamo-ts/router/internal";
 import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
 import type { ModelFiles } from "./model-files.js";
 import type { ModelManager } from "./model-manager.js";

@@ -75,6 +75,10 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 		policy.admission.observer = this;
 		for (const { policyClass } of policy.admission.stats()) this.#announce(policyClass);
 		families.approximateCache(place, policy.cachePolicy.configured, policy.cachePolicy.effective);
+		if (policy.remote !== undefined) {
+			const failures = families.remoteFailures(place);
+			policy.remote.onFailure = (failure) => failures[failure].inc();
+		}
 		// Decode workers beside prefill workers are chosen by load alone: as a rule nothing is heard of their caches.
 		if (place.phase !== "decode") this.#announceEvents();
 		policy.feed.onEvent = (type, status, duplicate) => {

@@ -34,7 +34,6 @@ export {
 export { RouterMetrics } from "./router-metrics.js";
 export { RoutingGroup, type RoutingGroupParts } from "./routing-group.js";
 export type { RoutingObserver, Selection } from "./routing-observer.js";
-export { type IndexOwner, ServedIndexers } from "./service/served-indexer.js";
 export { StandaloneRouter, type StandaloneRouterOptions } from "./service/standalone-router.js";
 export {
 	SESSION_AFFINITY_MODES,

@@ -185,9 +185,11 @@ export class KvPolicy implements Router {
 	}
 
 	lookUp(request: RoutingRequest): Promise<void> | undefined {
-		const { tokenIds } = request;
+		const { tokenIds, overrides } = request;
 		const { remote } = this;
 		if (remote === undefined || tokenIds === undefined || this.#lookUps.has(tokenIds)) return undefined;
+		// The worker gets the prompt's blocks from another one: what it has itself is not asked.
+		if (overrides?.overlapScoreCredit === 0) return undefined;
 		const tokensHashes = this.#tokensHashes(request);
 		const began = performance.now();
 		const told = (scores: TieredScores): void => {
@@ -226,7 +228,7 @@ export class KvPolicy implements Router {
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
 		const { hashed, choice } = this.#planFor(instanceId, request);
 		const now = performance.now();
-		this.#tellSelection(hashed, choice);
+		this.#tellSelection(request, hashed, choice);
 		const admitted = this.scheduler.admit(requestId, choice.slot, hashed, choice.effectivePrefillTokens, now);
 		this.#approximate?.assume(choice.slot, hashed, now);
 		this.#plan = undefined;
@@ -356,7 +358,11 @@ export class KvPolicy implements Router {
 		return result;
 	}
 
-	#tellSelection({ promptTokens }: KvRequest, { overlapBlocks, mostOverlapBlocks }: KvChoice): void {
+	#tellSelection(
+		{ tokenIds = [] }: RoutingRequest,
+		{ promptTokens }: KvRequest,
+		{ overlapBlocks, mostOverlapBlocks }: KvChoice,
+	): void {
 		if (this.#onSelection === undefined) return;
 		const { blockSize, findMs } = this.scheduler;
 		this.#onSelection({
@@ -366,7 +372,7 @@ export class KvPolicy implements Router {
 			mostOverlapBlocks,
 			blockHashingMs: this.#spent.compute_block_hashes,
 			seqHashingMs: this.#spent.compute_seq_hashes,
-			findMatchesMs: findMs,
+			findMatchesMs: this.#lookUps.get(tokenIds)?.ms ?? findMs,
 			schedulingMs: Math.max(0, this.#spent.schedule - findMs),
 		});
 	}

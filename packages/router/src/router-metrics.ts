@@ -17,6 +17,7 @@ import {
 	openHistogramVec,
 } from "@dynamo-ts/runtime/internal";
 import { GroupMetrics, type GroupPlace } from "./group-metrics.js";
+import type { RemoteIndexFailure } from "./kv/remote-index.js";
 import type { RoutingGroup } from "./routing-group.js";
 
 const POLICIES = ["disabled", "lru", "ttl"] as const;
@@ -174,6 +175,24 @@ export class RouterMetrics {
 			sourceMismatch: openGaugeVec(metrics, c.routerKvEventSourceMismatchWorkers),
 			eventsMissing: openGaugeVec(metrics, METRICS.event.kvEventsMissing),
 		};
+	}
+
+	readonly #remoteFailures = new Map<string, Record<RemoteIndexFailure, Counter>>();
+
+	/** Counters of what an index of another process did not answer or take in, under the component of its workers. */
+	remoteFailures({ namespace, targetComponent }: GroupPlace): Record<RemoteIndexFailure, Counter> {
+		const key = `${namespace}/${targetComponent}`;
+		let counters = this.#remoteFailures.get(key);
+		if (counters === undefined) {
+			const { metrics } = this.#runtime.namespace(namespace).component(targetComponent);
+			const c = METRICS.component;
+			counters = {
+				query: openCounter(metrics, c.routerRemoteIndexerQueryFailuresTotal, this.#constant),
+				write: openCounter(metrics, c.routerRemoteIndexerWriteFailuresTotal, this.#constant),
+			};
+			this.#remoteFailures.set(key, counters);
+		}
+		return counters;
 	}
 
 	/** Which policy keeps blocks that no events tell of; `disabled`: none. */

@@ -305,6 +305,16 @@ export const COMPONENT_FAMILIES = {
 		[LABELS.component, LABELS.namespace, MORE_LABELS.routerId, LABELS.workerId, FRONTEND_LABELS.workerType],
 		OVERLAP_BLOCKS,
 	),
+	routerRemoteIndexerQueryFailuresTotal: counter(
+		"router_remote_indexer_query_failures_total",
+		"Questions that the index of another process did not answer",
+		[LABELS.component, LABELS.namespace, MORE_LABELS.routerId, LABELS.workerId],
+	),
+	routerRemoteIndexerWriteFailuresTotal: counter(
+		"router_remote_indexer_write_failures_total",
+		"Choices that the index of another process did not take in",
+		[LABELS.component, LABELS.namespace, MORE_LABELS.routerId, LABELS.workerId],
+	),
 	routerRequestsStartedTotal: counter("router_requests_started_total", "Requests that the router let in", [
 		LABELS.component,
 		LABELS.namespace,
