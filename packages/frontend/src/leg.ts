@@ -212,6 +212,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		workers.queueDepth = decision?.queueDepth;
 		workers.prefilledAt = undefined;
 		this.tracker.prefillWorkerId = instance_id;
+		this.tracker.prefillWorkerRank = decision?.dpRank;
 	}
 
 	onPrefilled(outputs: readonly LLMEngineOutput[]): void {
@@ -251,6 +252,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 		workers.decodeId = instanceId;
 		workers.decodeRank = decision?.dpRank;
 		this.tracker.workerId = instanceId;
+		this.tracker.workerRank = decision?.dpRank;
 		if (this.remotePrefill) return;
 		workers.prefillId = instanceId;
 		workers.prefillRank = workers.decodeRank;

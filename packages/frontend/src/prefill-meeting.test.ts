@@ -244,7 +244,9 @@ describe("what is told", () => {
 		const labels = page
 			.select("dynamo_frontend_worker_last_time_to_first_token_seconds")
 			.map((sample) => sample.labels);
-		expect(labels).toMatchObject([{ worker_id: String(prefill[0]?.record.instance_id), worker_type: "prefill" }]);
+		expect(labels).toEqual([
+			{ dp_rank: "0", worker_id: String(prefill[0]?.record.instance_id), worker_type: "prefill" },
+		]);
 	});
 
 	it.each([

@@ -62,12 +62,15 @@ export class RequestTracker {
 	inputTokens = 0;
 	cachedTokens: number | undefined;
 	workerId: bigint | undefined;
+	/** Its data-parallel rank, where the router chose that, too. */
+	workerRank: number | undefined;
 	/** Parts of the request that are not text. */
 	media: MediaParts = NO_MEDIA;
 	/** Milliseconds from {@link Exchange.receivedAt}; undefined before the first token. */
 	timeToFirstTokenMs: number | undefined;
 	/** The worker that computed the prompt, when that was another one. */
 	prefillWorkerId: bigint | undefined;
+	prefillWorkerRank: number | undefined;
 	/** Why the first choice ended. */
 	finishReason: string | undefined;
 	/** What is done for the request is part of it. */
@@ -174,14 +177,16 @@ export class RequestTracker {
 		tokens.audio.observe(media.audio);
 		tokens.videos.observe(media.videos);
 		this.leaveQueue();
-		const prompted = this.prefillWorkerId ?? this.workerId;
+		const { prefillWorkerId, workerId } = this;
+		const prompted = prefillWorkerId ?? workerId;
 		if (prompted !== undefined) {
-			const labels = ["none", prompted.toString(), this.prefillWorkerId === undefined ? "decode" : "prefill"];
+			const rank = prefillWorkerId === undefined ? this.workerRank : this.prefillWorkerRank;
+			const labels = [rankLabel(rank), prompted.toString(), prefillWorkerId === undefined ? "decode" : "prefill"];
 			this.metrics.workerTimeToFirstToken.withLabelValues(...labels).set(this.timeToFirstTokenMs / 1000);
 			this.metrics.workerInputTokens.withLabelValues(...labels).set(this.inputTokens);
 		}
-		if (this.workerId !== undefined) {
-			const labels = ["none", this.workerId.toString(), "decode"];
+		if (workerId !== undefined) {
+			const labels = [rankLabel(this.workerRank), workerId.toString(), "decode"];
 			this.workerLatency = this.metrics.workerInterTokenLatency.withLabelValues(...labels);
 		}
 		return tokens;
@@ -265,4 +270,9 @@ export class RequestTracker {
 			finishReason: this.finishReason,
 		});
 	}
+}
+
+/** As Dynamo's frontend has it: a rank where the router looks at ranks. */
+function rankLabel(rank: number | undefined): string {
+	return rank === undefined ? "none" : String(rank);
 }

@@ -28,7 +28,7 @@ const threeTokens = (call: ScriptedCall): void => void call.tokens([5]).tokens([
 
 test("round-robin: requests, times and tokens; nothing of cache or queue", async () => {
 	stack = await startStack();
-	await stack.worker({ script: threeTokens });
+	const worker = await stack.worker({ script: threeTokens });
 	for (let i = 0; i < 4; i++) expect((await ask()).status).toBe(200);
 	const page = await stack.metrics();
 	const router = { ...PLACE, router_id: stack.runtime.instanceId.toString() };
@@ -43,6 +43,10 @@ test("round-robin: requests, times and tokens; nothing of cache or queue", async
 	expect(page.select("dynamo_frontend_router_queue_pending_requests")).toEqual([]);
 	expect(page.select("dynamo_component_router_worker_registered")).toEqual([]);
 	expect(page.value("dynamo_router_overhead_total_ms_count", { router_id: router.router_id })).toBe(0);
+	// Which of its ranks takes a request is the worker's affair.
+	const last = { dp_rank: "none", worker_id: worker.record.instance_id.toString(), worker_type: "decode" };
+	expect(page.select("dynamo_frontend_worker_last_input_sequence_tokens")).toMatchObject([{ labels: last, value: 10 }]);
+	expect(page.select("dynamo_frontend_worker_active_decode_blocks")).toEqual([]);
 });
 
 test("kv: choices, workers and what waits, until it is over", async () => {
@@ -95,6 +99,9 @@ test("kv: choices, workers and what waits, until it is over", async () => {
 	}
 	for (const name of ["active_prefill_tokens", "active_decode_blocks"]) {
 		expect(page.value(`dynamo_frontend_worker_${name}`, rank)).toBe(0);
+	}
+	for (const name of ["input_sequence_tokens", "time_to_first_token_seconds", "inter_token_latency_seconds"]) {
+		expect(page.select(`dynamo_frontend_worker_last_${name}`)).toMatchObject([{ labels: rank }]);
 	}
 	const router = { ...PLACE, router_id: stack.runtime.instanceId.toString() };
 	expect(page.value("dynamo_component_router_kv_hit_rate_count", router)).toBe(1);

@@ -14,8 +14,10 @@ import {
 	type OtlpSpan,
 } from "./otlp-decode.js";
 
-/** What the receiver does with a request. */
-export type OtlpBehaviour = "take" | "refuse" | "silent";
+/** What the receiver does with a request; "discard": says that it took it, and keeps nothing. */
+export type OtlpBehaviour = "take" | "discard" | "refuse" | "silent";
+
+const accepts = (behaviour: OtlpBehaviour): boolean => behaviour === "take" || behaviour === "discard";
 
 export interface OtlpReceiver {
 	/** `http://127.0.0.1:port`. */
@@ -42,6 +44,7 @@ export async function startOtlpReceiver(protocol: "grpc" | "http/protobuf" = "gr
 		behaviour: "take" as OtlpBehaviour,
 	};
 	const take = (path: string, userAgent: string, message: Buffer): void => {
+		if (receiver.behaviour === "discard") return;
 		receiver.requests.push({ path, userAgent });
 		if (receiver.behaviour !== "take") return;
 		if (/trace/i.test(path)) receiver.spans.push(...decodeTraces(message));
@@ -100,8 +103,8 @@ async function answerGrpc(
 	take(String(headers[":path"]), String(headers["user-agent"]), body[0] === 1 ? gunzipSync(message) : message);
 	if (behaviour === "silent" || stream.destroyed) return;
 	stream.respond({ ":status": 200, "content-type": "application/grpc+proto" }, { waitForTrailers: true });
-	stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": behaviour === "take" ? "0" : "14" }));
-	if (behaviour === "take") stream.write(Buffer.alloc(5));
+	stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": accepts(behaviour) ? "0" : "14" }));
+	if (accepts(behaviour)) stream.write(Buffer.alloc(5));
 	stream.end();
 }
 
@@ -115,5 +118,5 @@ async function answerHttp(
 	const plain = request.headers["content-encoding"] === "gzip" ? gunzipSync(body) : body;
 	take(request.url ?? "", String(request.headers["user-agent"]), plain);
 	if (behaviour === "silent") return;
-	response.writeHead(behaviour === "take" ? 200 : 400, { "content-type": "application/x-protobuf" }).end();
+	response.writeHead(accepts(behaviour) ? 200 : 400, { "content-type": "application/x-protobuf" }).end();
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a span costs, and how much CPU of a frontend and a worker a request takes: silent, with the lines of `info`, with
-// traces and log lines exported, and with traces that the sampler leaves out. Rounds in turn; medians.
+// What a span costs, and how much CPU of a frontend and a worker a request and a token take: with everything off, with the
+// lines of `info`, with traces that the sampler leaves out, and with everything on (JSONL lines, traces, log lines and
+// metrics exported over OTLP). Metrics are counted in each. Rounds in turn; medians.
 
 import { Tracer } from "@dynamo-ts/runtime/internal";
 import { Fleet, startOtlpReceiver, testModel } from "@dynamo-ts/testing/internal";
@@ -10,7 +11,9 @@ import { cpuSeconds, report } from "./lib.js";
 const rounds = Number(process.argv[2] ?? 3);
 const REQUESTS = Number(process.argv[3] ?? 600);
 const STREAMS = 16;
-const TOKENS = 16;
+/** Tokens of a request; what the longer one costs beyond the shorter is what tokens cost. */
+const SHORT = 16;
+const LONG = 272;
 const SPANS = 100_000;
 
 const median = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
@@ -40,7 +43,7 @@ async function spanCost(name: string, sink: { end(span: never): void } | undefin
 }
 
 const receiver = await startOtlpReceiver();
-receiver.behaviour = "refuse";
+receiver.behaviour = "discard";
 const log = { info() {}, warn() {} } as never;
 const spans = new SpanExport({ protocol: "grpc", url: receiver.url }, "bench", log);
 report("One span (µs of CPU)", [
@@ -54,50 +57,63 @@ await spans.shutdown();
 
 const model = testModel("hf");
 if (model.missing !== "") throw new Error(model.missing);
-const ON = { OTEL_EXPORT_ENABLED: "1", OTEL_EXPORTER_OTLP_ENDPOINT: receiver.url };
+const EXPORT = { OTEL_EXPORT_ENABLED: "1", OTEL_EXPORTER_OTLP_ENDPOINT: receiver.url };
+const LINES = { DYN_LOG: "info", DYN_LOGGING_JSONL: "1" };
 const MODES: Record<string, Record<string, string>> = {
-	silent: { DYN_LOG: "off" },
-	"lines of info": { DYN_LOG: "info", DYN_LOGGING_JSONL: "1" },
-	"lines, traces and lines exported": { DYN_LOG: "info", DYN_LOGGING_JSONL: "1", ...ON },
-	"silent, export on, nothing sampled": { DYN_LOG: "off", ...ON, OTEL_TRACES_SAMPLE_RATIO: "0" },
+	"everything off": { DYN_LOG: "off" },
+	"lines of info": LINES,
+	"silent, export on, nothing sampled": { DYN_LOG: "off", ...EXPORT, OTEL_TRACES_SAMPLE_RATIO: "0" },
+	"everything on": { ...LINES, ...EXPORT, OTEL_METRICS_EXPORTER: "otlp", OTEL_METRIC_EXPORT_INTERVAL: "5000" },
 };
 
-/** CPU microseconds per request of frontend and worker. */
-async function load(url: string, pids: readonly number[]): Promise<number[]> {
+/** Streams of so many tokens. @returns CPU microseconds per request, of each process. */
+async function load(url: string, pids: readonly number[], tokens: number): Promise<number[]> {
 	const before = pids.map(cpuSeconds);
 	let left = REQUESTS;
-	await Promise.all(
-		Array.from({ length: STREAMS }, async () => {
-			while (left-- > 0) {
-				const answer = await fetch(`${url}/v1/chat/completions`, {
-					method: "POST",
-					headers: { "content-type": "application/json", "x-request-id": "bench" },
-					body: JSON.stringify({
-						model: "m",
-						messages: [{ role: "user", content: "Hi" }],
-						max_tokens: TOKENS,
-						ignore_eos: true,
-						stream: true,
-					}),
-				});
-				await answer.text();
-			}
-		}),
-	);
+	const lane = async (): Promise<void> => {
+		while (left-- > 0) {
+			const answer = await fetch(`${url}/v1/chat/completions`, {
+				method: "POST",
+				headers: { "content-type": "application/json", "x-request-id": "bench" },
+				body: JSON.stringify({
+					model: "m",
+					messages: [{ role: "user", content: "Hi" }],
+					max_tokens: tokens,
+					ignore_eos: true,
+					stream: true,
+				}),
+			});
+			const text = await answer.text();
+			if (!answer.ok || !text.endsWith("data: [DONE]\n\n")) throw new Error(`${answer.status}: ${text.slice(-200)}`);
+		}
+	};
+	await Promise.all(Array.from({ length: STREAMS }, lane));
 	return pids.map((pid, i) => ((cpuSeconds(pid) - before[i]!) / REQUESTS) * 1e6);
 }
 
-const figures: Record<string, number[][]> = {};
+/** Of a mode: CPU microseconds of frontend and worker, by round. */
+interface Figures {
+	readonly perRequest: [number[], number[]];
+	readonly perToken: [number[], number[]];
+}
+
+const figures: Record<string, Figures> = {};
 for (let round = 0; round < rounds; round++) {
 	for (const [name, env] of Object.entries(MODES)) {
 		const fleet = new Fleet(env);
+		figures[name] ??= { perRequest: [[], []], perToken: [[], []] };
+		const { perRequest, perToken } = figures[name];
 		try {
 			const { child } = await fleet.mocker(model.path, "m", ["--speedup-ratio", "1000"]);
 			const frontend = await fleet.frontend("m");
 			const pids = [frontend.child.pid, child.pid];
-			await load(frontend.url, pids);
-			figures[name] ??= [[], []];
-			for (const [i, cpu] of (await load(frontend.url, pids)).entries()) figures[name][i]!.push(cpu);
+			await load(frontend.url, pids, SHORT);
+			const short = await load(frontend.url, pids, SHORT);
+			const long = await load(frontend.url, pids, LONG);
+			for (const i of [0, 1] as const) {
+				perRequest[i].push(short[i]!);
+				perToken[i].push((long[i]! - short[i]!) / (LONG - SHORT));
+			}
 		} finally {
 			await fleet.stop();
 		}
@@ -105,10 +121,12 @@ for (let round = 0; round < rounds; round++) {
 }
 await receiver.close();
 report(
-	`A streamed request of ${TOKENS} tokens (µs of CPU)`,
-	Object.entries(figures).map(([name, [frontend, worker]]) => ({
-		mode: name,
-		frontend: median(frontend!).toFixed(0),
-		worker: median(worker!).toFixed(0),
+	`A streamed request of ${SHORT} tokens, and a further token of one (µs of CPU)`,
+	Object.entries(figures).map(([mode, { perRequest, perToken }]) => ({
+		mode,
+		"frontend, request": median(perRequest[0]).toFixed(0),
+		"worker, request": median(perRequest[1]).toFixed(0),
+		"frontend, token": median(perToken[0]).toFixed(1),
+		"worker, token": median(perToken[1]).toFixed(1),
 	})),
 );
