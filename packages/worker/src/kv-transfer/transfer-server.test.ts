@@ -233,6 +233,16 @@ test("the server closes what does not keep to the format, and goes on", async ()
 	expect(kv.numReaders).toBe(0);
 });
 
+test("a peer that asks and leaves has not got what was in the way out", async () => {
+	const socket = await dial();
+	socket.pause();
+	socket.write(Buffer.concat([PREAMBLE, pullFrame(keep(20), 0, 20)]));
+	await until("blocks are read", () => kv.reads > 0);
+	socket.resetAndDestroy();
+	await until("nothing is kept", () => holds.size === 0);
+	expect(ended).toEqual(["released"]);
+});
+
 test("a peer that asks and does not read costs little memory", async () => {
 	const socket = await dial();
 	socket.pause();

@@ -112,7 +112,6 @@ class Connection {
 	#nextPiece = 0;
 	#pulling: { readonly handle: string; readonly held: HeldKv } | undefined;
 	#next: PullRequest | undefined;
-	#closed = false;
 	/** Wakes a pull that waits for the socket, for credit, or for the segment. */
 	#wake: (() => void) | undefined;
 
@@ -134,12 +133,16 @@ class Connection {
 		socket.on("error", () => {});
 		socket.once("end", () => this.destroy());
 		socket.once("close", () => {
-			this.#closed = true;
 			onClose();
 			this.#wakeUp();
 			// A pull that is under way does the rest when it has stopped.
 			if (this.#pulling === undefined) void this.#segment?.close();
 		});
+	}
+
+	/** Nothing goes out any more; the event comes later. */
+	get #closed(): boolean {
+		return this.#socket.destroyed;
 	}
 
 	get isPulling(): boolean {
@@ -286,8 +289,8 @@ class Connection {
 	/** Waits until nothing of the blocks is needed any more. @returns false when the peer was gone before. */
 	async #finish(shared: boolean): Promise<boolean> {
 		let written = false;
-		this.#socket.write(encodeFrame(FRAME.done), () => {
-			written = true;
+		this.#socket.write(encodeFrame(FRAME.done), (error) => {
+			written = error === null || error === undefined;
 			this.#wakeUp();
 		});
 		return this.#until(() => written && (!shared || this.#freePieces === this.#pieces));
