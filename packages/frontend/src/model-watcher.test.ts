@@ -103,6 +103,64 @@ describe("ModelWatcher", () => {
 		expect(manager.ready().map(({ name, contextWindow }) => [name, contextWindow])).toEqual([["m", 256]]);
 	});
 
+	describe("a card that says how to route", () => {
+		const config = (router_mode: string, more: Record<string, unknown> = {}): Record<string, unknown> => ({
+			router_config: { router_mode, kv_router_config: {}, load_threshold_config: {}, ...more },
+		});
+		const setOf = (component: string) => watcher.workerSets().find((set) => set.component === component);
+		const put = async (component: string, card: Partial<ModelRecord["card_json"]>): Promise<ModelRecord> => {
+			const model = { ...(await record("m", card)), component };
+			await runtime.discovery.put(model);
+			await expect.poll(() => setOf(component)).toBeDefined();
+			return model;
+		};
+
+		it("replaces the frontend's settings, for its workers alone", async () => {
+			await put("plain", {});
+			const kv = { load_threshold_config: { active_decode_blocks_threshold: 0.5 }, session_affinity_ttl_secs: 9 };
+			await put("kv", config("k_v", kv));
+			await put("broken", config("by-chance"));
+			const modes = ["plain", "kv", "broken"].map((component) => setOf(component)?.router.name);
+			expect(modes).toEqual(["round-robin", "kv", "round-robin"]);
+			expect(setOf("kv")?.load?.thresholds).toMatchObject({ activeDecodeBlocks: 0.5 });
+			expect(setOf("kv")?.router.affinity?.options).toEqual({ ttlMs: 9000, mode: "hard" });
+			expect(setOf("plain")?.router.affinity).toBeUndefined();
+			expect(setOf("plain")?.load?.thresholds.activeDecodeBlocks).toBeUndefined();
+		});
+
+		const DECODE = { worker_type: "decode" as const, needs: [["prefill" as const]] };
+		const PREFILL = { worker_type: "prefill" as const, needs: [["decode" as const]], model_type: "" };
+
+		it.each(["before", "after"])(
+			"prefill workers that say nothing and come %s do as those that answer",
+			async (when) => {
+				if (when === "before") await put("prefill", PREFILL);
+				const conditional = { conditional_disagg_enabled: true, conditional_disagg_eff_isl_threshold: 7 };
+				const decode = await put("decode", { ...DECODE, ...config("k_v", { kv_router_config: conditional }) });
+				if (when === "after") await put("prefill", PREFILL);
+				expect([setOf("decode")?.router.name, setOf("prefill")?.router.name]).toEqual(["kv", "kv"]);
+				expect(setOf("decode")?.wish?.conditional).toMatchObject({ effIslThreshold: 7, policy: "isl_bounding" });
+				expect(setOf("prefill")?.size).toBe(1);
+				// Others that answer, who say nothing: the frontend's settings hold for both again.
+				await runtime.discovery.delete(decode);
+				await put("decode2", DECODE);
+				await expect.poll(() => setOf("prefill")?.router.name).toBe("round-robin");
+				expect(setOf("prefill")?.size).toBe(1);
+			},
+		);
+
+		it("prefill workers that say so themselves have ways of their own", async () => {
+			await put("decode", { ...DECODE, ...config("least_loaded") });
+			await put("prefill", { ...PREFILL, ...config("k_v") });
+			await put("decode2", { ...DECODE, ...config("random") });
+			expect(["decode", "prefill", "decode2"].map((one) => setOf(one)?.router.name)).toEqual([
+				"least-loaded",
+				"kv",
+				"random",
+			]);
+		});
+	});
+
 	it("readiness follows the instance, not the record", async () => {
 		const served = await serve();
 		await runtime.discovery.put(await record("m"));

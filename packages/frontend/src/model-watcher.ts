@@ -24,13 +24,14 @@ import {
 	SessionAffinity,
 	type SessionAffinityOptions,
 } from "@dynamo-ts/router";
-import { type IndexOwner, ServedIndexers } from "@dynamo-ts/router/internal";
+import { type IndexOwner, routingOfCard, ServedIndexers } from "@dynamo-ts/router/internal";
 import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
+import { parseConditionalDisagg } from "./conditional-disagg.js";
 import type { ModelFiles } from "./model-files.js";
 import type { ModelManager } from "./model-manager.js";
 import { loadMaterials } from "./model-materials.js";
 import { WorkerGroup } from "./worker-group.js";
-import { WorkerSet, workerSetKey } from "./worker-set.js";
+import { type RoutingWish, WorkerSet, workerSetKey } from "./worker-set.js";
 
 export interface ModelWatcherOptions {
 	/** Only this namespace; undefined: all. */
@@ -190,7 +191,8 @@ export class ModelWatcher {
 		}
 		if (set === undefined) {
 			const group = this.groupOf(record);
-			set = new WorkerSet(record, this.createRouting(record.card_json), group);
+			const wish = this.wishOf(record.card_json, group);
+			set = new WorkerSet(record, this.createRouting(record.card_json, wish), group, wish);
 			this.options.routerMetrics?.add(set.router, placeOf(set));
 			this.sets.set(setKey, set);
 			this.manager.addSet(set);
@@ -199,28 +201,63 @@ export class ModelWatcher {
 		entry.set = set;
 		set.add(record.instance_id, key, record.card_json);
 		this.manager.refresh(set);
+		if (set.answers) this.takeAfter(set);
 	}
 
-	private createRouting(card: ModelDeploymentCard): RoutingGroup {
+	/** What the workers' card says about routing, or, of prefill workers that say nothing, the card of those that answer. */
+	private wishOf(card: ModelDeploymentCard, { sets }: WorkerGroup): RoutingWish | undefined {
+		let source: unknown = card.router_config ?? undefined;
+		if (card.worker_type === "prefill") source ??= [...sets].find(({ answers }) => answers)?.wish?.source;
+		if (source === undefined) return undefined;
+		try {
+			const routing = routingOfCard(source);
+			const { conditionalDisagg } = routing;
+			const conditional =
+				conditionalDisagg && parseConditionalDisagg(JSON.stringify(conditionalDisagg), "router_config");
+			return { source, routing, conditional };
+		} catch (error) {
+			this.log.warn("A model card's routing settings cannot be used; those of the frontend hold", {
+				model: card.display_name,
+				error: (error as Error).message,
+			});
+			return undefined;
+		}
+	}
+
+	/** Prefill workers that were there before those that answer, and say nothing about routing, get what these have. */
+	private takeAfter(set: WorkerSet): void {
+		for (const other of [...set.group.sets]) {
+			if (other.workerType !== "prefill" || (other.card.router_config ?? undefined) !== undefined) continue;
+			if (stringifyJson(other.wish?.source ?? null) === stringifyJson(set.wish?.source ?? null)) continue;
+			const members = [...this.records].filter(([, known]) => known.set === other);
+			for (const [key] of members) this.forget(key);
+			for (const [key, { record }] of members) this.take(key, record);
+		}
+	}
+
+	private createRouting(card: ModelDeploymentCard, wish: RoutingWish | undefined): RoutingGroup {
+		const own = wish?.routing;
 		const workers = kvWorkersOf(card);
 		const { firstRank, rankCount } = workers;
 		const load = new LoadMonitor({
 			// Limits that were set while running hold for the workers that follow.
-			thresholds: this.manager.find(card.display_name)?.busyThresholds() ?? this.options.busy ?? {},
+			thresholds: own?.busy ?? this.manager.find(card.display_name)?.busyThresholds() ?? this.options.busy ?? {},
 			totalKvBlocks: card.runtime_config?.total_kv_blocks ?? undefined,
 			maxNumBatchedTokens: card.runtime_config?.max_num_batched_tokens ?? undefined,
 			firstRank,
 			rankCount,
 		});
-		const { routerMode, kvRouter, policyConfig, sessionAffinity } = this.options;
+		const { kvRouter, policyConfig } = this.options;
+		const { mode = this.options.routerMode } = own ?? {};
+		const sessionAffinity = own === undefined ? this.options.sessionAffinity : own.sessionAffinity;
 		const profile = policyConfig?.profileOf(card.display_name);
 		const options: Partial<KvRouterOptions> = {
-			...kvRouter,
+			...(own === undefined ? kvRouter : { ...own.kv, ...(kvRouter && { expiryMs: kvRouter.expiryMs }) }),
 			...(profile === undefined ? {} : { profile }),
 			// A prefill worker has a prompt's blocks only until they are handed over, so that its backlog is all its load.
 			...(card.worker_type === "prefill" ? { trackActiveBlocks: false } : {}),
 		};
-		const policy = createRouter(routerMode, { workers, options });
+		const policy = createRouter(mode, { workers, options });
 		const affinity = sessionAffinity === undefined ? undefined : new SessionAffinity(sessionAffinity);
 		return new RoutingGroup({ model: card.display_name, policy, load, affinity, firstRank, rankCount });
 	}

@@ -8,8 +8,9 @@ import {
 	parseModelType,
 	type WorkerType,
 } from "@dynamo-ts/protocols/internal";
-import type { LoadMonitor, RoutingGroup } from "@dynamo-ts/router";
+import type { CardRouting, LoadMonitor, RoutingGroup } from "@dynamo-ts/router";
 import type { EndpointClient } from "@dynamo-ts/runtime";
+import type { ConditionalDisagg } from "./conditional-disagg.js";
 import type { ModelMaterials } from "./model-materials.js";
 import { WorkerGroup } from "./worker-group.js";
 
@@ -26,6 +27,14 @@ export interface WorkerSetParts {
 	readonly client: EndpointClient;
 	/** Absent for models that take text. */
 	readonly materials: ModelMaterials | undefined;
+}
+
+/** A card's `router_config`, and what it comes to. */
+export interface RoutingWish {
+	readonly source: unknown;
+	readonly routing: CardRouting;
+	/** Which prompts decode workers compute themselves; undefined: none. */
+	readonly conditional: ConditionalDisagg | undefined;
 }
 
 /** Interchangeable workers of one model: the same card (by its sum) on the same endpoint. */
@@ -45,6 +54,8 @@ export class WorkerSet {
 	readonly router: RoutingGroup;
 	/** Knows which members are too full; absent: nobody asks. */
 	readonly load: LoadMonitor | undefined;
+	/** What cards say about routing, in place of the frontend's settings; undefined: those hold. */
+	readonly wish: RoutingWish | undefined;
 	/** All sets of the model in the namespace, this one among them. */
 	readonly group: WorkerGroup;
 	/** Aborted when the set goes; ends the fetching of files. */
@@ -60,7 +71,7 @@ export class WorkerSet {
 	private ownLive: readonly EndpointRecord[] = [];
 
 	/** @param group absent: the model has no other set in the namespace. */
-	constructor(record: ModelRecord, router: RoutingGroup, group: WorkerGroup = new WorkerGroup()) {
+	constructor(record: ModelRecord, router: RoutingGroup, group: WorkerGroup = new WorkerGroup(), wish?: RoutingWish) {
 		this.key = workerSetKey(record);
 		this.name = record.card_json.display_name;
 		this.namespace = record.namespace;
@@ -72,6 +83,7 @@ export class WorkerSet {
 		this.workerType = record.card_json.worker_type ?? "aggregated";
 		this.router = router;
 		this.load = router.load;
+		this.wish = wish;
 		this.group = group;
 		group.sets.add(this);
 		router.knowMembers(() => this.live());

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+export type { CardRouting } from "./card-routing.js";
 export { DeviceAwareWeightedPolicy } from "./device-aware-weighted.js";
 export { DirectPolicy } from "./direct.js";
 export { createRouter, isRouterMode, type KvSettings } from "./factory.js";

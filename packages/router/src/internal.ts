@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 export * from "./active-requests.js";
+export * from "./card-routing.js";
 export * from "./device-aware-weighted.js";
 export * from "./direct.js";
 export * from "./factory.js";

@@ -231,7 +231,11 @@ async function answer(
 			report: nvextReport(request.nvext?.extra_fields),
 			headers,
 			dispatch,
-			prefill: { enforce: config.enforceDisagg, conditional: config.conditionalDisagg, log: state.log },
+			prefill: {
+				enforce: config.enforceDisagg,
+				conditional: set.wish === undefined ? config.conditionalDisagg : set.wish.conditional,
+				log: state.log,
+			},
 			migration: { limit: config.migrationLimit, maxSeqLen: config.migrationMaxSeqLen },
 			keepAliveMs: config.sseKeepAliveIntervalMs,
 			content: config.traceContent && http?.recording === true ? new ContentAttribute(http) : undefined,
