@@ -73,6 +73,11 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 		const { policy } = group;
 		this.#policy = policy;
 		policy.admission.observer = this;
+		if (policy.cacheWait !== undefined) {
+			const { model, workerType } = place;
+			for (const outcome of ["found", "in_vain"]) families.cacheWaits.withLabelValues(model, outcome, workerType);
+			policy.cacheWait.observer = (outcome) => families.cacheWaits.withLabelValues(model, outcome, workerType).inc();
+		}
 		for (const { policyClass } of policy.admission.stats()) this.#announce(policyClass);
 		families.approximateCache(place, policy.cachePolicy.configured, policy.cachePolicy.effective);
 		if (policy.remote !== undefined) {

@@ -37,9 +37,11 @@ export interface KvRouterOptions {
 	readonly profile: PolicyProfile;
 	/** Longest wait, milliseconds. */
 	readonly queueDeadlineMs: number;
+	/** Longest wait for a worker that holds much more of the prompt than the cheapest, milliseconds; 0: none. */
+	readonly cacheWaitMs: number;
 }
 
-/** Dynamo's defaults. */
+/** Dynamo's defaults; the wait for a cache is ours. */
 export const DEFAULT_KV_ROUTER_OPTIONS: KvRouterOptions = {
 	weights: DEFAULT_COST_WEIGHTS,
 	temperature: 0,
@@ -58,6 +60,7 @@ export const DEFAULT_KV_ROUTER_OPTIONS: KvRouterOptions = {
 	replicaSync: false,
 	profile: PolicyProfile.single("fcfs", undefined),
 	queueDeadlineMs: 300_000,
+	cacheWaitMs: 10,
 };
 
 /** What the workers' card says. */

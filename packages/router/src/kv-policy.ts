@@ -17,6 +17,7 @@ import { type ReplicaSink, ReplicaSync } from "./kv/replica-sync.js";
 import { KvFeed } from "./kv-events/kv-feed.js";
 import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions, type KvWorkers } from "./kv-options.js";
 import { Admission, type AdmissionHost, type Applicant, type Ticket } from "./queue/admission.js";
+import { CacheWait, type CacheWaitHost } from "./queue/cache-wait.js";
 import type { RankLoad, Router, RoutingDecision, RoutingRequest } from "./router.js";
 import type { Selection } from "./routing-observer.js";
 
@@ -25,6 +26,8 @@ interface Plan {
 	readonly request: RoutingRequest;
 	readonly hashed: KvRequest;
 	readonly instanceId: bigint;
+	/** Absent where somebody else chose the worker. */
+	readonly record?: EndpointRecord | undefined;
 	readonly choice: KvChoice;
 }
 
@@ -40,10 +43,15 @@ interface LookUp {
 const HASHES = "dynamo_kv_router::services::selection::input";
 const SCHEDULE = "dynamo_kv_router::services::selection::core::run";
 
+/** A wait for a worker that holds fewer tokens more than another is not worth it: they are computed in that time. */
+const LEAST_GAIN_TOKENS = 256;
+
 export class KvPolicy implements Router {
 	readonly name = "kv";
 	readonly scheduler: KvScheduler;
 	readonly admission: Admission;
+	/** Undefined: no request waits for a worker's cache. */
+	readonly cacheWait: CacheWait | undefined;
 	readonly feed: KvFeed;
 	/** Asked instead of the scheduler's own index; undefined: that one knows. */
 	readonly remote: RemoteIndex | undefined;
@@ -57,6 +65,10 @@ export class KvPolicy implements Router {
 	#slots: number[] = [];
 	#records: EndpointRecord[] = [];
 	#plan: Plan | undefined;
+	/** The plan is for the first of these, made while nobody had more or less to do than now. */
+	#foreseen: readonly EndpointRecord[] | undefined;
+	/** Of requests that wait. */
+	readonly #hashes = new WeakMap<RoutingRequest, KvRequest>();
 	#replicas: ReplicaSync | undefined;
 	/** Requests under way as workers know them, by the attempt; only while other routers are told. */
 	readonly #told = new Map<string, { readonly requestId: string; readonly worker: WorkerRank }>();
@@ -81,7 +93,11 @@ export class KvPolicy implements Router {
 		this.feed = new KvFeed(tree, slots, eventsDeadlineMs);
 		const { maxNumBatchedTokens } = workers;
 		this.admission = new Admission(this.#host, { profile, maxNumBatchedTokens, deadlineMs: queueDeadlineMs });
-		active.onChange = (slot) => this.#onChange(slot);
+		const { cacheWaitMs, weights, temperature } = this.#options;
+		// Where chance has a say, the cheapest is not wanted above all.
+		const waits = cacheWaitMs > 0 && temperature === 0 && weights.overlapScoreCredit > 0;
+		this.cacheWait = waits ? new CacheWait(this.#cacheHost, cacheWaitMs) : undefined;
+		active.onChange = (slot, eased) => this.#onChange(slot, eased);
 	}
 
 	#approximation(): ApproximateIndex {
@@ -115,6 +131,7 @@ export class KvPolicy implements Router {
 		this.#closed = true;
 		this.admission.close();
 		this.remote?.close();
+		this.cacheWait?.close();
 		await Promise.all([this.feed.close(), this.#replicas?.close()]);
 	}
 
@@ -161,7 +178,11 @@ export class KvPolicy implements Router {
 
 	admit(applicant: Applicant): Ticket | undefined {
 		const asked = this.lookUp(applicant.request);
-		return asked === undefined ? this.admission.admit(applicant) : this.#admitAfter(asked, applicant);
+		return asked === undefined ? this.#enter(applicant) : this.#admitAfter(asked, applicant);
+	}
+
+	#enter(applicant: Applicant): Ticket | undefined {
+		return this.admission.admit(applicant) ?? this.cacheWait?.admit(applicant);
 	}
 
 	#admitAfter(asked: Promise<void>, applicant: Applicant): Ticket {
@@ -170,7 +191,7 @@ export class KvPolicy implements Router {
 		void asked.then(() => {
 			if (cancelled) return;
 			try {
-				ticket = this.admission.admit(applicant);
+				ticket = this.#enter(applicant);
 			} catch (error) {
 				applicant.onRefused(error as DynamoError);
 				return;
@@ -205,6 +226,13 @@ export class KvPolicy implements Router {
 	}
 
 	pick(candidates: readonly EndpointRecord[], request: RoutingRequest): EndpointRecord | undefined {
+		if (this.#foreseen !== candidates || this.#plan?.request !== request) this.#choose(candidates, request);
+		this.#foreseen = undefined;
+		return this.#plan?.record;
+	}
+
+	/** Makes a plan for the request, or none if there is nobody. @returns the slots that were in question. */
+	#choose(candidates: readonly EndpointRecord[], request: RoutingRequest): readonly number[] {
 		if (candidates !== this.#candidates) this.#learn(candidates);
 		const now = performance.now();
 		this.scheduler.active.expire(now);
@@ -219,10 +247,9 @@ export class KvPolicy implements Router {
 		const hashed = this.#hash(request);
 		const factorOf = this.#factorOf(request);
 		const choice = this.#within(request, "schedule", SCHEDULE, () => this.scheduler.choose(hashed, slots, factorOf));
-		if (choice === undefined) return undefined;
-		const record = records[choice.index] as EndpointRecord;
-		this.#plan = { request, hashed, instanceId: record.instance_id, choice };
-		return record;
+		const record = choice === undefined ? undefined : (records[choice.index] as EndpointRecord);
+		this.#plan = choice && record && { request, hashed, record, instanceId: record.instance_id, choice };
+		return slots;
 	}
 
 	onStart(instanceId: bigint, requestId: string, request: RoutingRequest): void {
@@ -321,6 +348,8 @@ export class KvPolicy implements Router {
 	}
 
 	#hash(request: RoutingRequest): KvRequest {
+		const kept = this.#hashes.get(request);
+		if (kept !== undefined) return kept;
 		const { tokenIds = [], expectedOutputTokens } = request;
 		const known = this.remote === undefined ? undefined : this.#lookUps.get(tokenIds);
 		const tokensHashes = known?.tokensHashes ?? this.#tokensHashes(request);
@@ -349,7 +378,9 @@ export class KvPolicy implements Router {
 		module: string,
 		part: () => T,
 	): T {
-		const span = request.span?.endedAt === undefined ? request.span : undefined;
+		// One that waits is chosen for again and again; its first choice tells how long that takes.
+		const recorded = request.span?.endedAt === undefined && !this.#hashes.has(request);
+		const span = recorded ? request.span : undefined;
 		const child = span?.child(`kv_router.${name}`, { target: module, module });
 		const began = performance.now();
 		const result = part();
@@ -389,8 +420,10 @@ export class KvPolicy implements Router {
 		};
 	}
 
-	#onChange(slot: number): void {
+	#onChange(slot: number, eased: boolean): void {
+		this.#foreseen = undefined;
 		this.admission.recheck();
+		if (eased) this.cacheWait?.eased(slot);
 		const worker = this.#onLoad === undefined ? undefined : this.scheduler.slots.workerOf(slot);
 		if (worker === undefined) return;
 		const { active } = this.scheduler;
@@ -415,6 +448,20 @@ export class KvPolicy implements Router {
 		cachedTokens: (request, candidates) => {
 			const choice = this.scheduler.choose(this.#hash(request), this.#slotsOf(request, candidates));
 			return (choice?.mostOverlapBlocks ?? 0) * this.scheduler.blockSize;
+		},
+	};
+
+	readonly #cacheHost: CacheWaitHost = {
+		betterFor: (request, candidates) => {
+			if (candidates.length < 2 || request.overrides?.overlapScoreCredit === 0) return [];
+			const slots = this.#choose(candidates, request);
+			const plan = this.#plan;
+			if (plan === undefined) return [];
+			this.#foreseen = candidates;
+			const least = Math.ceil(LEAST_GAIN_TOKENS / this.scheduler.blockSize);
+			const better = this.scheduler.holdersBeyond(plan.choice, least, slots);
+			if (better.length > 0) this.#hashes.set(request, plan.hashed);
+			return better;
 		},
 	};
 

@@ -102,6 +102,7 @@ export function kvRouterOptionsFromEnv(read: EnvReader): KvRouterOptions {
 			optionalNumber(read, ENV.DYN_ROUTER_QUEUE_THRESHOLD, MOST),
 		),
 		queueDeadlineMs: defaults.queueDeadlineMs,
+		cacheWaitMs: read.number(ENV.DYN_ROUTER_CACHE_WAIT_MS, defaults.cacheWaitMs, 0, 60_000),
 	};
 	if (read.flag(ENV.DYN_ROUTER_LOAD_AWARE, false)) return byLoadAlone(options);
 	if (options.useRemoteIndexer && options.serveIndexer) {

@@ -53,6 +53,7 @@ export class RouterMetrics {
 	readonly admissionReceived: MetricVec<Counter>;
 	readonly admissionRejected: MetricVec<Counter>;
 	readonly backpressure: MetricVec<Counter>;
+	readonly cacheWaits: MetricVec<Counter>;
 	readonly pendingRequests: MetricVec<Gauge>;
 	readonly pendingPromptTokens: MetricVec<Gauge>;
 	readonly pendingCachedTokens: MetricVec<Gauge>;
@@ -78,6 +79,7 @@ export class RouterMetrics {
 		this.admissionReceived = openCounterVec(page, f.routerAdmissionReceivedTotal);
 		this.admissionRejected = openCounterVec(page, f.routerAdmissionRejectedTotal);
 		this.backpressure = openCounterVec(page, f.routerQueueBackpressureTotal);
+		this.cacheWaits = openCounterVec(page, f.routerCacheWaitsTotal);
 		this.pendingRequests = openGaugeVec(page, f.routerQueuePendingRequests);
 		this.pendingPromptTokens = openGaugeVec(page, f.routerQueuePendingIslTokens);
 		this.pendingCachedTokens = openGaugeVec(page, f.routerQueuePendingCachedTokens);

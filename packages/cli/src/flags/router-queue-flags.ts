@@ -45,6 +45,15 @@ export const ROUTER_QUEUE_FLAGS: readonly FlagSpec[] = [
 		help: "kv: who is first among those that wait: who came first, or who has the shortest prompt.",
 	},
 	{
+		flag: "router-cache-wait-ms",
+		env: ENV.DYN_ROUTER_CACHE_WAIT_MS,
+		type: "number",
+		default: 10,
+		metavar: "MS",
+		group: GROUP,
+		help: "kv: so long a request waits at most for a worker that has 256 tokens or more of its prompt cached than the one with the least to do. 0: not at all.",
+	},
+	{
 		flag: "router-policy-config",
 		env: ENV.DYN_ROUTER_POLICY_CONFIG,
 		type: "string",

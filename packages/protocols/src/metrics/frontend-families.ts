@@ -116,6 +116,12 @@ export const FRONTEND_FAMILIES = {
 		FRONTEND_LABELS.reason,
 		FRONTEND_LABELS.workerType,
 	]),
+	/** Not in Dynamo. */
+	routerCacheWaitsTotal: counter(
+		"router_cache_waits_total",
+		"Requests that waited for a worker with more of their prompt in its cache, and whether it came to be the best choice",
+		[LABELS.model, MORE_LABELS.outcome, FRONTEND_LABELS.workerType],
+	),
 	routerQueueBackpressureTotal: counter(
 		"router_queue_backpressure_total",
 		"Choices refused because a limit of the queue was reached",

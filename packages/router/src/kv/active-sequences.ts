@@ -53,8 +53,8 @@ export class ActiveSequences {
 	readonly #requests = new Map<string, ActiveSequence>();
 	readonly #loads: (SlotLoad | undefined)[] = [];
 	readonly #expiryMs: number;
-	/** Told the slot whose load changed. */
-	onChange: ((slot: number) => void) | undefined;
+	/** Told the slot whose load changed, and whether it is less now. */
+	onChange: ((slot: number, eased: boolean) => void) | undefined;
 
 	/** @param expiryMs after which a request that never ended is forgotten, milliseconds. */
 	constructor(expiryMs: number = ACTIVE_REQUEST_EXPIRY_MS) {
@@ -96,7 +96,7 @@ export class ActiveSequences {
 			load.users.set(hash, (load.users.get(hash) ?? 0) + 1);
 			if (load.shares.size > 0) setShare(load, hash, 1);
 		}
-		this.onChange?.(slot);
+		this.onChange?.(slot, false);
 	}
 
 	/** The request generated tokens: each block that they begin counts, for as long as it runs. */
@@ -121,7 +121,7 @@ export class ActiveSequences {
 			}
 		}
 		load.extra += growth.blocks * growth.weight;
-		this.onChange?.(request.slot);
+		this.onChange?.(request.slot, false);
 	}
 
 	/** The first token is there: the prompt is no load any more. */
@@ -131,7 +131,7 @@ export class ActiveSequences {
 		const load = this.#loads[request.slot];
 		if (load !== undefined) load.prefillTokens -= request.prefillTokens;
 		request.prefillTokens = 0;
-		this.onChange?.(request.slot);
+		this.onChange?.(request.slot, true);
 	}
 
 	/** The request ended, whatever its outcome; more than once does nothing. */
@@ -154,7 +154,7 @@ export class ActiveSequences {
 		if (request.growth !== undefined) load.extra -= request.growth.blocks * request.growth.weight;
 		load.requests--;
 		if (load.requests === 0) this.#loads[request.slot] = undefined;
-		this.onChange?.(request.slot);
+		this.onChange?.(request.slot, true);
 	}
 
 	/** Forgets requests that began too long ago. @returns how many. */

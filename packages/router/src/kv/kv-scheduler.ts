@@ -6,7 +6,7 @@ import type { TieredScores } from "@dynamo-ts/protocols/internal";
 import type { RoutingOverrides } from "../router.js";
 import { ActiveSequences } from "./active-sequences.js";
 import { type CostInputs, type CostWeights, DEFAULT_COST_WEIGHTS, drawByCost, idleInputs, workerCost } from "./cost.js";
-import { RadixTree } from "./radix-tree.js";
+import { type PrefixMatches, RadixTree } from "./radix-tree.js";
 import { matchesOf } from "./remote-index.js";
 import { WorkerSlots } from "./worker-slots.js";
 
@@ -85,6 +85,9 @@ export class KvScheduler {
 	#nextName = randomBytes(8).readBigUInt64LE();
 	readonly #random: () => number;
 	#costs = new Float64Array(16);
+	/** What the last search found. */
+	#found: PrefixMatches | undefined;
+	#predictedFound: Uint32Array | undefined;
 	/** One object for all workers and calls. */
 	readonly #inputs: { -readonly [K in keyof CostInputs]: number };
 
@@ -117,6 +120,8 @@ export class KvScheduler {
 		const { scores } = request;
 		const found = scores === undefined ? this.tree.find(request.tokensHashes) : matchesOf(scores, this.slots);
 		const predicted = this.predicted?.find(request.tokensHashes).device;
+		this.#found = found;
+		this.#predictedFound = predicted;
 		this.findMs = performance.now() - began;
 		let least = Number.POSITIVE_INFINITY;
 		for (let i = 0; i < count; i++) least = Math.min(least, active.prefillTokensOf(eligible[i] as number));
@@ -159,6 +164,21 @@ export class KvScheduler {
 		const { overlapScoreCredit = this.#weights.overlapScoreCredit, prefillLoadScale = this.#weights.prefillLoadScale } =
 			overrides;
 		return { ...this.#weights, overlapScoreCredit, prefillLoadScale };
+	}
+
+	/**
+	 * Slots that hold so many blocks more of the prompt than the chosen one, by the search that led to the choice: to be
+	 * asked before the next one.
+	 */
+	holdersBeyond(choice: KvChoice, blocks: number, eligible: ArrayLike<number>): number[] {
+		const least = choice.overlapBlocks + blocks;
+		const slots: number[] = [];
+		if (choice.mostOverlapBlocks < least) return slots;
+		for (let i = 0; i < eligible.length; i++) {
+			const slot = eligible[i] as number;
+			if (Math.max(this.#found?.device[slot] ?? 0, this.#predictedFound?.[slot] ?? 0) >= least) slots.push(slot);
+		}
+		return slots;
 	}
 
 	/** Blocks that would be in use at the slot with the request, its last partial one included. */
