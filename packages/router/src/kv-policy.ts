@@ -453,7 +453,8 @@ export class KvPolicy implements Router {
 
 	readonly #cacheHost: CacheWaitHost = {
 		betterFor: (request, candidates) => {
-			if (candidates.length < 2 || request.overrides?.overlapScoreCredit === 0) return [];
+			const { overlapScoreCredit, temperature = 0 } = request.overrides ?? {};
+			if (candidates.length < 2 || overlapScoreCredit === 0 || temperature > 0) return [];
 			const slots = this.#choose(candidates, request);
 			const plan = this.#plan;
 			if (plan === undefined) return [];

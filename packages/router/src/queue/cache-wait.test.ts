@@ -134,6 +134,7 @@ describe("a request goes at once", () => {
 	it.each([
 		["when waiting is not wanted", { cacheWaitMs: 0 }, {}, PROMPT],
 		["when chance has a say", { temperature: 0.5 }, {}, PROMPT],
+		["when the request wants chance to have a say", {}, { overrides: { temperature: 0.5 } }, PROMPT],
 		["when caches do not count for it", {}, { overrides: { overlapScoreCredit: 0 } }, PROMPT],
 		["when it is bound to a worker", {}, { pinned: 2n }, PROMPT],
 		["when there is little to gain", {}, {}, PROMPT.slice(0, 255)],
