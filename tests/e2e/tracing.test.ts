@@ -2,16 +2,18 @@
 // Whole processes, on every request plane, with a receiver in place of Tempo: one trace from the frontend to each
 // worker, whatever becomes of the request, and its ids on every line about it.
 import {
+	type ClientTrace,
 	Fleet,
 	type HttpChild,
 	http,
-	type OtlpReceiver,
 	type OtlpSpan,
 	openStream,
 	PLANES,
-	startOtlpReceiver,
+	spanTree,
+	TraceWatch,
 	testModel,
 	titled,
+	traceLines,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
@@ -19,24 +21,15 @@ import { afterEach, describe, expect, test } from "vitest";
 
 const hf = testModel("hf");
 const MODEL = "mock";
-const CALLER = "bb00000000000001";
 
 let fleet: Fleet | undefined;
-let receiver: OtlpReceiver | undefined;
+let watch: TraceWatch | undefined;
 afterEach(async () => {
 	await fleet?.stop();
-	await receiver?.close();
+	await watch?.close();
 	fleet = undefined;
-	receiver = undefined;
+	watch = undefined;
 });
-
-let traces = 0;
-/** Headers that begin a trace of their own, and its id. */
-function traced(flags = "01") {
-	const traceId = (0xaa00n + BigInt(++traces)).toString(16).padStart(32, "c");
-	const headers = { traceparent: `00-${traceId}-${CALLER}-${flags}`, "x-request-id": `odd "${traceId}" id` };
-	return { traceId, headers };
-}
 
 const chat = (more: Record<string, unknown> = {}) => ({
 	model: MODEL,
@@ -46,48 +39,7 @@ const chat = (more: Record<string, unknown> = {}) => ({
 	...more,
 });
 
-const telemetry = (url: string, service: string): Record<string, string> => ({
-	OTEL_EXPORT_ENABLED: "true",
-	OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: url,
-	OTEL_EXPORTER_OTLP_LOGS_ENDPOINT: url,
-	OTEL_SERVICE_NAME: service,
-	OTEL_BSP_SCHEDULE_DELAY: "100",
-	DYN_LOGGING_JSONL: "1",
-	DYN_LOG: "info",
-});
-
-/** Names with indentation; all spans hang together. */
-function tree(spans: readonly OtlpSpan[]): string[] {
-	const lines: string[] = [];
-	const show = (parent: string, depth: number): void => {
-		for (const span of spans.filter(({ parentSpanId }) => parentSpanId === parent)) {
-			lines.push(`${"  ".repeat(depth)}${span.name} ${span.kind} ${span.resource["service.name"]}`);
-			show(span.spanId, depth + 1);
-		}
-	};
-	show(CALLER, 0);
-	expect(lines.length, "spans without a parent among the others").toBe(spans.length);
-	return lines;
-}
-
-/** The spans of a trace once there are so many. */
-async function spansOf(traceId: string, count: number): Promise<OtlpSpan[]> {
-	const seen = receiver as OtlpReceiver;
-	await until(`${count} spans of ${traceId}`, async () => seen.trace(traceId).length >= count, { timeoutMs: 10_000 });
-	const spans = seen.trace(traceId);
-	expect(spans.map(({ name }) => name)).toHaveLength(count);
-	return spans;
-}
-
 const find = (spans: readonly OtlpSpan[], name: string) => spans.filter((span) => span.name === name);
-
-/** The JSON lines of a process that belong to a trace. */
-function linesOf(child: { stderr: string }, traceId: string): Record<string, string>[] {
-	return child.stderr
-		.split("\n")
-		.filter((line) => line.startsWith("{") && line.includes(traceId))
-		.map((line) => JSON.parse(line) as Record<string, string>);
-}
 
 async function post(frontend: HttpChild, path: string, body: unknown, headers: Record<string, string>) {
 	return await http(`${frontend.url}${path}`, { body, headers });
@@ -99,24 +51,25 @@ describe.each(PLANES)("over $name", (plane) => {
 	test.skipIf(missing)(
 		titled("aggregated: every outcome is one trace, and one set of lines", missing),
 		async () => {
-			receiver = await startOtlpReceiver();
-			const { url } = receiver;
+			const begun = await TraceWatch.start();
+			watch = begun;
+			const { receiver } = begun;
 			fleet = await Fleet.over(plane);
 			const start = fleet;
 			const worker = (name: string): Promise<WorkerChild> =>
-				start.mocker(hf.path, MODEL, ["--speedup-ratio", "10"], telemetry(url, name));
+				start.mocker(hf.path, MODEL, ["--speedup-ratio", "10"], begun.env(name));
 			const workers = await Promise.all([worker("worker-1"), worker("worker-2")]);
-			const frontend = await fleet.frontend(MODEL, ["--migration-limit", "2"], telemetry(url, "dynamo-frontend"));
+			const frontend = await fleet.frontend(MODEL, ["--migration-limit", "2"], begun.env("dynamo-frontend"));
 			await until("both workers are seen", async () => {
 				const { instances } = (await http(`${frontend.url}/health`)).json as { instances: { endpoint: string }[] };
 				return instances.filter(({ endpoint }) => endpoint === "generate").length === 2;
 			});
 
-			const ok = traced();
+			const ok = begun.trace();
 			expect((await post(frontend, "/v1/chat/completions", chat(), ok.headers)).status).toBe(200);
-			const answered = await spansOf(ok.traceId, 6);
+			const answered = await begun.spans(ok, 6);
 			const service = find(answered, "handle_payload")[0]?.resource["service.name"];
-			expect(tree(answered)).toEqual([
+			expect(spanTree(answered)).toEqual([
 				"http-request INTERNAL dynamo-frontend",
 				"  router.route_request CLIENT dynamo-frontend",
 				`    handle_payload SERVER ${service}`,
@@ -140,9 +93,9 @@ describe.each(PLANES)("over $name", (plane) => {
 					[request, ...find(answered, "handle_payload")].some((one) => one.spanId === spanId) ? 769 : 257,
 				);
 			}
-			const atWorker = workers.find(({ child }) => linesOf(child, ok.traceId).length > 0) as WorkerChild;
+			const atWorker = workers.find(({ child }) => traceLines(child, ok).length > 0) as WorkerChild;
 			for (const child of [frontend.child, atWorker.child]) {
-				const lines = linesOf(child, ok.traceId);
+				const lines = traceLines(child, ok);
 				expect(lines.filter(({ message }) => message === "request received")).toHaveLength(1);
 				expect(lines.filter(({ message }) => message === "request completed")).toHaveLength(1);
 				for (const line of lines) {
@@ -151,7 +104,7 @@ describe.each(PLANES)("over $name", (plane) => {
 				}
 			}
 			expect(
-				linesOf(frontend.child, ok.traceId)
+				traceLines(frontend.child, ok)
 					.map(({ message }) => message)
 					.sort(),
 			).toEqual([
@@ -162,17 +115,17 @@ describe.each(PLANES)("over $name", (plane) => {
 				"route request completed",
 			]);
 
-			const refused = traced();
+			const refused = begun.trace();
 			expect((await post(frontend, "/v1/chat/completions", chat({ temperature: 9 }), refused.headers)).status).toBe(
 				400,
 			);
-			const [alone] = await spansOf(refused.traceId, 1);
+			const [alone] = await begun.spans(refused, 1);
 			expect(alone).toMatchObject({ status: { code: 2 }, attributes: { "request.outcome": "error" } });
 
-			const unsampled = traced("00");
+			const unsampled = begun.trace("00");
 			expect((await post(frontend, "/v1/chat/completions", chat(), unsampled.headers)).status).toBe(200);
 
-			const left = traced();
+			const left = begun.trace();
 			const stream = await openStream(
 				`${frontend.url}/v1/chat/completions`,
 				chat({ max_tokens: 2000, stream: true }),
@@ -181,12 +134,12 @@ describe.each(PLANES)("over $name", (plane) => {
 			);
 			await stream.events(2);
 			stream.abort();
-			const cancelled = await spansOf(left.traceId, 6);
-			expect(tree(cancelled)).toHaveLength(6);
+			const cancelled = await begun.spans(left, 6);
+			expect(spanTree(cancelled)).toHaveLength(6);
 			expect(cancelled[0]).toMatchObject({ status: { code: 0 }, attributes: { "request.outcome": "cancelled" } });
 			expect(find(cancelled, "router.route_request")[0]?.attributes["cancellation.signal"]).toBe("stream_drop");
 
-			const moved = traced();
+			const moved = begun.trace();
 			const long = await openStream(
 				`${frontend.url}/v1/chat/completions`,
 				chat({ max_tokens: 60, stream: true }),
@@ -194,12 +147,12 @@ describe.each(PLANES)("over $name", (plane) => {
 				moved.headers,
 			);
 			await long.events(2);
-			const victim = workers.find(({ child }) => linesOf(child, moved.traceId).length > 0) as WorkerChild;
+			const victim = workers.find(({ child }) => traceLines(child, moved).length > 0) as WorkerChild;
 			victim.child.kill("SIGKILL");
 			await long.finished();
 			// The lost worker could not say anything any more: its spans are missing, and no others.
-			const spans = await spansOf(moved.traceId, 7);
-			expect(tree(spans)).toHaveLength(7);
+			const spans = await begun.spans(moved, 7);
+			expect(spanTree(spans)).toHaveLength(7);
 			const [first, second] = find(spans, "router.route_request") as [OtlpSpan, OtlpSpan];
 			expect(first).toMatchObject({ status: { code: 2, message: "disconnected" } });
 			expect(second).toMatchObject({ status: { code: 0 }, attributes: { "request.attempt": "1" } });
@@ -219,37 +172,31 @@ describe.each(PLANES)("over $name", (plane) => {
 	test.skipIf(missing)(
 		titled("disaggregated, routed by cache: both legs hang on one trace", missing),
 		async () => {
-			receiver = await startOtlpReceiver("http/protobuf");
-			const env = (name: string) => ({
-				...telemetry(`${receiver?.url}/v1/traces`, name),
-				OTEL_EXPORTER_OTLP_LOGS_ENDPOINT: `${receiver?.url}/v1/logs`,
-				OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf",
-			});
+			const begun = await TraceWatch.start("http/protobuf");
+			watch = begun;
+			const { receiver } = begun;
 			fleet = await Fleet.over(plane);
 			const args = ["--speedup-ratio", "10", "--disaggregation-mode"];
 			await Promise.all([
-				fleet.mocker(hf.path, MODEL, [...args, "prefill"], env("prefill-1")),
-				fleet.mocker(hf.path, MODEL, [...args, "decode"], env("decode-1")),
+				fleet.mocker(hf.path, MODEL, [...args, "prefill"], begun.env("prefill-1")),
+				fleet.mocker(hf.path, MODEL, [...args, "decode"], begun.env("decode-1")),
 			]);
-			const frontend = await fleet.frontend(MODEL, ["--router-mode", "kv", "--enforce-disagg"], env("frontend"));
-			let answer: { traceId: string; headers: Record<string, string> } | undefined;
+			const frontend = await fleet.frontend(MODEL, ["--router-mode", "kv", "--enforce-disagg"], begun.env("frontend"));
+			let trace: ClientTrace | undefined;
 			await until("a request goes through", async () => {
-				answer = traced();
-				return (
-					(await post(frontend, "/v1/completions", { model: MODEL, prompt: "Hi", max_tokens: 4 }, answer.headers))
-						.status === 200
-				);
+				trace = begun.trace();
+				const body = { model: MODEL, prompt: "Hi", max_tokens: 4 };
+				return (await post(frontend, "/v1/completions", body, trace.headers)).status === 200;
 			});
-			const { traceId, headers } = answer as { traceId: string; headers: Record<string, string> };
-			const seen = receiver;
+			const { traceId, headers } = trace as unknown as ClientTrace;
 			await until(
 				"all spans",
 				async () =>
-					find(seen.trace(traceId), "http-request").length === 1 &&
-					find(seen.trace(traceId), "handle_payload").length === 2,
+					find(receiver.trace(traceId), "http-request").length === 1 &&
+					find(receiver.trace(traceId), "handle_payload").length === 2,
 			);
-			const spans = seen.trace(traceId);
-			const names = tree(spans.filter(({ name }) => !["queue", "prefill", "decode"].includes(name)));
+			const spans = receiver.trace(traceId);
+			const names = spanTree(spans.filter(({ name }) => !["queue", "prefill", "decode"].includes(name)));
 			const selection = (indent: string) => [
 				`${indent}kv_router.select_worker INTERNAL frontend`,
 				`${indent}  kv_router.compute_block_hashes INTERNAL frontend`,

@@ -50,6 +50,8 @@ export interface PrefillStep {
 
 /** Told what came of a {@link PrefillStep}; some of it may come before `run` has returned. */
 export interface PrefillHost {
+	/** Workers of the set that the request has been sent to. */
+	readonly attemptsMade: number;
 	/** The request can be sent. */
 	onHandover(handover: Handover): void;
 	/**

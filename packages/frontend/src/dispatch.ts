@@ -54,7 +54,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	/** Of the attempt under way. */
 	private route: RouteSpan | undefined;
 	/** Attempts from the beginning on. */
-	private attemptsMade = 0;
+	attemptsMade = 0;
 	/** The prompt is to be computed elsewhere before the next attempt. */
 	private prefillDue: boolean;
 	private handover: Handover | undefined;
@@ -104,6 +104,12 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		else this.options.prefill?.cancel();
 	}
 
+	/** What the sink found in the answer of the attempt under way: all that was wanted, or a failure. */
+	judge(error?: DynamoError): void {
+		if (error === undefined) this.route?.succeeded();
+		else this.route?.failed(error);
+	}
+
 	/** Holds back delivery, and lets the worker feel it. */
 	pause(): void {
 		this.paused = true;
@@ -139,9 +145,10 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	}
 
 	onEnd(): void {
-		this.route?.succeeded();
 		this.settle("success");
+		// The sink may find that this was no answer.
 		this.finish(() => this.sink.onEnd());
+		this.route?.succeeded();
 		this.options.prefill?.release();
 	}
 
@@ -328,7 +335,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		const { router } = this.set;
 		this.route = new RouteSpan(trace, router, {
 			instance,
-			number: this.attemptsMade++,
+			number: (trace.attemptsBefore ?? 0) + this.attemptsMade++,
 			tokensCompleted: continuation?.tokens ?? 0,
 			decision,
 			previous: this.route,

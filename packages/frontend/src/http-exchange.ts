@@ -65,8 +65,8 @@ export class HttpExchange {
 					target: system ? "system_span" : "request_span",
 					fields: { method, uri: url, version: `HTTP/${httpVersion}` },
 				},
+				{ request_id: this.requestId },
 			);
-			this.span.set("request_id", this.requestId);
 		}
 		if (given !== undefined) {
 			logs.openai.warn("x-dynamo-request-id header is deprecated; use x-request-id", undefined, this.span);

@@ -341,6 +341,7 @@ export class Leg implements ResponseSink, PrefillObserver {
 	private fail(error: DynamoError): void {
 		if (this.over) return;
 		this.over = true;
+		this.dispatch.judge(error);
 		this.generation.onLegFailed(error);
 	}
 }

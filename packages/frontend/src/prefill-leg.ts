@@ -137,7 +137,7 @@ export class PrefillLeg implements PrefillStep {
 
 	private compute(set: WorkerSet, request: OutgoingRequest, tokenIds: readonly number[], host: PrefillHost): void {
 		const body = request.payload as PreprocessedRequest;
-		const run: PrefillRun = new PrefillRun(set, request, tokenIds, this.choices, this.decode, {
+		const run: PrefillRun = new PrefillRun(set, request, tokenIds, this.choices, this.decode, host.attemptsMade, {
 			onAttempt: (instance, decision) => this.observer.onPrefillAttempt(instance, decision),
 			onMeeting: () => this.meetings++,
 			onHandover: (handover) => {

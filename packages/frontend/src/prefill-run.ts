@@ -62,12 +62,14 @@ export class PrefillRun implements ResponseSink {
 	/** The prompt is computed. */
 	completed = false;
 
+	/** @param attemptsBefore decode workers that have had the request. */
 	constructor(
 		set: WorkerSet,
 		request: OutgoingRequest,
 		tokenIds: readonly number[],
 		choices: number,
 		decode: DispatchOptions,
+		attemptsBefore: number,
 		events: PrefillRunEvents,
 	) {
 		this.set = set;
@@ -84,7 +86,7 @@ export class PrefillRun implements ResponseSink {
 			...(idleTimeoutMs === undefined ? {} : { idleTimeoutMs }),
 			...(trace === undefined || this.span === undefined
 				? {}
-				: { trace: { ...trace, parent: this.span, phase: "Prefill" } }),
+				: { trace: { ...trace, parent: this.span, phase: "Prefill", attemptsBefore } }),
 			...(pinned === undefined ? {} : { pinned }),
 			routing: onRank(this.body.routing, rank),
 			onAttempt: (instance, decision) => events.onAttempt(instance, decision),
@@ -114,8 +116,9 @@ export class PrefillRun implements ResponseSink {
 
 	cancel(): void {
 		if (this.over) return;
-		this.settle();
+		this.over = true;
 		this.dispatch.kill();
+		this.endSpan("cancelled");
 	}
 
 	onItem(item: Annotated<unknown>): void {
@@ -127,30 +130,33 @@ export class PrefillRun implements ResponseSink {
 
 	onEnd(): void {
 		if (this.over) return;
-		this.settle();
 		const outputs = this.items.map(({ data }) => data as LLMEngineOutput);
 		const reasons = outputs.map(({ finish_reason }) => finish_reason).filter((reason) => reason != null);
 		const failed = reasons.find((reason) => !["length", "stop", "eos", "content_filter"].includes(reason as string));
 		if (failed !== undefined) {
 			const why = typeof failed === "string" ? failed : failed.error;
-			this.events.onFailure(new DynamoError("Unknown", `the prefill worker failed: ${why}`));
+			this.fail(new DynamoError("Unknown", `the prefill worker failed: ${why}`));
 			return;
 		}
+		this.over = true;
 		this.completed = true;
 		this.events.onPrefilled(outputs);
-		if (this.meeting) return;
+		if (this.meeting) {
+			this.succeed();
+			return;
+		}
 		const ended = reasons.filter((reason) => reason !== "length").length;
 		if (ended > 0 && ended >= this.choices) {
+			this.succeed();
 			this.events.onAnswer(this.items);
 			return;
 		}
 		const params = outputs.map(({ disaggregated_params }) => disaggregated_params).find((given) => given != null);
 		if (params === undefined) {
-			this.events.onFailure(
-				new DynamoError("BackendProtocol", "the prefill worker returned no disaggregated_params: is it one?"),
-			);
+			this.fail(new DynamoError("BackendProtocol", "the prefill worker returned no disaggregated_params: is it one?"));
 			return;
 		}
+		this.succeed();
 		const details = outputs.map(({ completion_usage }) => completion_usage?.prompt_tokens_details);
 		const detail = details.find((given) => given != null);
 		this.events.onHandover(
@@ -164,14 +170,25 @@ export class PrefillRun implements ResponseSink {
 	}
 
 	onError(error: DynamoError): void {
-		if (this.over) return;
+		if (!this.over) this.fail(error);
+	}
+
+	private succeed(): void {
+		this.over = true;
+		this.dispatch.judge();
+		this.endSpan("success");
+	}
+
+	private fail(error: DynamoError): void {
+		this.over = true;
+		this.dispatch.judge(error);
 		this.span?.fail(error.message);
-		this.settle();
+		this.endSpan("error");
 		this.events.onFailure(error);
 	}
 
-	private settle(): void {
-		this.over = true;
+	private endSpan(outcome: "success" | "error" | "cancelled"): void {
+		this.span?.set("request.outcome", outcome);
 		this.span?.end();
 	}
 

@@ -210,6 +210,21 @@ describe("a request that is refused", () => {
 		expect(named("router.route_request").fields["request.outcome"]).toBe("error");
 		expect(named("http-request").fields["request.outcome"]).toBe("error");
 	});
+
+	it.each<[string, Script]>([
+		["says so in its last item", (call) => call.tokens([5]).finish({ error: "broken" }).end()],
+		["ends without a word", (call) => call.end()],
+	])("by a worker that %s, was no success of the attempt either", async (_how, script) => {
+		const { chat, worker } = await start();
+		await worker({ script });
+		expect((await post(chat, chatBody())).status).toBe(500);
+		await ended(LEG);
+		const route = named("router.route_request");
+		expect(route.failure).toMatch(/./);
+		expect(route.fields["request.outcome"]).toBe("error");
+		expect(route.fields).not.toHaveProperty("cancellation.signal");
+		expect(named("http-request").fields["request.outcome"]).toBe("error");
+	});
 });
 
 it.each([

@@ -32,6 +32,8 @@ export interface RouteTrace {
 	readonly requestId: string;
 	/** What a client that leaves does to a worker: its stream is dropped, or its request killed. */
 	readonly cancelSignal: "stream_drop" | "kill";
+	/** Attempts to have the request answered that came before those of this trace; absent: none. */
+	readonly attemptsBefore?: number;
 }
 
 /** What is known of an attempt when it begins. */

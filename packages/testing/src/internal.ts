@@ -23,4 +23,5 @@ export * from "./sse-client.js";
 export * from "./stream-load.js";
 export * from "./stream-validator.js";
 export * from "./tiny-model.js";
+export * from "./trace-watch.js";
 export * from "./zmq-broker.js";

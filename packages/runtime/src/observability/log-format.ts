@@ -39,6 +39,7 @@ function withSpan(span: Span, fields: LogFields | undefined): LogFields {
 	all.trace_id = span.traceId;
 	all.parent_id = span.parentId;
 	all.x_request_id = span.xRequestId;
+	all.request_id ??= span.requestId;
 	if (span.kind !== "internal") all["otel.kind"] = span.kind;
 	if (fields !== undefined)
 		for (const key of Object.keys(fields)) if (fields[key] !== undefined) all[key] = fields[key];

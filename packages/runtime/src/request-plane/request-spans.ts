@@ -39,12 +39,14 @@ export function traceRequests(next: EndpointObserver, options: RequestSpansOptio
 				"handle_payload",
 				{ traceparent: headers[REQUEST_HEADERS.traceparent], xRequestId: headers[REQUEST_HEADERS.clientRequestId] },
 				{ kind: "server" },
+				{
+					request_id: requestId,
+					component: endpoint.component,
+					endpoint: endpoint.name,
+					namespace: endpoint.namespace,
+					instance_id: instanceId,
+				},
 			);
-			span.set("request_id", requestId);
-			span.set("component", endpoint.component);
-			span.set("endpoint", endpoint.name);
-			span.set("namespace", endpoint.namespace);
-			span.set("instance_id", instanceId);
 			log.info("request received", { request_id: requestId }, span);
 			return new TracedRequest(observer, log, requestLog, span, requestId);
 		},

@@ -106,13 +106,31 @@ describe("spans", () => {
 	it("tell their begin and end where that is asked for", () => {
 		const lines: string[] = [];
 		const config = { filter: "info", format: "readable", ansi: false, localTime: false } as const;
-		const lifecycle = createLogger(config, "request_span", (line) => lines.push(line.slice(28)));
-		const span = new Tracer({ sink: { end: () => {} }, lifecycle }, () => true).enter("a", {});
+		const log = createLogger(config, "", (line) => lines.push(line.slice(28)));
+		const host = { sink: { end: () => {} }, lifecycle: (target: string) => log.child(target) };
+		const span = new Tracer(host, () => true).enter("a", {}, {}, { request_id: "r", none: undefined });
 		span.set("x", "y");
+		span.child("b", { target: "of::b" }).end();
 		span.end();
-		expect(lines[0]).toBe(` INFO a: request_span: SPAN_FIRST_ENTRY trace_id=${span.traceId}\n`);
-		expect(lines[1]).toMatch(/^ INFO a: request_span: SPAN_CLOSED time.duration_us=\d+ x="y" trace_id=/);
-		expect(span.events.map(({ name }) => name)).toEqual(["SPAN_FIRST_ENTRY", "SPAN_CLOSED"]);
+		const ids = `request_id=r trace_id=${span.traceId}\n`;
+		expect(lines[0]).toBe(` INFO a: request_span: SPAN_FIRST_ENTRY ${ids}`);
+		expect(lines[1]).toMatch(/^ INFO a:b: of::b: SPAN_FIRST_ENTRY request_id=r /);
+		expect(lines[2]).toMatch(/^ INFO a:b: of::b: SPAN_CLOSED time.duration_us=\d+ request_id=r /);
+		expect(lines[3]).toMatch(/^ INFO a: request_span: SPAN_CLOSED time.duration_us=\d+ request_id=r x="y" trace_id=/);
+		expect(span.events.map(({ name }) => name)).toEqual(["SPAN_FIRST_ENTRY"]);
+	});
+
+	it("say on their lines which request they belong to, as the ones around them do", () => {
+		const lines: string[] = [];
+		const config = { filter: "info", format: "jsonl", ansi: false, localTime: false } as const;
+		const log = createLogger(config, "t", (line) => lines.push(line));
+		const outer = tracer.enter("outer", { xRequestId: "x" }, {}, { request_id: "r" });
+		log.info("m", undefined, outer.child("middle").child("inner"));
+		log.info("m", { request_id: "another" }, outer.child("middle"));
+		const said = lines.map((line) => JSON.parse(line) as Record<string, string>);
+		expect(said[0]).toMatchObject({ span_name: "inner", request_id: "r", x_request_id: "x", trace_id: outer.traceId });
+		expect(said[1]).toMatchObject({ request_id: "another" });
+		expect(outer.child("middle").fields).toEqual({});
 	});
 });
 

@@ -46,8 +46,8 @@ export interface SpanSink {
 export interface SpanHost {
 	/** Absent: nothing is recorded. */
 	readonly sink: SpanSink | undefined;
-	/** Where begin and end of spans are told; absent: nowhere. */
-	readonly lifecycle: Logger | undefined;
+	/** The log that begin and end of spans with a target are told to; absent: nobody is told. */
+	readonly lifecycle: ((target: string) => Logger) | undefined;
 }
 
 /** Events of a span beyond this many are dropped. */
@@ -104,8 +104,13 @@ export class Span {
 
 	/** Tells that it has begun; called once, when the first fields are set. */
 	begin(): this {
-		this.host.lifecycle?.info("SPAN_FIRST_ENTRY", undefined, this);
+		this.host.lifecycle?.(this.target).info("SPAN_FIRST_ENTRY", undefined, this);
 		return this;
+	}
+
+	/** Of the request that it belongs to, whichever span around it says so. */
+	get requestId(): SpanValue | undefined {
+		return this.fields.request_id ?? this.parent?.requestId;
 	}
 
 	/** True when the parent is in another process. */
@@ -146,8 +151,10 @@ export class Span {
 		if (this.endedAt !== undefined) return;
 		const endedAt = Math.max(this.startedAt, at);
 		const { lifecycle, sink } = this.host;
-		lifecycle?.info("SPAN_CLOSED", { "time.duration_us": Math.round((endedAt - this.startedAt) * 1000) }, this);
+		// From here on lines are no events of it: that it is closed is none, as in Dynamo's spans.
 		this.endedAt = endedAt;
+		const duration = Math.round((endedAt - this.startedAt) * 1000);
+		lifecycle?.(this.target).info("SPAN_CLOSED", { "time.duration_us": duration }, this);
 		if (this.recording) sink?.end(this);
 	}
 
@@ -182,8 +189,11 @@ export class Tracer {
 		this.sample = sample;
 	}
 
-	/** The first span of a request in this process: goes on with the caller's trace, or begins one. */
-	enter(name: string, headers: SpanHeaders, options: SpanOptions = {}): Span {
+	/**
+	 * The first span of a request in this process: goes on with the caller's trace, or begins one.
+	 * @param identity fields that come after those that tell of the trace.
+	 */
+	enter(name: string, headers: SpanHeaders, options: SpanOptions = {}, identity?: SpanOptions["fields"]): Span {
 		const caller = parseTraceparent(headers.traceparent);
 		const { xRequestId } = headers;
 		const traceId = caller?.traceId ?? newTraceId();
@@ -196,6 +206,7 @@ export class Tracer {
 			span.set("trace_flags", caller.flags);
 		}
 		span.set("x_request_id", xRequestId);
+		if (identity !== undefined) for (const key in identity) span.set(key, identity[key]);
 		return span.begin();
 	}
 }

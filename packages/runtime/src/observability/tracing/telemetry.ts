@@ -16,6 +16,19 @@ interface Closable {
 	shutdown(): Promise<void>;
 }
 
+/** Spans have few targets: their loggers are made once. */
+function loggersByTarget(log: Logger): (target: string) => Logger {
+	const loggers = new Map<string, Logger>();
+	return (target) => {
+		let logger = loggers.get(target);
+		if (logger === undefined) {
+			logger = log.child(target);
+			loggers.set(target, logger);
+		}
+		return logger;
+	};
+}
+
 export class Telemetry {
 	readonly tracer: Tracer;
 	private readonly relay: LogRelay;
@@ -61,7 +74,7 @@ export class Telemetry {
 				service: serviceName,
 			});
 		}
-		const lifecycle = console.spanEvents === true ? log.child("request_span") : undefined;
+		const lifecycle = console.spanEvents === true ? loggersByTarget(log) : undefined;
 		const tracer = new Tracer({ sink: spans, lifecycle }, createSampler(config.sampling));
 		return new Telemetry(tracer, relay, parts);
 	}
