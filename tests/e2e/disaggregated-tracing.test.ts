@@ -12,6 +12,7 @@ import {
 	openStream,
 	PLANES,
 	type SseStream,
+	scrape,
 	spanTree,
 	TraceWatch,
 	testModel,
@@ -29,8 +30,8 @@ const MODEL = "mock";
 
 /** Prompts of so many tokens and a few more: one for all, one that takes a second, and two that one leg refuses. */
 const SHORT = 1;
-const SLOW = 300;
-const TOO_LONG_TO_DECODE = 600;
+const SLOW = 400;
+const TOO_LONG_TO_DECODE = 520;
 const TOO_LONG_TO_PREFILL = 900;
 const LIMITS = { prefill: 800, decode: 512 };
 
@@ -54,6 +55,10 @@ function forget(folder: string, workerId: unknown): void {
 		if (entry.isFile() && readFileSync(path, "utf8").includes(String(workerId))) rmSync(path);
 	}
 }
+
+/** How many requests the worker has called back for, each with a connection for the answer. */
+const called = async ({ child, system }: WorkerChild): Promise<number> =>
+	child.ended ? 0 : (await scrape(system)).sum("dynamo_work_handler_time_to_first_response_seconds_count");
 
 /** The lines of a tree for a worker's part in it. */
 const handled = (indent: string, service: unknown, parts: readonly string[] = ENGINE) => [
@@ -313,8 +318,13 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 
 	test.skipIf(missing)(titled("a prefill worker that is killed: another one has the prompt", missing), async () => {
 		const trace = watch.trace();
+		const all = [...workers.values()];
+		const before = await Promise.all(all.map(called));
 		const answer = post(chat(SLOW), trace);
 		const victim = await workerOf(trace, "prefill");
+		// Of one that has the request and has not called back only discovery tells that it is lost.
+		const calledBefore = before[all.indexOf(victim)] as number;
+		await until("the worker has called back", async () => (await called(victim)) > calledBefore);
 		victim.child.kill("SIGKILL");
 		expect((await answer).status).toBe(200);
 		const spans = await watch.spans(trace, 13);
