@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Limits above which workers get no more requests: read and set through /busy_threshold, felt by the next request.
-import { encodeWorkerLoad, KV_METRICS_TOPIC, type WorkerLoad } from "@dynamo-ts/protocols/internal";
+import { DynamoError, encodeWorkerLoad, KV_METRICS_TOPIC, type WorkerLoad } from "@dynamo-ts/protocols/internal";
 import type { RouterMode } from "@dynamo-ts/router";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import type { ScriptedCall } from "./scripted-worker.js";
@@ -86,6 +86,26 @@ test("limits are merged, and hold at once for what workers told before", async (
 	// A worker that joins later has the limits that were set, not those of the start.
 	const page = await (await limit({})).json();
 	expect(page).toMatchObject({ active_decode_blocks_threshold: 0.6 });
+});
+
+test("what a worker told is forgotten when it is lost, until it tells anew", async () => {
+	stack = await startStack();
+	const { metrics } = stack;
+	const waiting: ScriptedCall[] = [];
+	const card = { runtime_config: { total_kv_blocks: 100 } };
+	const worker = await stack.worker({ script: (call) => void waiting.push(call), card });
+	const tell = await publisher();
+	const usage = async () => (await metrics()).value("gpu_cache_usage_perc", { model_name: MODEL });
+	const load = { workerId: worker.record.instance_id, dpRank: 0, kvUsedBlocks: 60n };
+	const answer = post(stack.chat, chatBody({ max_tokens: 3 }));
+	await vi.waitFor(() => expect(waiting).toHaveLength(1));
+	tell(load);
+	await vi.waitFor(async () => expect(await usage()).toBe(0.6));
+	waiting[0]?.fail(new DynamoError("Unavailable", "the engine is gone"));
+	expect((await answer).status).toBe(503);
+	expect(await usage()).toBe(0);
+	tell(load);
+	await vi.waitFor(async () => expect(await usage()).toBe(0.6));
 });
 
 test.each<RouterMode>(["round-robin", "kv"])(

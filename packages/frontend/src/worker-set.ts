@@ -192,6 +192,12 @@ export class WorkerSet {
 
 	commit(parts: WorkerSetParts): void {
 		this.parts = parts;
+		const { load } = this;
+		if (load === undefined) return;
+		parts.client.onChange(() => {
+			const available = new Set(parts.client.available().map(({ instance_id }) => instance_id));
+			for (const id of this.members.keys()) if (!available.has(id)) load.doubt(id);
+		});
 	}
 
 	/** Members that are live and have not failed lately; the same array until something changes. */

@@ -9,6 +9,7 @@ export * from "./fake-kube-api.js";
 export * from "./fleet.js";
 export * from "./found.js";
 export * from "./free-port.js";
+export * from "./gauge-check.js";
 export * from "./hf-model.js";
 export * from "./leak-check.js";
 export * from "./nats-server.js";

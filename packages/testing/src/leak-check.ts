@@ -4,10 +4,10 @@
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { ENV } from "@dynamo-ts/protocols/internal";
-import type { Child } from "./child-process.js";
+import { gaugesUp, type WatchedProcess } from "./gauge-check.js";
 import { PROBE_MARK, type ProbeReport } from "./leak-report.js";
 import { PROJECT_ROOT } from "./own-processes.js";
-import { type PromPage, parsePrometheus } from "./prom-parse.js";
+import { parsePrometheus } from "./prom-parse.js";
 import { http } from "./sse-client.js";
 
 /** Environment of processes that {@link LeakCheck} can look into. Idle request connections close soon in them. */
@@ -17,16 +17,8 @@ export const LEAK_PROBE_ENV: Readonly<Record<string, string>> = {
 };
 
 /** A process that was started with {@link LEAK_PROBE_ENV}. */
-export interface ProbedProcess {
-	/** For messages. */
-	readonly name: string;
-	readonly child: Child;
-	/** Base address of what serves its `/metrics`. */
-	readonly url: string;
-}
+export type ProbedProcess = WatchedProcess;
 
-/** Gauges that are 0 while nothing is under way. */
-const GAUGES_OF_REQUESTS = /inflight|active_requests|queued|stage_requests|running|waiting|pending/;
 /** Counted by the probe but not by requests: they come and go by themselves. */
 const RESTLESS = new Set(["Immediate", "TickObject", "FSReqCallback", "FSReqPromise", "GetAddrInfoReqWrap"]);
 
@@ -75,15 +67,8 @@ export class LeakCheck {
 }
 
 async function gaugesLeft(each: ProbedProcess): Promise<string[]> {
-	const page: PromPage = parsePrometheus((await http(`${each.url}/metrics`)).body);
-	const left: string[] = [];
-	for (const family of page.families.values()) {
-		if (family.type !== "gauge" || !GAUGES_OF_REQUESTS.test(family.name)) continue;
-		for (const { labels, value } of family.samples) {
-			if (value !== 0) left.push(`${family.name}${JSON.stringify(labels)} ${value}`);
-		}
-	}
-	return left;
+	const up = gaugesUp(parsePrometheus((await http(`${each.url}/metrics`)).body));
+	return up.map(({ name, labels, value }) => `${name}${JSON.stringify(labels)} ${value}`);
 }
 
 function difference(before: ProbeReport, after: ProbeReport, connections: number): string[] {

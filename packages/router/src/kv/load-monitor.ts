@@ -119,6 +119,14 @@ export class LoadMonitor {
 		this.#reconsider(state);
 	}
 
+	/** The worker could not be reached: what it told of itself holds no longer, until it tells anew. */
+	doubt(workerId: bigint): void {
+		for (const state of this.#workers.get(workerId)?.values() ?? []) {
+			state.told = {};
+			this.#reconsider(state);
+		}
+	}
+
 	/** The worker is gone. */
 	forget(workerId: bigint): void {
 		if (this.#workers.delete(workerId)) this.#version++;
