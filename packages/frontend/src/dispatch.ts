@@ -278,6 +278,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		try {
 			const ticket = this.set.router.admit({
 				request: routing,
+				settled: this.handover?.preferred !== undefined,
 				candidates: () => this.fresh(),
 				onTurn: () => {
 					this.waiting = undefined;

@@ -182,7 +182,8 @@ export class KvPolicy implements Router {
 	}
 
 	#enter(applicant: Applicant): Ticket | undefined {
-		return this.admission.admit(applicant) ?? this.cacheWait?.admit(applicant);
+		const ticket = this.admission.admit(applicant);
+		return ticket !== undefined || applicant.settled === true ? ticket : this.cacheWait?.admit(applicant);
 	}
 
 	#admitAfter(asked: Promise<void>, applicant: Applicant): Ticket {

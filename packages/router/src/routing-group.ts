@@ -150,10 +150,12 @@ export class RoutingGroup implements Router {
 
 	admit(applicant: Applicant): Ticket | undefined {
 		if (this.policy.admit === undefined) return undefined;
-		const bound = this.affinity?.options.mode === "hard" && this.#boundTo(applicant.candidates(), applicant.request);
-		const request = bound ? { ...applicant.request, pinned: bound.workerId } : applicant.request;
+		const bound = this.#boundTo(applicant.candidates(), applicant.request);
+		const isHard = bound !== undefined && this.affinity?.options.mode === "hard";
+		const request = isHard ? { ...applicant.request, pinned: bound.workerId } : applicant.request;
 		return this.policy.admit({
 			request,
+			settled: bound !== undefined || applicant.settled,
 			candidates: () => this.eligible(applicant.candidates(), request),
 			onTurn: () => applicant.onTurn(),
 			onRefused: (error) => applicant.onRefused(error),

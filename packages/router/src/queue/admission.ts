@@ -8,6 +8,8 @@ import { type QueueLimit, type QueueStats, RequestQueue, type Waiting } from "./
 /** A request that asks to be let in. */
 export interface Applicant {
 	readonly request: RoutingRequest;
+	/** Its worker is known already, so that it does not wait for another one's cache. */
+	readonly settled?: boolean | undefined;
 	/** Those that could take it now. */
 	candidates(): readonly EndpointRecord[];
 	/** It is its turn: it is to be given to a worker, within this call. */

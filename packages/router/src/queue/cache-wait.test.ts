@@ -44,11 +44,16 @@ function bench(options: Partial<KvRouterOptions> = {}, workers: readonly Endpoin
 		sent.set(id, target.instance_id);
 		policy.onStart(target.instance_id, id, request);
 	};
-	const ask = (id: string, tokenIds: number[], more: Partial<RoutingRequest> = {}): Ticket | undefined => {
+	const ask = (
+		id: string,
+		tokenIds: number[],
+		{ settled, ...more }: Partial<RoutingRequest> & { settled?: boolean } = {},
+	): Ticket | undefined => {
 		const request = { tokenIds, ...more };
 		const candidates = workers.filter(({ instance_id }) => (more.pinned ?? instance_id) === instance_id);
 		const ticket = policy.admit({
 			request,
+			settled,
 			candidates: () => candidates,
 			onTurn: () => send(id, request, candidates),
 			onRefused: (error) => void refused.set(id, error),
@@ -137,9 +142,10 @@ describe("a request goes at once", () => {
 		["when the request wants chance to have a say", {}, { overrides: { temperature: 0.5 } }, PROMPT],
 		["when caches do not count for it", {}, { overrides: { overlapScoreCredit: 0 } }, PROMPT],
 		["when it is bound to a worker", {}, { pinned: 2n }, PROMPT],
+		["when its worker is known", {}, { settled: true }, PROMPT],
 		["when there is little to gain", {}, {}, PROMPT.slice(0, 255)],
 		["when nobody has anything of it", {}, {}, text(500_000, 512)],
-	])("%s", (_, options: Partial<KvRouterOptions>, more: Partial<RoutingRequest>, prompt) => {
+	])("%s", (_, options: Partial<KvRouterOptions>, more: Partial<RoutingRequest> & { settled?: boolean }, prompt) => {
 		const { ask, prepare, sent } = bench(options);
 		prepare();
 		expect(ask("it", prompt, more)).toBeUndefined();
