@@ -21,6 +21,11 @@ export function cpuSeconds(pid: number): number {
 	return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
+/** Memory that a process occupies now, from /proc. */
+export function residentBytes(pid: number): number {
+	return Number(readFileSync(`/proc/${pid}/statm`, "utf8").split(" ")[1]) * 4096;
+}
+
 /** Runs `body` with a folder that is removed afterwards. */
 export async function withTempFolder<T>(body: (folder: string) => Promise<T>): Promise<T> {
 	const folder = mkdtempSync(join(tmpdir(), "dynamo-bench-"));

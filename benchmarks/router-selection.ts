@@ -4,53 +4,23 @@
 // questions over HTTP, where ours stands behind a server of a few lines. CPU times are those of the asked process, from /proc.
 import { fork } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
 import { Agent, createServer, request } from "node:http";
 import { fileURLToPath } from "node:url";
-import { blockHashes, decodeRouterEvents, encodeRouterEvents, type KvCacheEvent } from "@dynamo-ts/protocols/internal";
+import { blockHashes, decodeRouterEvents, encodeRouterEvents } from "@dynamo-ts/protocols/internal";
 import { KvScheduler } from "@dynamo-ts/router/internal";
 import { Child, findRealDynamo, freePort, until } from "@dynamo-ts/testing/internal";
 import { EngineSocket } from "@dynamo-ts/worker/internal";
-import { cpuSeconds, report } from "./lib.js";
+import { BLOCK_SIZE, CHAIN, chainOf, chainsOf, promptsOf, storedOf } from "./kv-blocks.js";
+import { cpuSeconds, report, residentBytes } from "./lib.js";
 
 const BLOCKS = Number(process.argv[2] ?? 1_000_000);
 const COUNTS = (process.argv[3] ?? "1,16,256").split(",").map(Number);
-const BLOCK_SIZE = 16;
-/** Tokens of each chain of blocks, and how many of them all chains have in common. */
-const CHAIN = 1024;
-const COMMON = 64;
 const PROMPTS = 500;
 const ROUNDS = 4;
 /** Prompts without a block. */
 const SHORT = Array.from({ length: PROMPTS }, () => [1]);
-
-/** Chain number `n`, and prompts that begin like one: the same in every process. */
-function chainOf(n: number): number[] {
-	let state = n + 1;
-	const token = (): number => {
-		state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-		return 100 + ((state >>> 8) % 30_000);
-	};
-	return Array.from({ length: CHAIN }, (_, i) => (i < COMMON ? 100 + i : token()));
-}
-
-const chains = Math.floor((BLOCKS * BLOCK_SIZE) / CHAIN);
-const prompts = Array.from({ length: PROMPTS }, (_, i) => [
-	...chainOf((i * 7919) % chains).slice(0, 256 + ((i * 37) % 700)),
-	...chainOf(chains + i).slice(COMMON, COMMON + 256),
-]);
-
-function storedOf(n: number): KvCacheEvent & { type: "stored" } {
-	const tokenIds = chainOf(n);
-	const { tokensHashes, sequenceHashes } = blockHashes(tokenIds, BLOCK_SIZE);
-	const blocks = sequenceHashes.map((blockHash, i) => ({ blockHash, tokensHash: tokensHashes[i] as bigint }));
-	return { type: "stored", parentHash: undefined, blocks, tokenIds, blockSize: BLOCK_SIZE };
-}
-
-const rss = (pid: number): number => {
-	const pages = Number(readFileSync(`/proc/${pid}/statm`, "utf8").split(" ")[1]);
-	return pages * 4096;
-};
+const chains = chainsOf(BLOCKS);
+const prompts = promptsOf(PROMPTS, chains);
 
 interface Figures {
 	readonly who: string;
@@ -72,7 +42,7 @@ interface Figures {
 async function serveOurs(workers: number): Promise<void> {
 	const scheduler = new KvScheduler({ blockSize: BLOCK_SIZE });
 	const slots = Array.from({ length: workers }, (_, i) => scheduler.slots.obtain(BigInt(i + 1), 0));
-	const before = rss(process.pid);
+	const before = residentBytes(process.pid);
 	let applyMicros = 0;
 	for (let n = 0; n < chains; n++) {
 		const event = { workerId: BigInt((n % workers) + 1), dpRank: 0, eventId: BigInt(n + 1), data: storedOf(n) };
@@ -115,7 +85,7 @@ async function serveOurs(workers: number): Promise<void> {
 	process.send?.({
 		port,
 		applyCpu: applyMicros / 1e6,
-		rssBytes: rss(process.pid) - before,
+		rssBytes: residentBytes(process.pid) - before,
 		indexBytes: scheduler.tree.bytes,
 		libraryMicros,
 		hashMicros,
@@ -210,7 +180,7 @@ async function measurePeer(python: string, workers: number): Promise<Figures & {
 		}
 		// Subscriptions are on their way for a moment.
 		await new Promise((resolve) => setTimeout(resolve, 3000));
-		const before = { cpu: cpuSeconds(child.pid), rss: rss(child.pid) };
+		const before = { cpu: cpuSeconds(child.pid), rss: residentBytes(child.pid) };
 		const held = async (n: number): Promise<boolean> => {
 			const scores = await post(port, "/overlap_scores", JSON.stringify({ model_name: "m", token_ids: chainOf(n) }));
 			return scores.includes(`"device_blocks":${CHAIN / BLOCK_SIZE}`);
@@ -221,7 +191,7 @@ async function measurePeer(python: string, workers: number): Promise<Figures & {
 		}
 		await until("all blocks have arrived", () => held(chains - 1), { child });
 		const applyCpu = cpuSeconds(child.pid) - before.cpu;
-		const rssBytes = rss(child.pid) - before.rss;
+		const rssBytes = residentBytes(child.pid) - before.rss;
 		const { perSecond, cpuMicros, overlap } = await ask(port, child.pid);
 		const { cpuMicros: shortCpuMicros } = await ask(port, child.pid, SHORT);
 		const asked = { selectionsPerSecond: perSecond, selectionCpuMicros: cpuMicros, shortCpuMicros, overlap };

@@ -13,12 +13,15 @@ const keyCache: ({ bytes: Uint8Array; text: string } | undefined)[] = new Array(
 
 class MsgpackReader {
 	readonly #buffer: Buffer;
+	/** On the same bytes: its numbers of eight bytes are made by the engine, those of a Buffer in JavaScript. */
+	readonly #view: DataView;
 	readonly #end: number;
 	#at = 0;
 	#depth = 0;
 
 	constructor(buffer: Buffer) {
 		this.#buffer = buffer;
+		this.#view = new DataView(buffer.buffer, buffer.byteOffset, buffer.length);
 		this.#end = buffer.length;
 	}
 
@@ -57,9 +60,9 @@ class MsgpackReader {
 			case 0xc6:
 				return this.#bin(this.#u32());
 			case 0xca:
-				return this.#buffer.readFloatBE(this.#take(4));
+				return this.#view.getFloat32(this.#take(4));
 			case 0xcb:
-				return this.#buffer.readDoubleBE(this.#take(8));
+				return this.#view.getFloat64(this.#take(8));
 			case 0xcc:
 				return this.#u8();
 			case 0xcd:
@@ -105,17 +108,17 @@ class MsgpackReader {
 	}
 
 	#u32(): number {
-		return this.#buffer.readUInt32BE(this.#take(4));
+		return this.#view.getUint32(this.#take(4));
 	}
 
 	#u64(): number | bigint {
 		const at = this.#take(8);
-		const high = this.#buffer.readUInt32BE(at);
-		return high < 0x20_0000 ? high * TWO_32 + this.#buffer.readUInt32BE(at + 4) : this.#buffer.readBigUInt64BE(at);
+		const high = this.#view.getUint32(at);
+		return high < 0x20_0000 ? high * TWO_32 + this.#view.getUint32(at + 4) : this.#view.getBigUint64(at);
 	}
 
 	#i64(): number | bigint {
-		const value = this.#buffer.readBigInt64BE(this.#take(8));
+		const value = this.#view.getBigInt64(this.#take(8));
 		const number = Number(value);
 		return Number.isSafeInteger(number) ? number : value;
 	}
