@@ -5,6 +5,7 @@ import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import {
 	type ClientTrace,
+	calledBack,
 	Fleet,
 	type HttpChild,
 	http,
@@ -12,7 +13,6 @@ import {
 	openStream,
 	PLANES,
 	type SseStream,
-	scrape,
 	spanTree,
 	TraceWatch,
 	testModel,
@@ -55,10 +55,6 @@ function forget(folder: string, workerId: unknown): void {
 		if (entry.isFile() && readFileSync(path, "utf8").includes(String(workerId))) rmSync(path);
 	}
 }
-
-/** How many requests the worker has called back for, each with a connection for the answer. */
-const called = async ({ child, system }: WorkerChild): Promise<number> =>
-	child.ended ? 0 : (await scrape(system)).sum("dynamo_work_handler_time_to_first_response_seconds_count");
 
 /** The lines of a tree for a worker's part in it. */
 const handled = (indent: string, service: unknown, parts: readonly string[] = ENGINE) => [
@@ -319,12 +315,11 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 	test.skipIf(missing)(titled("a prefill worker that is killed: another one has the prompt", missing), async () => {
 		const trace = watch.trace();
 		const all = [...workers.values()];
-		const before = await Promise.all(all.map(called));
+		const before = await Promise.all(all.map(calledBack));
 		const answer = post(chat(SLOW), trace);
 		const victim = await workerOf(trace, "prefill");
-		// Of one that has the request and has not called back only discovery tells that it is lost.
-		const calledBefore = before[all.indexOf(victim)] as number;
-		await until("the worker has called back", async () => (await called(victim)) > calledBefore);
+		const earlier = before[all.indexOf(victim)] as number;
+		await until("the worker has called back", async () => (await calledBack(victim)) > earlier);
 		victim.child.kill("SIGKILL");
 		expect((await answer).status).toBe(200);
 		const spans = await watch.spans(trace, 13);

@@ -2,9 +2,9 @@
 // A router as a process of its own before scripted workers: what it passes on, and what it does when a worker is lost,
 // fails, is given up or does not fit.
 import { type ScriptedCall, type ScriptedWorker, startScriptedWorker } from "@dynamo-ts/frontend/internal";
-import { blockHashes, DynamoError } from "@dynamo-ts/protocols/internal";
+import { blockHashes, DynamoError, type ModelDeploymentCard } from "@dynamo-ts/protocols/internal";
 import { StandaloneRouter, type StandaloneRouterOptions } from "@dynamo-ts/router";
-import type { ActiveRequest, DistributedRuntime } from "@dynamo-ts/runtime";
+import type { ActiveRequest, DistributedRuntime, Span } from "@dynamo-ts/runtime";
 import { CollectingSink, until } from "@dynamo-ts/testing/internal";
 import { KvEventPublisher } from "@dynamo-ts/worker";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -142,6 +142,23 @@ describe("generate", () => {
 		await killed.sink.done;
 		const kinds = await Promise.all(worker.calls.map(({ cancelled }) => cancelled));
 		expect(kinds.sort()).toEqual([expect.stringMatching(/kill|disconnect/), "stop"]);
+	});
+
+	test("a worker that says in its last item that it failed has not succeeded, whatever its part is", async () => {
+		const script = (call: ScriptedCall): void => call.tokens([5]).finish({ error: "broken" }).end();
+		const card: Partial<ModelDeploymentCard> = { worker_type: "prefill", needs: [["decode"]], model_type: "" };
+		await startScriptedWorker(await world.runtime(), { model: "m", folder: TINY_FOLDER, script, card });
+		const spans: Span[] = [];
+		const runtime = await world.runtime({ spanSink: { end: (span) => spans.push(span) } });
+		const router = await StandaloneRouter.start(runtime, { endpoint: ENDPOINT });
+		world.onEnd(() => router.close());
+		const { sink } = await send("generate", body());
+		await sink.done;
+		expect(sink.items.at(-1)).toMatchObject({ data: { finish_reason: { error: "broken" } } });
+		await until("the attempt is over", () => spans.some(({ name }) => name === "handle_payload"));
+		const route = spans.find(({ name }) => name === "kv_router.route_request");
+		expect(route?.failure).toMatch(/./);
+		expect(route?.fields).toMatchObject({ phase: "Prefill", "request.outcome": "error" });
 	});
 
 	test("hints: a pinned worker, one that is not there, and the question who would answer", async () => {

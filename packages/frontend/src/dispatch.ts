@@ -3,6 +3,7 @@ import {
 	type Annotated,
 	type DynamoError,
 	type EndpointRecord,
+	finishError,
 	type LLMEngineOutput,
 	mayTryAnother,
 	type PreprocessedRequest,
@@ -10,7 +11,7 @@ import {
 import type { RoutingDecision, RoutingRequest, Ticket } from "@dynamo-ts/router";
 import { beginSelection, RouteSpan } from "@dynamo-ts/router/internal";
 import type { ActiveRequest, OutgoingRequest, ResponseSink } from "@dynamo-ts/runtime";
-import { finishError, notReadyError } from "./dispatch-errors.js";
+import { notReadyError } from "./dispatch-errors.js";
 import type { DispatchOptions, Handover, PrefillHost } from "./dispatch-options.js";
 import { routingRequestOf, withRank } from "./dispatch-requests.js";
 import { asDynamoError } from "./http-errors.js";

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { Annotated } from "./annotated.js";
+import { DynamoError } from "./dynamo-error.js";
 
 /** Why a worker stopped; an object carries the text of an error. */
 export type WireFinishReason =
@@ -73,4 +75,12 @@ export interface LLMEngineOutput {
 	disaggregated_params?: unknown;
 	/** What an engine has to say beside the tokens; Dynamo's workers send it with the last item. */
 	engine_data?: { prompt_logprobs?: WirePromptLogprobs | null; [other: string]: unknown } | null;
+}
+
+/** The failure that a worker's item tells of as the end of the answer. */
+export function finishError(item: Annotated<unknown>): DynamoError | undefined {
+	const reason = (item.data as Partial<LLMEngineOutput> | null | undefined)?.finish_reason;
+	if (reason === null || reason === undefined) return undefined;
+	const why = typeof reason === "object" ? reason.error : reason === "error" ? "no reason given" : undefined;
+	return why === undefined ? undefined : new DynamoError("Unknown", `the worker failed: ${why}`);
 }

@@ -5,6 +5,7 @@ import {
 	type Annotated,
 	type DynamoError,
 	type EndpointRecord,
+	finishError,
 	isJsonObject,
 	type LLMEngineOutput,
 	mayTryAnother,
@@ -93,6 +94,8 @@ export class ForwardedRequest implements ResponseSink {
 		}
 		const tokens = isJsonObject(item.data) ? (item.data as Partial<LLMEngineOutput>).token_ids?.length : undefined;
 		if (tokens !== undefined && tokens > 0) this.#policy.onTokens(this.#attemptId, tokens);
+		const failure = finishError(item);
+		if (failure !== undefined) this.#route?.failed(failure);
 		this.#response.send(this.#withRoutingData(item));
 	}
 

@@ -58,7 +58,10 @@ export class WorkerGroup {
 	/** Where attempts of a request that is passed on belong; undefined where requests have no spans. */
 	traceOf({ id, span }: IngressRequest, routing: RoutingHints | null | undefined): RouteTrace | undefined {
 		if (span === undefined) return undefined;
-		const phase = routing?.prefill_worker_id !== undefined ? "Decode" : "Aggregated";
+		const [first] = this.#cards.values();
+		const type = first?.card_json.worker_type;
+		const decode = type === "decode" || (routing?.prefill_worker_id ?? undefined) !== undefined;
+		const phase = type === "prefill" ? "Prefill" : decode ? "Decode" : "Aggregated";
 		return { parent: span, phase, logs: this.#routeLogs, requestId: id, cancelSignal: "kill" };
 	}
 
