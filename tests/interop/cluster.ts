@@ -33,6 +33,8 @@ export class Cluster {
 	readonly #folder = mkdtempSync(join(tmpdir(), "dynamo-matrix-"));
 	readonly #children: Child[] = [];
 	readonly env: Record<string, string>;
+	/** Of real frontends alone. */
+	readonly #frontendEnv: Record<string, string>;
 	readonly #servers: { stop(): Promise<void> }[];
 
 	private constructor(
@@ -44,6 +46,8 @@ export class Cluster {
 		this.#python = python;
 		this.#modelPath = modelPath;
 		this.env = { ...fileDiscoveryEnv(this.#folder), ...env };
+		// Over NATS the real one hangs before many components, whosever they are, with as few threads as there are cores.
+		this.#frontendEnv = env.DYN_REQUEST_PLANE === "nats" ? { DYN_RUNTIME_NUM_WORKER_THREADS: "8" } : {};
 		this.#servers = servers;
 	}
 
@@ -112,7 +116,7 @@ export class Cluster {
 	async startFrontend(kind: Kind, model: string, args: string[]): Promise<HttpChild> {
 		const frontend =
 			kind === "real"
-				? await startRealFrontend(this.#python, this.env, model, args)
+				? await startRealFrontend(this.#python, { ...this.env, ...this.#frontendEnv }, model, args)
 				: await startOwnHttp("frontend", args, this.env, model);
 		this.#children.push(frontend.child);
 		return frontend;

@@ -92,8 +92,7 @@ for (const plane of ["tcp", "nats"] as const satisfies Plane[]) {
 			const [first] = MODELS as [string];
 			frontends["round-robin"] = await cluster.startFrontend("our", first, ["--router-mode", "round-robin"]);
 			frontends.kv = await cluster.startFrontend("our", first, ["--router-mode", "kv"]);
-			// Over NATS the real one hangs with so many components.
-			if (plane === "tcp") frontends.real = await cluster.startFrontend("real", first, ["--router-mode", "kv"]);
+			frontends.real = await cluster.startFrontend("real", first, ["--router-mode", "kv"]);
 			for (const { url, child } of Object.values(frontends)) {
 				for (const model of MODELS)
 					await until(`${url} lists ${model}`, () => listsModel(url, model), { child, timeoutMs: 60_000 });
@@ -101,8 +100,7 @@ for (const plane of ["tcp", "nats"] as const satisfies Plane[]) {
 		}, 240_000);
 		afterAll(() => cluster?.stop());
 
-		const names = plane === "tcp" ? ["round-robin", "kv", "real"] : ["round-robin", "kv"];
-		describe.each(names)("the frontend %s", (name) => {
+		describe.each(["round-robin", "kv", "real"])("the frontend %s", (name) => {
 			test.each(MODELS)("%s: the prompt goes to one, the answer comes from the other", async (model) => {
 				const { url } = frontends[name] as HttpChild;
 				const { prefill, decode } = workers[model] as { prefill: WorkerChild; decode: WorkerChild };
