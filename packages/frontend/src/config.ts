@@ -78,6 +78,8 @@ export interface FrontendConfig {
 	readonly kvRouter: KvRouterOptions;
 	/** What the file of router policies says: which requests wait, and in what order; undefined: there is none. */
 	readonly policyConfig: RouterPolicyConfig | undefined;
+	/** A model is there once it has so many workers. */
+	readonly minInitialWorkers: number;
 	/** Requests of a session stay with one worker; undefined: they do not. */
 	readonly sessionAffinity: SessionAffinityOptions | undefined;
 	/** Workers above them get no more; they can be changed while running. */
@@ -154,6 +156,7 @@ export function frontendConfigFromEnv(env: Readonly<Record<string, string | unde
 		routerMode,
 		kvRouter,
 		policyConfig: policyConfigFromEnv(read),
+		minInitialWorkers: read.integer(ENV.DYN_ROUTER_MIN_INITIAL_WORKERS, 0, 0, 0xffff_ffff),
 		sessionAffinity: sessionAffinityFromEnv(read),
 		busyThresholds: busyThresholdsFromEnv(read),
 		disableAdminApi: read.flag(ENV.DYN_DISABLE_FRONTEND_ADMIN_API, false),

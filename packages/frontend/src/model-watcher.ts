@@ -25,7 +25,7 @@ import {
 	type SessionAffinityOptions,
 } from "@dynamo-ts/router";
 import { type IndexOwner, routingOfCard, ServedIndexers } from "@dynamo-ts/router/internal";
-import type { DiscoveryEvent, DistributedRuntime, Logger, Watch } from "@dynamo-ts/runtime";
+import type { DiscoveryEvent, DistributedRuntime, EndpointClient, Logger, Watch } from "@dynamo-ts/runtime";
 import { parseConditionalDisagg } from "./conditional-disagg.js";
 import type { ModelFiles } from "./model-files.js";
 import type { ModelManager } from "./model-manager.js";
@@ -42,6 +42,8 @@ export interface ModelWatcherOptions {
 	readonly kvRouter?: KvRouterOptions;
 	/** Classes of requests that wait for their turn, by model. */
 	readonly policyConfig?: RouterPolicyConfig | undefined;
+	/** A model is there once it has so many workers; default 0. */
+	readonly minInitialWorkers?: number | undefined;
 	/** Absent: sessions are not kept together. */
 	readonly sessionAffinity?: SessionAffinityOptions | undefined;
 	/** Counts what routers do; absent: nobody looks. */
@@ -323,6 +325,24 @@ export class ModelWatcher {
 		for (const [key, known] of this.groups) if (known === group) this.groups.delete(key);
 	}
 
+	/** Resolves when as many workers are there as are wanted at first, however long that takes, or when the set closes. */
+	private async untilEnough(client: EndpointClient, { name: model, closing: { signal } }: WorkerSet): Promise<void> {
+		const { minInitialWorkers: wanted = 0 } = this.options;
+		if (client.instances().length >= wanted) return;
+		this.log.info("Waiting for more workers", { model, workers: client.instances().length, wanted });
+		await new Promise<void>((resolve) => {
+			const look = (): void => {
+				if (!signal.aborted && client.instances().length < wanted) return;
+				stop();
+				signal.removeEventListener("abort", look);
+				resolve();
+			};
+			const stop = client.onChange(look);
+			signal.addEventListener("abort", look);
+			look();
+		});
+	}
+
 	private async materialise(set: WorkerSet): Promise<void> {
 		const { signal } = set.closing;
 		const { retryMinMs = 250, retryMaxMs = 10_000 } = this.options;
@@ -337,6 +357,7 @@ export class ModelWatcher {
 				if (set.load !== undefined) await this.watchLoad(set.load, id);
 				await this.serveIndex(set, id);
 				const client = await endpoint.client();
+				await this.untilEnough(client, set);
 				if (signal.aborted) {
 					client.close();
 					return;

@@ -6,7 +6,7 @@ import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import type { CheckedFile, ModelDeploymentCard } from "@dynamo-ts/protocols/internal";
 import { http } from "@dynamo-ts/testing/internal";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { folderCard, sendAll, startScriptedWorker } from "./scripted-worker.js";
 import { chatBody, MODEL, type Stack, startStack, TINY_MODEL } from "./test-support/stack.js";
 
@@ -77,6 +77,18 @@ describe("a model", () => {
 		await registering;
 		expect(seen).toEqual([200]);
 		await worker.leave();
+	});
+
+	it("is there once it had as many workers as are wanted at first, and stays with fewer", async () => {
+		await stack.close();
+		stack = await startStack({ minInitialWorkers: 2 });
+		const first = await stack.worker({ script: sendAll(IDS), alone: true });
+		await vi.waitFor(async () => expect((await http(`${stack.url}/health`)).json.instances).toHaveLength(1));
+		expect(await listed()).toEqual([]);
+		await stack.worker({ script: sendAll(IDS) });
+		expect(await listed()).toEqual([MODEL]);
+		await first.leave();
+		expect((await http(stack.chat, { body: chatBody() })).status).toBe(200);
 	});
 
 	it("shows its window, its readiness and its workers", async () => {

@@ -87,6 +87,7 @@ export async function startFrontend(
 		kvRouter: full.kvRouter,
 		busy: full.busyThresholds,
 		policyConfig: full.policyConfig,
+		minInitialWorkers: full.minInitialWorkers,
 		routerMetrics: new RouterMetrics(metrics.registry, runtime),
 		sessionAffinity: full.sessionAffinity,
 		onWorkerGone: (id) => metrics.forgetWorker(id),

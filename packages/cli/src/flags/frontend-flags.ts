@@ -42,6 +42,17 @@ export const ROUTER_MODE_FLAG: FlagSpec = {
 	help: "How a worker is chosen for a request; kv: by what it has cached and how much it has to do; direct: the request names it.",
 };
 
+const MIN_WORKERS_FLAG: FlagSpec = {
+	flag: "router-min-initial-workers",
+	env: ENV.DYN_ROUTER_MIN_INITIAL_WORKERS,
+	type: "integer",
+	min: 0,
+	max: 0xffff_ffff,
+	default: 0,
+	group: "router options",
+	help: "A model is listed and can be called once it has had so many workers at a time.",
+};
+
 const MIGRATION_FLAGS: readonly FlagSpec[] = [
 	{
 		flag: "migration-limit",
@@ -191,6 +202,7 @@ export const FRONTEND_COMMAND: CommandSpec = {
 		},
 		...MIGRATION_FLAGS,
 		ROUTER_MODE_FLAG,
+		MIN_WORKERS_FLAG,
 		...KV_ROUTER_FLAGS,
 		...ROUTER_QUEUE_FLAGS,
 		...SESSION_FLAGS,

@@ -40,9 +40,6 @@ export const MISSING_ROUTER_FLAGS: readonly FlagSpec[] = withReason(
 			choices: ["none", "ais"],
 			default: "none",
 		},
-		{ flag: "router-prefill-policy", env: ENV.DYN_ROUTER_PREFILL_POLICY, type: "string" },
-		{ flag: "router-decode-policy", env: ENV.DYN_ROUTER_DECODE_POLICY, type: "string" },
-		{ flag: "enable-session-prefix-index", env: ENV.DYN_ENABLE_SESSION_PREFIX_INDEX, type: "boolean" },
 		{ flag: "shared-cache-multiplier", env: ENV.DYN_SHARED_CACHE_MULTIPLIER, type: "string" },
 		{
 			flag: "shared-cache-type",
@@ -99,5 +96,4 @@ export const OTHER_FRONTEND_FLAGS: readonly FlagSpec[] = withReason("leave it ou
 		choices: ["dynamo", "vllm", "sglang"],
 		default: "dynamo",
 	},
-	{ flag: "router-min-initial-workers", env: ENV.DYN_ROUTER_MIN_INITIAL_WORKERS, type: "number", default: 0 },
 ]);

@@ -76,7 +76,7 @@ describe("refusals name what is wrong and what is right", () => {
 		[MOCKER_COMMAND, ["--speedup-ratio", "-1"], {}, /at least 0/],
 		[MOCKER_COMMAND, ["--enable-prefix-caching=maybe"], {}, /true or false/],
 		[WORKER_COMMAND, ["--disaggregation-mode", "encode"], {}, /agg.*prefill.*decode/],
-		[FRONTEND_COMMAND, ["--enable-session-prefix-index"], {}, /--enable-session-prefix-index is not in this version/],
+		[FRONTEND_COMMAND, ["--enable-anthropic-api"], {}, /--enable-anthropic-api is not in this version/],
 		[FRONTEND_COMMAND, [], { DYN_TLS_CERT_PATH: "/x" }, /DYN_TLS_CERT_PATH is not in this version/],
 		[FRONTEND_COMMAND, ["--interactive"], {}, /--interactive is not in this version/],
 		[FRONTEND_COMMAND, ["--aic-backend", "x"], {}, /--aic-backend is not in this version/],
