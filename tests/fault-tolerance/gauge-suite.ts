@@ -3,7 +3,23 @@
 // afterwards.
 import { Fleet, type Plane, scrape, testModel, titled, type WorkerChild } from "@dynamo-ts/testing/internal";
 import { afterAll, afterEach, test as base, beforeAll, describe, expect } from "vitest";
-import { chat, FAILING, kill, longPrompt, MODEL, refused, Scene, SLOW_MOCKER, WORKER_LIMITS } from "./outcomes.js";
+import {
+	chat,
+	crowd,
+	ENGINE_QUEUE,
+	FAILING,
+	kill,
+	longPrompt,
+	MODEL,
+	ROUTER_QUEUE,
+	RUNNING,
+	refused,
+	Scene,
+	SLOW_MOCKER,
+	sumOver,
+	WAITING,
+	WORKER_LIMITS,
+} from "./outcomes.js";
 
 const hf = testModel("hf");
 /** Never more than a moment up, or never with these settings. */
@@ -48,7 +64,7 @@ function declare(why: string, plane: Plane, names: readonly string[], seldom: re
 		if (why) return;
 		scene = new Scene(await Fleet.over(plane));
 		[workers] = await Promise.all([Promise.all([startWorker(), startWorker()]), scene.addFailing(hf.path)]);
-		await Promise.all(names.map((name) => scene.addFrontend(name, FRONTENDS[name] ?? [])));
+		await Promise.all(names.map((name) => scene.addFrontend(name, FRONTENDS[name] ?? [], [MODEL, FAILING])));
 	}, 60_000);
 	afterAll(() => scene?.fleet.stop());
 
@@ -60,15 +76,9 @@ function declare(why: string, plane: Plane, names: readonly string[], seldom: re
 		afterEach(async () => {
 			if (!why) await scene.watch.settled();
 		});
-		const sumOf = async (family: string) => {
-			const pages = await Promise.all(workers.map(({ system }) => scrape(system)));
-			return pages.reduce((sum, page) => sum + page.sum(family), 0);
-		};
-		const running = () => sumOf("dynamo_component_engine_running_requests");
-		/** Wherever they wait. */
+		const running = () => sumOver(workers, RUNNING);
 		const waiting = async () =>
-			(await sumOf("dynamo_component_engine_waiting_requests")) +
-			(await scrape(scene.frontend.url)).sum("dynamo_frontend_router_queue_pending_requests");
+			(await sumOver(workers, WAITING)) + (await scrape(scene.frontend.url)).sum(ROUTER_QUEUE);
 
 		test("answers, whole and streamed", async () => {
 			expect((await scene.ask(chat("Hi", { max_tokens: 5 }))).status).toBe(200);
@@ -110,25 +120,12 @@ function declare(why: string, plane: Plane, names: readonly string[], seldom: re
 		});
 
 		test("more than there is room for: some wait, some are refused, some leave", async () => {
-			const leave = new AbortController();
-			const asked = Array.from({ length: 12 }, (_, i) =>
-				scene.ask(
-					chat(i % 2 === 0 ? "Hi" : longPrompt(500), { max_tokens: 10, stream: i % 4 < 2 }),
-					undefined,
-					i % 3 === 0 ? leave.signal : undefined,
-				),
-			);
-			const left = Promise.allSettled(asked);
-			for (let i = 0; i < 5; i++) await scene.watch.look();
-			leave.abort();
-			for (const outcome of await left) {
-				if (outcome.status === "fulfilled") expect([200, 529]).toContain(outcome.value.status);
-			}
+			await crowd(scene, name === HOLDS_BACK ? ROUTER_QUEUE : ENGINE_QUEUE);
 		});
 
 		test("workers killed, one in the prefill, one in the middle of an answer, then the last one", async () => {
 			const moves = name === MOVES;
-			const early = scene.ask(chat(longPrompt(), { max_tokens: 5 }));
+			const early = scene.ask(chat(longPrompt(1000), { max_tokens: 5 }));
 			const victim = await scene.busy(workers);
 			await scene.watch.look();
 			await kill(victim);

@@ -14,6 +14,7 @@ import {
 	openStream,
 	PROJECT_ROOT,
 	type SseStream,
+	scrape,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
@@ -48,8 +49,8 @@ export class Scene {
 
 	constructor(readonly fleet: Fleet) {}
 
-	async addFrontend(name: string, args: readonly string[]): Promise<void> {
-		this.#frontends.set(name, await this.fleet.frontend([MODEL, FAILING], args));
+	async addFrontend(name: string, args: readonly string[], models: readonly string[]): Promise<void> {
+		this.#frontends.set(name, await this.fleet.frontend(models, args));
 	}
 
 	/** From now on requests go to this frontend, and it is watched. */
@@ -132,9 +133,41 @@ export class Scene {
 	}
 }
 
+/** Sum of a family over the pages of several workers. */
+export async function sumOver(workers: readonly WorkerChild[], family: string): Promise<number> {
+	const pages = await Promise.all(workers.map(({ system }) => scrape(system)));
+	return pages.reduce((sum, page) => sum + page.sum(family), 0);
+}
+export const RUNNING = "dynamo_component_engine_running_requests";
+/** Requests that wait before an engine that has its fill, and those in the router. */
+export const ENGINE_QUEUE = "dynamo_request_queue";
+export const ROUTER_QUEUE = "dynamo_frontend_router_queue_pending_requests";
+export const WAITING = "dynamo_component_engine_waiting_requests";
+
 export async function kill({ child }: WorkerChild): Promise<void> {
 	child.kill("SIGKILL");
 	await child.exited;
+}
+
+/**
+ * More requests than there is room for: some are answered, some refused, and every third client leaves.
+ * @param gauge of where they are to wait; the clients leave once it is up.
+ */
+export async function crowd(scene: Scene, gauge: string): Promise<void> {
+	const leave = new AbortController();
+	const asked = Array.from({ length: 12 }, (_, i) =>
+		scene.ask(
+			chat(longPrompt(300), { max_tokens: 10, stream: i % 2 === 0 }),
+			undefined,
+			i % 3 === 0 ? leave.signal : undefined,
+		),
+	);
+	const ends = Promise.allSettled(asked);
+	await until(`${gauge} is up`, async () => (await scene.watch.look()).some((up) => up.includes(`: ${gauge}`)));
+	leave.abort();
+	for (const outcome of await ends) {
+		if (outcome.status === "fulfilled") expect([200, 529]).toContain(outcome.value.status);
+	}
 }
 
 /** Requests that come to nothing before any worker has them, and those that a worker refuses. */
