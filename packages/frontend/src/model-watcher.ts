@@ -254,7 +254,7 @@ export class ModelWatcher {
 		const sessionAffinity = own === undefined ? this.options.sessionAffinity : own.sessionAffinity;
 		const profile = policyConfig?.profileOf(card.display_name);
 		const options: Partial<KvRouterOptions> = {
-			...(own === undefined ? kvRouter : { ...own.kv, ...(kvRouter && { expiryMs: kvRouter.expiryMs }) }),
+			...(own === undefined ? kvRouter : { ...own.kv, ...settingsWithoutCard(kvRouter) }),
 			...(profile === undefined ? {} : { profile }),
 			// A prefill worker has a prompt's blocks only until they are handed over, so that its backlog is all its load.
 			...(card.worker_type === "prefill" ? { trackActiveBlocks: false } : {}),
@@ -414,6 +414,13 @@ function isModel(record: DiscoveryRecord): record is ModelRecord {
 
 function needsMaterials(set: WorkerSet): boolean {
 	return set.card.model_input === "Tokens" && (parseModelType(set.card.model_type)?.size ?? 0) > 0;
+}
+
+/** Settings that no card has a word for. */
+function settingsWithoutCard(options: Partial<KvRouterOptions> | undefined): Partial<KvRouterOptions> {
+	if (options === undefined) return {};
+	const { expiryMs, cacheWaitMs } = options;
+	return { ...(expiryMs !== undefined && { expiryMs }), ...(cacheWaitMs !== undefined && { cacheWaitMs }) };
 }
 
 /** Equal but for runtime_config.taints, the one member that may change while a record lives. */
