@@ -88,7 +88,7 @@ export async function startFrontend(
 		busy: full.busyThresholds,
 		policyConfig: full.policyConfig,
 		minInitialWorkers: full.minInitialWorkers,
-		routerMetrics: new RouterMetrics(metrics.registry, runtime),
+		routerMetrics: new RouterMetrics(runtime, metrics.registry),
 		sessionAffinity: full.sessionAffinity,
 		onWorkerGone: (id) => metrics.forgetWorker(id),
 	});

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the routers' metric families show of one group of workers.
+import { SequenceCounts, type SourceFamilies } from "./ingress-metrics.js";
 import { KvPolicy } from "./kv-policy.js";
 import type { AdmissionObserver } from "./queue/admission.js";
 import type { QueueLimit } from "./queue/request-queue.js";
@@ -55,6 +56,8 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 	readonly #group: RoutingGroup;
 	readonly #place: GroupPlace;
 	readonly #policy: KvPolicy | undefined;
+	readonly #sequences: SequenceCounts | undefined;
+	readonly #sources: SourceFamilies | undefined;
 	readonly #requests = new Map<string, Timed>();
 
 	constructor(
@@ -86,6 +89,12 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 		}
 		// Decode workers beside prefill workers are chosen by load alone: as a rule nothing is heard of their caches.
 		if (place.phase !== "decode") this.#announceEvents();
+		this.#sequences = new SequenceCounts(families.sequencesOf(place), policy, place);
+		if (place.phase !== "decode") this.#sources = families.sourcesOf(place);
+		policy.feed.onIngress = (step) => {
+			if (step === "batch") this.#sources?.batches.inc();
+			else this.#sources?.lifecycle.withLabelValues(step).inc();
+		};
 		policy.feed.onEvent = (type, status, duplicate) => {
 			events.applied.withLabelValues(type, status).inc();
 			if (duplicate) events.warnings.withLabelValues("duplicate_store").inc();
@@ -202,21 +211,24 @@ export class GroupMetrics implements RoutingObserver, AdmissionObserver {
 		const { sources, missing, expected } = policy.feed.state();
 		const known = new Set(sources.map(({ worker }) => `${worker.workerId}/${worker.dpRank}`));
 		const without = new Set<bigint>();
+		const ranks: string[] = [];
 		for (const { workerId, dpRank, activeBlocks, prefillTokens } of this.#group.loads()) {
 			const rank = String(dpRank);
 			const id = workerId.toString();
 			families.activeBlocks.withLabelValues(rank, id, workerType).set(activeBlocks);
 			families.activePrefillTokens.withLabelValues(rank, id, workerType).set(prefillTokens);
 			this.#component.registered.withLabelValues(rank, id, workerType).set(1);
+			ranks.push(`${workerId}/${rank}`);
 			if (expected && !known.has(`${workerId}/${rank}`)) without.add(workerId);
 		}
+		this.#sequences?.show(ranks);
 		if (!expected) return;
 		this.#component.sourceMismatch
 			.withLabelValues(model, targetComponent, targetEndpoint, namespace, workerType)
 			.set(without.size);
 		this.#component.eventsMissing.withLabelValues(model, targetComponent).set(missing ? 1 : 0);
 		const active = sources.filter(({ inSync }) => inSync).length;
-		this.#events.sources.withLabelValues("active").set(active);
-		this.#events.sources.withLabelValues("preconnected").set(sources.length - active);
+		this.#sources?.sources.withLabelValues("active").inc(active);
+		this.#sources?.sources.withLabelValues("preconnected").inc(sources.length - active);
 	}
 }

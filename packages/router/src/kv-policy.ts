@@ -13,7 +13,7 @@ import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import { ApproximateIndex } from "./kv/approximate-index.js";
 import { type KvChoice, type KvRequest, KvScheduler } from "./kv/kv-scheduler.js";
 import { NO_SCORES, RemoteIndex } from "./kv/remote-index.js";
-import { type ReplicaSink, ReplicaSync } from "./kv/replica-sync.js";
+import { type ReplicaCounts, type ReplicaSink, ReplicaSync } from "./kv/replica-sync.js";
 import { KvFeed } from "./kv-events/kv-feed.js";
 import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions, type KvWorkers } from "./kv-options.js";
 import { Admission, type AdmissionHost, type Applicant, type Ticket } from "./queue/admission.js";
@@ -38,6 +38,8 @@ interface LookUp {
 	/** Milliseconds from question to answer. */
 	readonly ms: number;
 }
+
+const NOTHING_EVICTED = { blocks: 0, batches: 0 };
 
 /** Where Dynamo makes the spans of the same names. */
 const HASHES = "dynamo_kv_router::services::selection::input";
@@ -219,6 +221,16 @@ export class KvPolicy implements Router {
 		};
 		if (tokensHashes.length === 0) told(NO_SCORES);
 		return tokensHashes.length === 0 ? undefined : remote.find(tokensHashes).then(told);
+	}
+
+	/** Blocks that were believed to be at workers and gave way to others. */
+	get evicted(): { readonly blocks: number; readonly batches: number } {
+		return this.#approximate?.evicted ?? NOTHING_EVICTED;
+	}
+
+	/** What other routers told; undefined where they are not listened to. */
+	replicaCounts(): ReplicaCounts | undefined {
+		return this.#replicas?.counts();
 	}
 
 	/** Requests of other routers under way. */

@@ -5,6 +5,7 @@ import { FRONTEND_LABELS, METRIC_PREFIXES, METRICS, MORE_LABELS } from "@dynamo-
 import type { DistributedRuntime } from "@dynamo-ts/runtime";
 import {
 	type Counter,
+	createMetricsRegistry,
 	type Gauge,
 	type Histogram,
 	type MetricsRegistry,
@@ -17,6 +18,7 @@ import {
 	openHistogramVec,
 } from "@dynamo-ts/runtime/internal";
 import { GroupMetrics, type GroupPlace } from "./group-metrics.js";
+import { SequenceFamilies, SourceFamilies } from "./ingress-metrics.js";
 import type { RemoteIndexFailure } from "./kv/remote-index.js";
 import type { RoutingGroup } from "./routing-group.js";
 
@@ -46,7 +48,6 @@ export interface ComponentFamilies {
 export interface EventFamilies {
 	readonly applied: MetricVec<Counter>;
 	readonly warnings: MetricVec<Counter>;
-	readonly sources: MetricVec<Gauge>;
 }
 
 export class RouterMetrics {
@@ -68,13 +69,15 @@ export class RouterMetrics {
 	readonly #constant: { readonly router_id: string };
 	readonly #components = new Map<string, ComponentFamilies>();
 	readonly #events = new Map<string, EventFamilies>();
+	readonly #sequences = new Map<string, SequenceFamilies>();
+	readonly #sources = new Map<string, SourceFamilies>();
 	readonly #groups = new Map<RoutingGroup, GroupMetrics>();
 
 	/**
-	 * @param page where families without a component go.
-	 * @param runtime whose id names the router, and whose page shows the rest.
+	 * @param runtime whose id names the router, and whose page shows the families with a component.
+	 * @param page where the others go; absent: nowhere, as with Dynamo's router without a frontend.
 	 */
-	constructor(page: MetricsRegistry, runtime: DistributedRuntime) {
+	constructor(runtime: DistributedRuntime, page: MetricsRegistry = createMetricsRegistry()) {
 		const f = METRICS.frontend;
 		this.admissionReceived = openCounterVec(page, f.routerAdmissionReceivedTotal);
 		this.admissionRejected = openCounterVec(page, f.routerAdmissionRejectedTotal);
@@ -97,7 +100,8 @@ export class RouterMetrics {
 		openCounter(router, o.sharedCacheErrorsTotal, constant);
 		this.#runtime = runtime;
 		this.#constant = constant;
-		page.addUpdateCallback(() => this.#show());
+		// Either page can be looked at without the other one.
+		for (const registry of [page, runtime.metrics]) registry.addUpdateCallback(() => this.#show());
 	}
 
 	readonly #cachePolicies = new Map<string, Gauge>();
@@ -122,32 +126,38 @@ export class RouterMetrics {
 		for (const { registered, sourceMismatch, eventsMissing } of this.#components.values()) {
 			for (const gauge of [registered, sourceMismatch, eventsMissing]) gauge.reset();
 		}
-		for (const { sources } of this.#events.values()) sources.reset();
+		for (const families of this.#sequences.values()) families.reset();
+		for (const { sources } of this.#sources.values()) sources.reset();
 		for (const metrics of this.#groups.values()) metrics.show();
 	}
 
 	#component({ namespace, component }: GroupPlace): ComponentFamilies {
-		const key = `${namespace}/${component}`;
-		let families = this.#components.get(key);
-		if (families === undefined) {
-			families = this.#open(this.#runtime.namespace(namespace).component(component).metrics);
-			this.#components.set(key, families);
-		}
-		return families;
+		return this.#once(this.#components, namespace, component, (metrics) => this.#open(metrics));
 	}
 
 	#eventsOf({ namespace, targetComponent }: GroupPlace): EventFamilies {
-		const key = `${namespace}/${targetComponent}`;
-		let families = this.#events.get(key);
+		return this.#once(this.#events, namespace, targetComponent, (metrics) => ({
+			applied: openCounterVec(metrics, METRICS.component.kvCacheEventsApplied),
+			warnings: openCounterVec(metrics, METRICS.component.kvCacheEventWarnings),
+		}));
+	}
+
+	/** For groups of the mode kv. */
+	sequencesOf({ namespace, component }: GroupPlace): SequenceFamilies {
+		return this.#once(this.#sequences, namespace, component, (metrics) => new SequenceFamilies(metrics));
+	}
+
+	/** For groups whose workers' caches are followed. */
+	sourcesOf({ namespace, targetComponent }: GroupPlace): SourceFamilies {
+		return this.#once(this.#sources, namespace, targetComponent, (metrics) => new SourceFamilies(metrics));
+	}
+
+	#once<T>(known: Map<string, T>, namespace: string, component: string, open: (metrics: MetricsRegistry) => T): T {
+		const key = `${namespace}/${component}`;
+		let families = known.get(key);
 		if (families === undefined) {
-			const { metrics } = this.#runtime.namespace(namespace).component(targetComponent);
-			const c = METRICS.component;
-			families = {
-				applied: openCounterVec(metrics, c.kvCacheEventsApplied),
-				warnings: openCounterVec(metrics, c.kvCacheEventWarnings),
-				sources: openGaugeVec(metrics, c.routerKvZmqIngressSources),
-			};
-			this.#events.set(key, families);
+			families = open(this.#runtime.namespace(namespace).component(component).metrics);
+			known.set(key, families);
 		}
 		return families;
 	}
@@ -183,18 +193,11 @@ export class RouterMetrics {
 
 	/** Counters of what an index of another process did not answer or take in, under the component of its workers. */
 	remoteFailures({ namespace, targetComponent }: GroupPlace): Record<RemoteIndexFailure, Counter> {
-		const key = `${namespace}/${targetComponent}`;
-		let counters = this.#remoteFailures.get(key);
-		if (counters === undefined) {
-			const { metrics } = this.#runtime.namespace(namespace).component(targetComponent);
-			const c = METRICS.component;
-			counters = {
-				query: openCounter(metrics, c.routerRemoteIndexerQueryFailuresTotal, this.#constant),
-				write: openCounter(metrics, c.routerRemoteIndexerWriteFailuresTotal, this.#constant),
-			};
-			this.#remoteFailures.set(key, counters);
-		}
-		return counters;
+		const c = METRICS.component;
+		return this.#once(this.#remoteFailures, namespace, targetComponent, (metrics) => ({
+			query: openCounter(metrics, c.routerRemoteIndexerQueryFailuresTotal, this.#constant),
+			write: openCounter(metrics, c.routerRemoteIndexerWriteFailuresTotal, this.#constant),
+		}));
 	}
 
 	/** Which policy keeps blocks that no events tell of; `disabled`: none. */

@@ -20,7 +20,7 @@ export const COMPONENT_FAMILIES = {
 		LABELS.namespace,
 		LABELS.workerId,
 	]),
-	ckfMutationTotal: counter("ckf_mutation_total", "Block-level changes of the cuckoo filter that failed, by outcome", [
+	ckfMutationTotal: counter("ckf_mutation_total", "Always 0: the index here is no cuckoo filter", [
 		LABELS.component,
 		LABELS.namespace,
 		MORE_LABELS.outcome,
@@ -83,7 +83,7 @@ export const COMPONENT_FAMILIES = {
 	]),
 	routerActiveSequenceIngressDrainBatchesTotal: counter(
 		"router_active_sequence_ingress_drain_batches_total",
-		"Batches of load events taken from the queue",
+		"Messages about requests of other routers, with --router-replica-sync",
 		[
 			LABELS.component,
 			LABELS.namespace,
@@ -95,7 +95,7 @@ export const COMPONENT_FAMILIES = {
 	),
 	routerActiveSequenceIngressEventsAppliedTotal: counter(
 		"router_active_sequence_ingress_events_applied_total",
-		"Load events of other routers applied, by action",
+		"Events about requests of other routers that were applied, with --router-replica-sync",
 		[
 			LABELS.component,
 			LABELS.namespace,
@@ -107,7 +107,7 @@ export const COMPONENT_FAMILIES = {
 	),
 	routerActiveSequenceIngressQueueDepth: gauge(
 		"router_active_sequence_ingress_queue_depth",
-		"Load events waiting to be applied",
+		"Always 0: such events are applied as they come",
 		[
 			LABELS.component,
 			LABELS.namespace,
@@ -119,52 +119,52 @@ export const COMPONENT_FAMILIES = {
 	),
 	routerActiveSequenceZmqIngressDroppedEventsTotal: counter(
 		"router_active_sequence_zmq_ingress_dropped_events_total",
-		"Load events dropped on the way in",
+		"Always 0: such events wait nowhere, so none is dropped",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressEnvelopeDecodeErrorsTotal: counter(
 		"router_active_sequence_zmq_ingress_envelope_decode_errors_total",
-		"Load messages whose envelope did not decode",
+		"Such messages that could not be read, or were for nobody here",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressForcedAbortsTotal: counter(
 		"router_active_sequence_zmq_ingress_forced_aborts_total",
-		"Readers of load events ended by force",
+		"Always 0: no reader has to be ended by force",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressIdentityErrorsTotal: counter(
 		"router_active_sequence_zmq_ingress_identity_errors_total",
-		"Load messages from another publisher than expected",
+		"Always 0: counted with those that could not be read",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressOutOfOrderTotal: counter(
 		"router_active_sequence_zmq_ingress_out_of_order_total",
-		"Load messages that came out of order",
+		"Always 0: one that comes late is no longer a gap",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressPayloadDecodeErrorsTotal: counter(
 		"router_active_sequence_zmq_ingress_payload_decode_errors_total",
-		"Load messages whose payload did not decode",
+		"Such messages whose payload could not be read",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressReconnectsTotal: counter(
 		"router_active_sequence_zmq_ingress_reconnects_total",
-		"Reconnects to a publisher of load events",
+		"Always 0: ZeroMQ and NATS connect again by themselves",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressReplacementsTotal: counter(
 		"router_active_sequence_zmq_ingress_replacements_total",
-		"Publishers of load events replaced by a newer one",
+		"Always 0: a new publisher has a new id",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressSequenceGapsTotal: counter(
 		"router_active_sequence_zmq_ingress_sequence_gaps_total",
-		"Gaps in the numbers of load messages",
+		"Such messages that are missing by their numbers",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerActiveSequenceZmqIngressSources: gauge(
 		"router_active_sequence_zmq_ingress_sources",
-		"Publishers of load events, by state",
+		"Publishers of such messages that are listened to",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerApproximateCacheConfiguredPolicy: gauge(
@@ -184,39 +184,39 @@ export const COMPONENT_FAMILIES = {
 	),
 	routerApproximateLruEvictionBatchesTotal: counter(
 		"router_approximate_lru_eviction_batches_total",
-		"Evictions from the approximate cache",
+		"Times that blocks were evicted from the approximate cache",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerApproximateLruFallbackActivationsTotal: counter(
 		"router_approximate_lru_fallback_activations_total",
-		"Times the approximate cache fell back to another policy",
+		"Ranks of workers that were to be kept by use and are by time, for their size is not known",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
-	routerApproximateLruLeases: gauge("router_approximate_lru_leases", "Leases held in the approximate cache", [
+	routerApproximateLruLeases: gauge(
+		"router_approximate_lru_leases",
+		"Always 0: nothing is leased in the approximate cache",
+		[LABELS.component, LABELS.namespace, LABELS.workerId],
+	),
+	routerApproximateLruMessagesPerRequest: histogram(
+		"router_approximate_lru_messages_per_request",
+		"Always empty: a request changes the approximate cache at once",
+		[LABELS.component, LABELS.namespace, LABELS.workerId],
+		SMALL_COUNTS,
+	),
+	routerApproximateLruMutationQueueDepth: gauge("router_approximate_lru_mutation_queue_depth", "Always 0: the same", [
 		LABELS.component,
 		LABELS.namespace,
 		LABELS.workerId,
 	]),
-	routerApproximateLruMessagesPerRequest: histogram(
-		"router_approximate_lru_messages_per_request",
-		"Changes of the approximate cache per request",
-		[LABELS.component, LABELS.namespace, LABELS.workerId],
-		SMALL_COUNTS,
-	),
-	routerApproximateLruMutationQueueDepth: gauge(
-		"router_approximate_lru_mutation_queue_depth",
-		"Changes of the approximate cache waiting",
-		[LABELS.component, LABELS.namespace, LABELS.workerId],
-	),
 	routerApproximateLruMutationWaitSeconds: histogram(
 		"router_approximate_lru_mutation_wait_seconds",
-		"Wait of a change of the approximate cache",
+		"Always empty: the same",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 		computedBuckets(BUCKET_RANGES.mutationWaitSeconds),
 	),
 	routerApproximateLruOutputBatchesTotal: counter(
 		"router_approximate_lru_output_batches_total",
-		"Batches of output blocks given to the approximate cache",
+		"Always 0: only prompts are believed to be cached",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerInputSequenceTokens: histogram(
@@ -272,14 +272,14 @@ export const COMPONENT_FAMILIES = {
 		"Cached prompt tokens that the worker reported",
 		[LABELS.component, LABELS.namespace, LABELS.model, FRONTEND_LABELS.phase, MORE_LABELS.routerId, LABELS.workerId],
 	),
-	routerKvZmqIngressBatchesTotal: counter("router_kv_zmq_ingress_batches_total", "Batches of KV events read", [
-		LABELS.component,
-		LABELS.namespace,
-		LABELS.workerId,
-	]),
+	routerKvZmqIngressBatchesTotal: counter(
+		"router_kv_zmq_ingress_batches_total",
+		"Messages with KV events that were read",
+		[LABELS.component, LABELS.namespace, LABELS.workerId],
+	),
 	routerKvZmqIngressLifecycleTotal: counter(
 		"router_kv_zmq_ingress_lifecycle_total",
-		"Starts and ends of readers of KV events",
+		"What happened to sources of KV events: started, preconnected, activated, stopped, payload_decode_error",
 		[MORE_LABELS.action, LABELS.component, LABELS.namespace, LABELS.workerId],
 	),
 	routerKvZmqIngressSources: gauge("router_kv_zmq_ingress_sources", "Publishers of KV events, by state", [
@@ -329,13 +329,13 @@ export const COMPONENT_FAMILIES = {
 	]),
 	routerSharedCacheBeyondBlocks: histogram(
 		"router_shared_cache_beyond_blocks",
-		"Blocks in the shared cache beyond those of the worker",
+		"Always empty: there is no cache that workers share",
 		[LABELS.component, LABELS.namespace, MORE_LABELS.routerId, LABELS.workerId],
 		SHARED_BLOCKS,
 	),
 	routerSharedCacheHitRate: histogram(
 		"router_shared_cache_hit_rate",
-		"Share of the prompt blocks in the shared cache, 0 to 1",
+		"Always empty: the same",
 		[LABELS.component, LABELS.namespace, MORE_LABELS.routerId, LABELS.workerId],
 		FRACTIONS,
 	),

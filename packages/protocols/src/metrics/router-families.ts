@@ -37,10 +37,10 @@ export const ROUTER_FAMILIES = {
 	),
 	overheadSharedCacheQueryMs: histogram(
 		"overhead_shared_cache_query_ms",
-		"Time to ask the shared cache, milliseconds",
+		"Always empty: there is no cache that workers share",
 		ROUTER,
 		DECISION_MS,
 	),
 	overheadTotalMs: histogram("overhead_total_ms", "Time of a whole decision, milliseconds", ROUTER, DECISION_MS),
-	sharedCacheErrorsTotal: counter("shared_cache_errors_total", "Failed questions to the shared cache", ROUTER),
+	sharedCacheErrorsTotal: counter("shared_cache_errors_total", "Always 0: the same", ROUTER),
 } as const satisfies Record<string, MetricFamily>;

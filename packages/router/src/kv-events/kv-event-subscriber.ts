@@ -22,6 +22,9 @@ import type { DiscoveryEvent, DistributedRuntime, EventPlane, EventSubscription,
 import { rateLimited } from "@dynamo-ts/runtime/internal";
 import { SourceState } from "./source-state.js";
 
+/** What happens to sources of events, by Dynamo's words for it, and a message taken in. */
+export type KvIngressStep = "batch" | "started" | "preconnected" | "activated" | "stopped" | "payload_decode_error";
+
 /** Takes what workers tell; the calls must not throw. */
 export interface KvEventSink {
 	/** Forget what was known of the worker's rank: what follows is all there is. */
@@ -30,6 +33,7 @@ export interface KvEventSink {
 	onEvent(event: RouterEvent): void;
 	/** The worker is gone: forget it. */
 	onWorkerGone(worker: WorkerRank): void;
+	onIngress?(step: KvIngressStep): void;
 }
 
 export interface KvEventSubscriberOptions {
@@ -79,6 +83,8 @@ class Source {
 	/** An event came since it was last asked. */
 	dirty = false;
 	retry: NodeJS.Timeout | undefined;
+	/** All that its worker held when it was found is known. */
+	activated = false;
 	closed = false;
 
 	constructor(record: EventSourceRecord, state: SourceState) {
@@ -101,6 +107,8 @@ export class KvEventSubscriber {
 	readonly #options: KvEventSubscriberOptions;
 	/** By publisher id. */
 	readonly #sources = new Map<bigint, Source>();
+	/** Publishers whose channel is listened to. */
+	readonly #connected = new Set<bigint>();
 	/** Sources by worker and rank, the one that counts last: a publisher may be replaced before its record is gone. */
 	readonly #ranks = new Map<string, Source[]>();
 	readonly #log;
@@ -166,6 +174,7 @@ export class KvEventSubscriber {
 		this.#subscription = await plane.subscribe({ kind: "endpoint", endpoint }, KV_EVENTS_TOPIC, {
 			onEvent: (envelope) => this.#onEnvelope(envelope),
 			onPublisher: (id) => this.#onConnected(id),
+			onPublisherGone: (id) => this.#connected.delete(id),
 		});
 		const watch = await this.#runtime.discovery.watch("v1/event_sources", (event) => this.#onSource(event));
 		if (this.#closed) watch.close();
@@ -205,6 +214,8 @@ export class KvEventSubscriber {
 		});
 		const source: Source = new Source(record, state);
 		this.#sources.set(record.publisher_id, source);
+		this.#sink.onIngress?.("started");
+		if (this.#connected.has(record.publisher_id)) this.#sink.onIngress?.("preconnected");
 		const sources = this.#ranks.get(source.rank);
 		if (sources === undefined) this.#ranks.set(source.rank, [source]);
 		else sources.push(source);
@@ -215,6 +226,7 @@ export class KvEventSubscriber {
 		const source = this.#sources.get(publisherId);
 		if (source === undefined) return;
 		this.#sources.delete(publisherId);
+		this.#sink.onIngress?.("stopped");
 		source.closed = true;
 		clearTimeout(source.retry);
 		const { rank } = source;
@@ -236,8 +248,11 @@ export class KvEventSubscriber {
 
 	/** Until its socket was connected, events went by; whatever was asked before that may be too old. */
 	#onConnected(publisherId: bigint): void {
+		this.#connected.add(publisherId);
 		const source = this.#sources.get(publisherId);
-		if (source !== undefined) source.dirty = true;
+		if (source === undefined) return;
+		source.dirty = true;
+		this.#sink.onIngress?.("preconnected");
 	}
 
 	#onEnvelope(envelope: EventEnvelope): void {
@@ -251,6 +266,7 @@ export class KvEventSubscriber {
 			this.#malformed(source, error);
 			return;
 		}
+		this.#sink.onIngress?.("batch");
 		source.heardAt = performance.now();
 		source.dirty = true;
 		const { state } = source;
@@ -269,6 +285,7 @@ export class KvEventSubscriber {
 
 	#malformed(source: Source, error: unknown): void {
 		this.counts.malformed++;
+		this.#sink.onIngress?.("payload_decode_error");
 		this.#log.warn("KV events of a worker could not be read", {
 			worker_id: source.worker.workerId,
 			error,
@@ -290,9 +307,10 @@ export class KvEventSubscriber {
 	/** Sees to it that what the source wants is asked for, once at a time. */
 	#ask(source: Source): void {
 		if (this.#closed || source.closed || source.querying || source.retry !== undefined) return;
-		if (source.state.wanted === undefined) return;
-		if (source.target === undefined) {
-			source.state.acceptLoss();
+		if (source.state.wanted !== undefined && source.target === undefined) source.state.acceptLoss();
+		if (source.state.wanted === undefined) {
+			if (!source.activated) this.#sink.onIngress?.("activated");
+			source.activated = true;
 			return;
 		}
 		source.querying = true;

@@ -4,7 +4,7 @@ import { ENV, type EndpointId, type RouterEvent, type WorkerRank } from "@dynamo
 import type { DistributedRuntime, Logger } from "@dynamo-ts/runtime";
 import type { RadixTree } from "../kv/radix-tree.js";
 import type { WorkerSlots } from "../kv/worker-slots.js";
-import { type KvEventCounts, type KvEventSink, KvEventSubscriber } from "./kv-event-subscriber.js";
+import { type KvEventCounts, type KvEventSink, KvEventSubscriber, type KvIngressStep } from "./kv-event-subscriber.js";
 
 /** A worker is asked for everything at most so often because its events did not fit, milliseconds. */
 const RESYNC_PAUSE_MS = 10_000;
@@ -30,6 +30,8 @@ export interface KvFeedState {
 export class KvFeed {
 	/** Told each event, what became of it, and whether the worker stored what it had already. */
 	onEvent: ((type: RouterEvent["data"]["type"], status: KvEventStatus, duplicate: boolean) => void) | undefined;
+	/** Told what becomes of the sources of events. */
+	onIngress: ((step: KvIngressStep) => void) | undefined;
 	readonly #tree: RadixTree;
 	readonly #slots: WorkerSlots;
 	readonly #deadlineMs: number;
@@ -128,6 +130,7 @@ export class KvFeed {
 	}
 
 	readonly #sink: KvEventSink = {
+		onIngress: (step) => this.onIngress?.(step),
 		onReset: (worker) => {
 			this.#forget(worker);
 			// What the worker holds follows in the same turn.

@@ -12,6 +12,8 @@ interface Assumed {
 
 /** Writes assumptions into a tree that gets no events. */
 export class ApproximateIndex {
+	/** Blocks that gave way for want of room, and how often some did. */
+	readonly evicted = { blocks: 0, batches: 0 };
 	readonly #tree: RadixTree;
 	readonly #ttlMs: number;
 	readonly #capacity: number;
@@ -65,6 +67,8 @@ export class ApproximateIndex {
 			blockHashes.push(hash);
 		}
 		for (const hash of blockHashes) ends.delete(hash);
+		this.evicted.blocks += blockHashes.length;
+		this.evicted.batches++;
 		this.#tree.apply(slot, "device", { type: "removed", blockHashes });
 	}
 

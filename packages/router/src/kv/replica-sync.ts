@@ -28,6 +28,21 @@ export interface ReplicaSink {
 	has(key: string): boolean;
 }
 
+/** Numbers since the start. */
+export interface ReplicaCounts {
+	/** Messages of others that were applied, and the events in them. */
+	readonly batches: number;
+	readonly events: number;
+	/** Messages whose payload could not be read. */
+	readonly unreadable: number;
+	/** Messages that could not be read as such. */
+	readonly malformed: number;
+	/** Messages missing by their sequence numbers. */
+	readonly lost: number;
+	/** Publishers that are listened to, this router included. */
+	readonly publishers: number;
+}
+
 /** A request of another router. */
 interface Remote {
 	readonly key: string;
@@ -48,6 +63,8 @@ export class ReplicaSync {
 	#pending: ActiveSequenceEvent[] = [];
 	#scheduled: NodeJS.Immediate | undefined;
 	#applied = 0;
+	#batches = 0;
+	#unreadable = 0;
 
 	private constructor(runtime: DistributedRuntime, sink: ReplicaSink) {
 		this.#sink = sink;
@@ -82,6 +99,12 @@ export class ReplicaSync {
 		return this.#applied;
 	}
 
+	counts(): ReplicaCounts {
+		const { malformed = 0, lost = 0, publishers = 0 } = this.#subscription ?? {};
+		const [batches, events, unreadable] = [this.#batches, this.#applied, this.#unreadable];
+		return { batches, events, unreadable, malformed, lost, publishers };
+	}
+
 	/** @param requestId as workers know it. */
 	tell(requestId: string, worker: WorkerRank, change: ActiveSequenceChange, loraName?: string): void {
 		this.#pending.push({ requestId, worker, change, routerId: this.#routerId, loraName });
@@ -114,10 +137,13 @@ export class ReplicaSync {
 
 	#onEnvelope({ payload, publisherId }: EventEnvelope): void {
 		try {
+			const before = this.#applied;
 			for (const event of decodeActiveSequences(payload)) {
 				if (event.routerId !== this.#routerId) this.#apply(event, publisherId);
 			}
+			if (this.#applied > before) this.#batches++;
 		} catch (error) {
+			this.#unreadable++;
 			this.#log.warn("What another router told of its requests could not be read", { error });
 		}
 	}

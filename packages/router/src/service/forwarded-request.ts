@@ -16,6 +16,7 @@ import type { KvPolicy } from "../kv-policy.js";
 import type { Ticket } from "../queue/admission.js";
 import { beginSelection, RouteSpan, type RouteTrace } from "../route-span.js";
 import type { RoutingDecision, RoutingRequest } from "../router.js";
+import type { RoutingGroup } from "../routing-group.js";
 import type { WorkerGroup } from "./worker-group.js";
 
 /** Most workers that a request is offered to without an item from any of them. */
@@ -35,6 +36,7 @@ export interface ForwardedBody {
 export class ForwardedRequest implements ResponseSink {
 	readonly #group: WorkerGroup;
 	readonly #policy: KvPolicy;
+	readonly #router: RoutingGroup;
 	readonly #request: IngressRequest;
 	readonly #response: ResponseWriter;
 	readonly #body: ForwardedBody;
@@ -57,10 +59,14 @@ export class ForwardedRequest implements ResponseSink {
 	#sentAt = 0;
 	#firstAt: number | undefined;
 
-	/** @param pinned the only worker that may take it; undefined: the policy picks. */
+	/**
+	 * @param router of the policy, told what becomes of the request.
+	 * @param pinned the only worker that may take it; undefined: the policy picks.
+	 */
 	constructor(
 		group: WorkerGroup,
 		policy: KvPolicy,
+		router: RoutingGroup,
 		request: IngressRequest,
 		response: ResponseWriter,
 		body: ForwardedBody,
@@ -69,6 +75,7 @@ export class ForwardedRequest implements ResponseSink {
 	) {
 		this.#group = group;
 		this.#policy = policy;
+		this.#router = router;
 		this.#request = request;
 		this.#response = response;
 		this.#body = body;
@@ -90,10 +97,13 @@ export class ForwardedRequest implements ResponseSink {
 		if (this.#over) return;
 		if (!this.#delivered) {
 			this.#delivered = true;
-			this.#policy.onFirstItem(this.#attemptId);
+			this.#router.onFirstItem(this.#attemptId);
 		}
-		const tokens = isJsonObject(item.data) ? (item.data as Partial<LLMEngineOutput>).token_ids?.length : undefined;
-		if (tokens !== undefined && tokens > 0) this.#policy.onTokens(this.#attemptId, tokens);
+		const output = isJsonObject(item.data) ? (item.data as Partial<LLMEngineOutput>) : undefined;
+		const tokens = output?.token_ids?.length;
+		if (tokens !== undefined && tokens > 0) this.#router.onTokens(this.#attemptId, tokens);
+		const reused = output?.completion_usage?.prompt_tokens_details?.cached_tokens;
+		if (typeof reused === "number") this.#router.onReused(this.#attemptId, reused);
 		const failure = finishError(item);
 		if (failure !== undefined) this.#route?.failed(failure);
 		this.#response.send(this.#withRoutingData(item));
@@ -159,7 +169,7 @@ export class ForwardedRequest implements ResponseSink {
 		this.#rank = dpRank;
 		this.#queueDepth = queueDepth;
 		this.#hitRate = promptBlocks === 0 ? 0 : overlapBlocks / promptBlocks;
-		this.#policy.onStart(id, this.#attemptId, routing);
+		this.#router.onStart(id, this.#attemptId, routing);
 		this.#beginRoute(trace, instance, decision);
 		this.#sentAt = performance.now();
 		const payload =
@@ -228,7 +238,7 @@ export class ForwardedRequest implements ResponseSink {
 		const instance = this.#instance;
 		if (instance === undefined) return;
 		this.#instance = undefined;
-		this.#policy.onEnd(instance.instance_id, this.#attemptId);
+		this.#router.onEnd(instance.instance_id, this.#attemptId);
 	}
 
 	#finish(): void {

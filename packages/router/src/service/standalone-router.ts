@@ -10,6 +10,7 @@ import {
 	isJsonObject,
 	isU32,
 	isU64,
+	type ModelDeploymentCard,
 	normaliseId,
 	OVERLAP_SCORES_ENDPOINT,
 	overlapQuestionFromWire,
@@ -26,11 +27,14 @@ import type {
 	ResponseWriter,
 	ServedEndpoint,
 } from "@dynamo-ts/runtime";
+import type { GroupPlace } from "../group-metrics.js";
 import { matchesOf } from "../kv/remote-index.js";
 import type { WorkerSlots } from "../kv/worker-slots.js";
 import type { KvRouterOptions, KvWorkers } from "../kv-options.js";
 import { KvPolicy } from "../kv-policy.js";
 import type { RoutingOverrides, RoutingRequest } from "../router.js";
+import { RouterMetrics } from "../router-metrics.js";
+import { RoutingGroup } from "../routing-group.js";
 import { type ForwardedBody, ForwardedRequest, workerIds } from "./forwarded-request.js";
 import { type IndexOwner, ServedIndexers } from "./served-indexer.js";
 import { WorkerGroup } from "./worker-group.js";
@@ -58,7 +62,9 @@ export class StandaloneRouter {
 	readonly #served: ServedEndpoint[] = [];
 	readonly #indexers: ServedIndexers;
 	#group!: WorkerGroup;
-	#policy: KvPolicy | undefined;
+	/** The policy with who counts what it does. */
+	#router: RoutingGroup | undefined;
+	readonly #metrics: RouterMetrics;
 	/** The policy once it follows the workers. */
 	#ready: Promise<KvPolicy> | undefined;
 	#closed = false;
@@ -68,6 +74,7 @@ export class StandaloneRouter {
 		this.#options = options;
 		this.#indexers = new ServedIndexers(runtime);
 		this.#log = runtime.log.child("dynamo_llm::kv_router");
+		this.#metrics = new RouterMetrics(runtime);
 	}
 
 	/**
@@ -91,8 +98,8 @@ export class StandaloneRouter {
 		const { endpoint, namespace = endpoint.namespace, blockSize, kv } = this.#options;
 		this.#group = await WorkerGroup.open(this.#runtime, endpoint, {
 			blockSize,
-			onFirst: (workers) => {
-				this.#ready = this.#openPolicy(workers);
+			onFirst: (workers, card) => {
+				this.#ready = this.#openPolicy(workers, card);
 			},
 		});
 		await this.#ready;
@@ -124,9 +131,13 @@ export class StandaloneRouter {
 	}
 
 	/** The policy, following the workers; tries until it does. */
-	async #openPolicy(workers: KvWorkers): Promise<KvPolicy> {
+	async #openPolicy(workers: KvWorkers, card: ModelDeploymentCard): Promise<KvPolicy> {
 		const policy = new KvPolicy(workers, this.#options.kv);
-		this.#policy = policy;
+		const { firstRank, rankCount } = workers;
+		const router = new RoutingGroup({ model: card.display_name, policy, firstRank, rankCount });
+		router.knowMembers(() => this.#group?.members() ?? []);
+		this.#metrics.add(router, placeOf(this.#options.endpoint, card));
+		this.#router = router;
 		for (let delayMs = RETRY_MIN_MS; !this.#closed; delayMs = Math.min(delayMs * 2, RETRY_MAX_MS)) {
 			try {
 				await policy.open(this.#runtime, this.#options.endpoint);
@@ -162,7 +173,16 @@ export class StandaloneRouter {
 			answer(response, { data: { token_ids: [], finish_reason: null, routing_data: routingData } });
 			return;
 		}
-		new ForwardedRequest(this.#group, policy, request, response, body, routing, pinned).start();
+		new ForwardedRequest(
+			this.#group,
+			policy,
+			this.#router as RoutingGroup,
+			request,
+			response,
+			body,
+			routing,
+			pinned,
+		).start();
 	}
 
 	/** @throws DynamoError `InvalidArgument` for what cannot be routed. */
@@ -246,8 +266,27 @@ export class StandaloneRouter {
 		await Promise.all(this.#served.map((served) => served.stop()));
 		await this.#indexers.close();
 		this.#group?.close();
-		await this.#policy?.close();
+		if (this.#router === undefined) return;
+		this.#metrics.remove(this.#router);
+		await this.#router.close();
 	}
+}
+
+/** What is known of the workers, for labels. */
+function placeOf(
+	{ namespace, component, name }: EndpointId,
+	{ display_name, worker_type }: ModelDeploymentCard,
+): GroupPlace {
+	const prefill = worker_type === "prefill";
+	return {
+		model: display_name,
+		namespace,
+		component,
+		targetComponent: component,
+		targetEndpoint: name,
+		workerType: prefill ? "prefill" : "decode",
+		phase: prefill ? "prefill" : "aggregated",
+	};
 }
 
 /** The client wants to know who would answer, and no answer. */

@@ -4,6 +4,7 @@ import {
 	DynamoError,
 	type EndpointId,
 	type EndpointRecord,
+	type ModelDeploymentCard,
 	type ModelRecord,
 	parseKey,
 	type RoutingHints,
@@ -24,7 +25,7 @@ export interface WorkerGroupOptions {
 	/** Tokens of a block; undefined: what the first card says. */
 	readonly blockSize: number | undefined;
 	/** The first worker that fits is there; called once. */
-	readonly onFirst: (workers: KvWorkers) => void;
+	readonly onFirst: (workers: KvWorkers, card: ModelDeploymentCard) => void;
 }
 
 export class WorkerGroup {
@@ -111,6 +112,11 @@ export class WorkerGroup {
 		return this.#candidates;
 	}
 
+	/** All that are live. */
+	members(): readonly EndpointRecord[] {
+		return this.client.instances().filter(({ instance_id }) => this.#members.has(instance_id));
+	}
+
 	/** A live worker by its id. */
 	member(instanceId: bigint): EndpointRecord | undefined {
 		if (!this.#members.has(instanceId)) return undefined;
@@ -157,7 +163,7 @@ export class WorkerGroup {
 		this.#seen = undefined;
 		if (this.#kv !== undefined) return;
 		this.#kv = workers;
-		this.#options.onFirst(workers);
+		this.#options.onFirst(workers, record.card_json);
 	}
 
 	/** Why a worker cannot be routed to. */
