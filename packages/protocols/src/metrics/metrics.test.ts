@@ -21,10 +21,16 @@ for (const group of Object.keys(METRICS) as (keyof typeof METRICS)[]) {
 		ours.set(name, family);
 	}
 }
-/** Groups in which there are families of our own. */
-const OWN = [METRICS.event, METRICS.engine, METRICS.kvTransfer, METRICS.vllm, METRICS.nim].flatMap((group) =>
-	Object.values<MetricFamily>(group),
-);
+const { routerRemoteIndexerQueryFailuresTotal, routerRemoteIndexerWriteFailuresTotal } = METRICS.component;
+/** Groups in which there are families of our own, and Dynamo's that no recorded process had a reason to show. */
+const OWN: readonly MetricFamily[] = [
+	...[METRICS.event, METRICS.engine, METRICS.kvTransfer, METRICS.vllm, METRICS.nim].flatMap((group) =>
+		Object.values<MetricFamily>(group),
+	),
+	routerRemoteIndexerQueryFailuresTotal,
+	routerRemoteIndexerWriteFailuresTotal,
+	METRICS.frontend.routerCacheWaitsTotal,
+];
 
 describe("the catalogue of metrics", () => {
 	it("has Dynamo's families but for those of its Rust runtime, and in some groups others", () => {
