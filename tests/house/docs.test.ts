@@ -15,9 +15,9 @@ function documents(): [string, string][] {
 }
 
 test("every environment variable in the documents exists", () => {
-	/** Variables of the tests and benchmarks, and of the scripts around them. */
+	/** Variables of the tests and benchmarks, of the scripts around them, and of the real Dynamo. */
 	const others =
-		/^(DYNAMO_TEST_|DYNAMO_PEER_|DYNAMO_BENCH_|LOADGEN|LLAMA_CPP_|DYN_LAUNCH_TIMEOUT|DYN_SYSTEM_PORT\d|DYN_VLLM_KV_EVENT_PORT\d)/;
+		/^(DYNAMO_TEST_|DYNAMO_PEER_|DYNAMO_BENCH_|LOADGEN|LLAMA_CPP_|DYN_LAUNCH_TIMEOUT|DYN_RUNTIME_NUM_WORKER_THREADS$|DYN_SYSTEM_PORT\d|DYN_VLLM_KV_EVENT_PORT\d)/;
 	const unknown: string[] = [];
 	for (const [name, text] of documents()) {
 		for (const [word] of text.matchAll(/\b(?:DYN|DYNAMO|ETCD|NATS|HF|OTEL)_[A-Z0-9_]*[A-Z0-9]\b/g)) {
