@@ -29,6 +29,8 @@ const PAIRS: Record<string, { prefill: Kind; decode: Kind; meet: boolean }> = {
 	"real-real": { prefill: "real", decode: "real", meet: false },
 	"real-real-meet": { prefill: "real", decode: "real", meet: true },
 	"our-our-meet": { prefill: "our", decode: "our", meet: true },
+	"our-real-meet": { prefill: "our", decode: "real", meet: true },
+	"real-our-meet": { prefill: "real", decode: "our", meet: true },
 	"our-real": { prefill: "our", decode: "real", meet: false },
 	"real-our": { prefill: "real", decode: "our", meet: false },
 };
@@ -83,10 +85,11 @@ for (const plane of ["tcp", "nats"] as const satisfies Plane[]) {
 						...common,
 						...["--disaggregation-mode", role, "--endpoint", `dyn://dynamo.${model}-${role}.generate`],
 					];
-					workers[model] = {
-						prefill: await cluster.startMocker(prefill, model, [...args("prefill"), ...ports]),
-						decode: await cluster.startMocker(decode, model, args("decode")),
-					};
+					const started = await Promise.all([
+						cluster.startMocker(prefill, model, [...args("prefill"), ...ports]),
+						cluster.startMocker(decode, model, args("decode")),
+					]);
+					workers[model] = { prefill: started[0], decode: started[1] };
 				}),
 			);
 			const [first] = MODELS as [string];

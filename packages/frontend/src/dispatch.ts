@@ -319,7 +319,13 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		const request = { ...withRank(this.requestFor(instance, rank), rank), span: this.route?.span };
 		router.onStart(instance.instance_id, this.attemptId, routing);
 		onAttempt?.(instance, decision);
-		this.call = this.set.client.send(instance, request, this, this.options);
+		const meets = this.handover?.once === true;
+		this.call = this.set.client.send(
+			instance,
+			request,
+			this,
+			meets ? { ...this.options, blameIsShared: true } : this.options,
+		);
 		if (this.paused) this.call.pause();
 		return true;
 	}

@@ -83,6 +83,23 @@ describe("prefill and decode at once", () => {
 		for (const call of calls.slice(0, -1)) expect(await call.cancelled).toBe("kill");
 	});
 
+	it("does not take the only decode worker for lost when it tells of the loss of the prefill worker first", async () => {
+		const prefillCalls: ScriptedCall[] = [];
+		const decodeScript: Script = (call) => {
+			if (call.body.annotations.includes(BYPASS)) {
+				sendAll(IDS)(call);
+				return;
+			}
+			// The connection to the prefill worker broke; that of the prefill worker to us is about to.
+			call.fail(gone());
+			for (const one of prefillCalls.splice(0)) setTimeout(() => one.fail(gone()), 5);
+		};
+		const { decode } = await start([(call) => void prefillCalls.push(call)], [decodeScript], { routerMode: "kv" }, [1]);
+		const answer = await chat();
+		expect([answer.status, answer.json.usage?.completion_tokens]).toEqual([200, 3]);
+		expect(bodies(decode).at(-1)?.annotations).toContain(BYPASS);
+	});
+
 	it("forgives a prefill worker that is lost when the answer has begun", async () => {
 		const held: ScriptedCall[] = [];
 		const { prefill } = await start(

@@ -108,7 +108,9 @@ export class DiscoveredEndpointClient implements EndpointClient {
 			calls?.delete(sent);
 			if (calls?.size === 0) this.#calls.delete(id);
 			if (this.#closed) return;
-			const verdict = error === undefined ? "healthy" : instanceVerdict(error);
+			const found = error === undefined ? "healthy" : instanceVerdict(error);
+			const doubtful = options?.blameIsShared === true && error?.errorClass === "Disconnected";
+			const verdict = found === "fault" && doubtful ? "failure" : found;
 			if (verdict === "healthy") {
 				if (this.#strikes.size > 0) this.#strikes.delete(id);
 			} else if (verdict === "fault" || (verdict === "failure" && this.#strike(id))) {

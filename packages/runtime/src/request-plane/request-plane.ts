@@ -91,6 +91,11 @@ export interface RequestOptions {
 	readonly firstResponseTimeoutMs?: number;
 	/** Between two items. */
 	readonly idleTimeoutMs?: number;
+	/**
+	 * Another worker has a part in the request: a stream that breaks off may be the doing of that one, and alone is no reason
+	 * to put the instance aside.
+	 */
+	readonly blameIsShared?: boolean;
 }
 
 /** A request under way. All methods are idempotent and do nothing once the request ended. */

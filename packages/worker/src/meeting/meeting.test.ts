@@ -4,7 +4,8 @@ import { type BootstrapInfo, DynamoError } from "@dynamo-ts/protocols/internal";
 import { createMemStore, DistributedRuntime, type EndpointHandler } from "@dynamo-ts/runtime";
 import { CollectingSink, freePort } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { awaitMeetings, MeetingServer } from "./meeting.js";
+import { awaitMeetings } from "./await-meetings.js";
+import { MeetingServer } from "./meeting-server.js";
 
 let runtime: DistributedRuntime;
 let server: MeetingServer;
