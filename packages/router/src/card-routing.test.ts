@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { routingOfCard } from "./card-routing.js";
+import { cardOfRouting, routingOfCard } from "./card-routing.js";
 import { DEFAULT_KV_ROUTER_OPTIONS } from "./kv-options.js";
 
 /** As a worker of Dynamo 1.6.1 put it into its card. */
@@ -22,6 +22,26 @@ describe("router_config of a model card", () => {
 			conditionalDisagg: undefined,
 		});
 		expect(routingOfCard(RECORDED.round_robin).mode).toBe("round-robin");
+	});
+
+	test("what a worker writes is what Dynamo's writes with the same flags, and is read as it was meant", () => {
+		const wished = routingOfCard(RECORDED.kv);
+		expect(cardOfRouting(wished)).toEqual(RECORDED.kv);
+		expect(Object.keys(cardOfRouting(wished).kv_router_config as object)).toEqual(
+			Object.keys(RECORDED.kv.kv_router_config as object),
+		);
+		const other = routingOfCard({
+			router_mode: "least_loaded",
+			kv_router_config: {
+				decode_active_request_weight: 2,
+				router_approximate_cache_policy: "lru",
+				router_predicted_ttl_secs: 2.5,
+				router_queue_threshold: 0.5,
+				router_queue_policy: "wspt",
+			},
+			load_threshold_config: { active_prefill_tokens_threshold: 7, active_prefill_tokens_threshold_frac: 0.5 },
+		});
+		expect(routingOfCard(cardOfRouting(other))).toEqual(other);
 	});
 
 	test("all settings of the mode kv arrive", () => {

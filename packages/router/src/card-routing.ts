@@ -62,6 +62,58 @@ export function routingOfCard(config: unknown): CardRouting {
 	};
 }
 
+/**
+ * What a worker with these settings writes into its card, member by member as Dynamo's worker with the same flags. The
+ * other way round than {@link routingOfCard}.
+ */
+export function cardOfRouting({ mode, kv, busy, sessionAffinity }: Omit<CardRouting, "conditionalDisagg">): {
+	readonly [member: string]: unknown;
+} {
+	const [name] = Object.entries(MODES).find(([, one]) => one === mode) ?? ["round_robin"];
+	const [policy] = kv.profile.classes;
+	const { weights } = kv;
+	const set = (member: string, value: unknown): Record<string, unknown> =>
+		value === undefined ? {} : { [member]: value };
+	return {
+		router_mode: name,
+		kv_router_config: {
+			overlap_score_credit: weights.overlapScoreCredit,
+			overlap_score_credit_decay: weights.overlapScoreCreditDecay,
+			prefill_load_scale: weights.prefillLoadScale,
+			...set("decode_active_request_weight", weights.decodeActiveRequestWeight || undefined),
+			host_cache_hit_weight: weights.hostCacheHitWeight,
+			disk_cache_hit_weight: weights.diskCacheHitWeight,
+			router_temperature: kv.temperature,
+			use_kv_events: kv.useKvEvents,
+			router_replica_sync: kv.replicaSync,
+			router_track_active_blocks: kv.trackActiveBlocks,
+			router_track_output_blocks: kv.trackOutputBlocks,
+			router_assume_kv_reuse: kv.assumeKvReuse,
+			router_track_prefill_tokens: kv.trackPrefillTokens,
+			router_prefill_load_model: "none",
+			router_ttl_secs: kv.ttlMs / 1000,
+			...set("router_approximate_cache_policy", kv.approximateCachePolicy === "ttl" ? undefined : "lru"),
+			router_queue_threshold: policy?.prefillBusyThresholdFrac ?? null,
+			router_policy_config: null,
+			router_event_threads: 4,
+			skip_initial_worker_wait: false,
+			router_queue_policy: policy?.order ?? "fcfs",
+			use_remote_indexer: kv.useRemoteIndexer,
+			serve_indexer: kv.serveIndexer,
+			shared_cache_type: "none",
+			router_predicted_ttl_secs: kv.predictedTtlMs === undefined ? null : kv.predictedTtlMs / 1000,
+		},
+		load_threshold_config: {
+			...set("active_decode_blocks_threshold", busy.activeDecodeBlocks),
+			...set("active_prefill_tokens_threshold", busy.activePrefillTokens),
+			...set("active_prefill_tokens_threshold_frac", busy.activePrefillTokensFrac),
+		},
+		enforce_disagg: false,
+		session_affinity_ttl_secs: sessionAffinity === undefined ? null : sessionAffinity.ttlMs / 1000,
+		session_affinity_mode: sessionAffinity?.mode ?? "hard",
+	};
+}
+
 function kvOptions(kv: Settings): KvRouterOptions {
 	const defaults = DEFAULT_KV_ROUTER_OPTIONS;
 	const { weights } = defaults;

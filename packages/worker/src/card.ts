@@ -35,6 +35,8 @@ export interface CardOptions {
 	readonly urlOf?: ((file: string) => string) | undefined;
 	/** Where decode workers find out that a prompt is computed. */
 	readonly meetingPoint?: { readonly host: string; readonly port: number } | undefined;
+	/** How frontends are to route to it, as Dynamo writes that; absent: as they like. */
+	readonly routerConfig?: Readonly<Record<string, unknown>> | undefined;
 }
 
 /**
@@ -92,6 +94,7 @@ export async function buildCard(options: CardOptions): Promise<ModelDeploymentCa
 		},
 		media_decoder: null,
 		media_fetcher: null,
+		...(options.routerConfig === undefined ? {} : { router_config: options.routerConfig }),
 		...(extra_files === undefined ? {} : { extra_files }),
 	};
 }

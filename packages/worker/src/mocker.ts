@@ -20,6 +20,8 @@ export interface MockerOptions {
 	readonly endpoint?: EndpointId | undefined;
 	/** Of a prefill worker: where decode workers wait for prompts, so that both can have a request at once. */
 	readonly bootstrapPort?: number | undefined;
+	/** How frontends are to route to it, as Dynamo writes that into the card; absent: as they like. */
+	readonly routerConfig?: Readonly<Record<string, unknown>> | undefined;
 	/** What is told of the simulated cache; default: to routers, of a decode worker's nothing. */
 	readonly kvEvents?: KvEventsConfig | undefined;
 	/** The simulation; vocabulary and ids to generate come from the model's tokenizer. */
@@ -51,6 +53,7 @@ export async function startMocker(runtime: DistributedRuntime, options: MockerOp
 		role,
 		endpoint: options.endpoint,
 		kvEvents: options.kvEvents,
+		routerConfig: options.routerConfig,
 		requireMaxTokens: true,
 		cardContextLength: options.engine.maxModelLen ?? 0,
 	}).catch(async (error: unknown) => {

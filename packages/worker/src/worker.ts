@@ -53,6 +53,8 @@ export interface WorkerOptions {
 	readonly kvTransfer?: KvTransferConfig | undefined;
 	/** Where decode workers find out that a prompt is computed; part of the card of a prefill worker. */
 	readonly meetingPoint?: { readonly host: string; readonly port: number } | undefined;
+	/** How frontends are to route to it, as Dynamo writes that into the card; absent: as they like. */
+	readonly routerConfig?: Readonly<Record<string, unknown>> | undefined;
 	/** Put around the handler of requests; default: nothing. */
 	readonly wrapHandler?: ((handler: EndpointHandler) => EndpointHandler) | undefined;
 	/** What is told of the engine's cache; default: to routers, and of a decode worker's nothing, as Dynamo has it. */
@@ -133,6 +135,7 @@ async function serve(
 			reasoningParser: options.reasoningParser,
 			kvEvents: kvEvents.enabled && tap !== undefined,
 			meetingPoint: options.meetingPoint,
+			routerConfig: options.routerConfig,
 			urlOf: hosted?.urlOf,
 		}),
 		readSamplingDefaults(files.generationConfig),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV } from "@dynamo-ts/protocols/internal";
+import { advertisedRouting } from "../advertised-routing.js";
 import { usageError } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
 import { MOCKER_COMMAND } from "../flags/model-flags.js";
@@ -27,6 +28,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			signal: lifecycle.signal,
 		}),
 	);
+	const routerConfig = await advertisedRouting(env);
 	const names = await modelNames(flags, model, role);
 	const { findModelFiles, startMocker } = await import("@dynamo-ts/worker");
 	const files = await findModelFiles(model, cacheDirs(env).cards);
@@ -50,6 +52,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			sourcePath: model.sourcePath,
 			role,
 			endpoint: names.endpoint,
+			routerConfig,
 			bootstrapPort: bootstrapPorts?.[index],
 			kvEvents:
 				eventPorts === undefined

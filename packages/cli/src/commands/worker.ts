@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { mkdir } from "node:fs/promises";
+import { advertisedRouting } from "../advertised-routing.js";
 import { EXIT } from "../cli-error.js";
 import type { Command, CommandContext } from "../command.js";
 import { createEngine, defaultNumThreads, startEngine } from "../engine-options.js";
@@ -29,6 +30,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 			signal: lifecycle.signal,
 		}),
 	);
+	const routerConfig = await advertisedRouting(env);
 	const names = await modelNames(flags, model, role);
 	const caches = cacheDirs(env);
 	await mkdir(caches.graphs, { recursive: true });
@@ -56,6 +58,7 @@ async function run({ flags, console, lifecycle }: CommandContext): Promise<numbe
 		role,
 		kvTransfer,
 		endpoint: names.endpoint,
+		routerConfig,
 		samplingDefaults: model.samplingDefaults,
 		toolCallParser: flags.string("tool-call-parser"),
 		reasoningParser: flags.string("reasoning-parser"),

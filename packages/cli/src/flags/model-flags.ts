@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { ENV } from "@dynamo-ts/protocols/internal";
+import { ADVERTISED_ROUTER_FLAGS } from "./advertised-flags.js";
 import { SERVE_DISAGG_FLAGS } from "./disagg-flags.js";
 import type { CommandSpec, FlagSpec } from "./flag-spec.js";
 import { DASHBOARD_FLAG, httpFlags, ROUTER_MODE_FLAG } from "./frontend-flags.js";
@@ -270,6 +271,7 @@ export const WORKER_COMMAND: CommandSpec = {
 			metavar: "JSON",
 			help: 'What is told of the KV cache. Routers hear of it unless {"enable_kv_cache_events":false} (of a decode worker only with true); {"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5558","topic":"","buffer_steps":10000,"hwm":100000,"max_queue_size":100000} publishes it in vLLM\'s format as well.',
 		},
+		...ADVERTISED_ROUTER_FLAGS,
 		...RUNTIME_FLAGS,
 		...ROLE_FLAGS,
 		...KV_TRANSFER_FLAGS,
@@ -453,6 +455,7 @@ export const MOCKER_COMMAND: CommandSpec = {
 				status: { kind: "ignored", why },
 			}),
 		),
+		...ADVERTISED_ROUTER_FLAGS,
 		...RUNTIME_FLAGS,
 		...ROLE_FLAGS,
 		{
