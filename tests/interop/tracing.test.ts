@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Traces through real and our frontends and mockers: one trace whoever stands where, and the same spans.
 import {
+	type ClientTrace,
 	findNatsServer,
 	findRealDynamo,
 	type HttpChild,
 	http,
-	type OtlpReceiver,
 	type OtlpSpan,
-	startOtlpReceiver,
+	TraceWatch,
 	testModel,
 	titled,
+	traceLines,
 	until,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
@@ -19,7 +20,6 @@ import { Cluster, type Kind, MODEL_OF } from "./cluster.js";
 const peer = findRealDynamo();
 const hf = testModel("hf");
 const nats = findNatsServer();
-const CALLER = "bb00000000000001";
 const KINDS: readonly Kind[] = ["our", "real"];
 const COMMON = ["http-request", "router.route_request", "handle_payload"];
 
@@ -29,34 +29,25 @@ const LEFT_OUT = ["code.file.path", "code.line.number", "busy_ns", "idle_ns"];
 /** What our lines have beside the real one's. */
 const OUR_KEYS = ["finish_reason"];
 
-let traces = 0;
-
 describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 	const missing = peer.missing || hf.missing || (plane === "nats" ? nats.missing : "");
 	let cluster: Cluster;
-	let receiver: OtlpReceiver;
+	let watch: TraceWatch;
 	const frontends = {} as Record<Kind, HttpChild>;
 	const workers = {} as Record<Kind, WorkerChild>;
-	const traceOf = new Map<string, string>();
+	const traceOf = new Map<string, ClientTrace>();
 	const seen = new Map<string, OtlpSpan[]>();
 
 	beforeAll(async () => {
 		if (missing) return;
-		receiver = await startOtlpReceiver();
-		const env = {
-			OTEL_EXPORT_ENABLED: "1",
-			OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: receiver.url,
-			OTEL_EXPORTER_OTLP_LOGS_ENDPOINT: receiver.url,
-			OTEL_BSP_SCHEDULE_DELAY: "200",
-			DYN_LOGGING_JSONL: "1",
-		};
-		cluster = await Cluster.start(peer.path, hf.path, plane, "file", { env });
+		watch = await TraceWatch.start();
+		cluster = await Cluster.start(peer.path, hf.path, plane, "file", { env: watch.env("dynamo") });
 		for (const kind of KINDS) workers[kind] = await cluster.mocker(kind);
 		for (const kind of KINDS) frontends[kind] = await cluster.frontend(kind);
 	}, 300_000);
 	afterAll(async () => {
 		await cluster?.stop();
-		await receiver?.close();
+		await watch?.close();
 	});
 
 	for (const front of KINDS) {
@@ -65,10 +56,11 @@ describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 			test.skipIf(missing)(
 				title,
 				async () => {
-					const traceId = (0xaa00n + BigInt(++traces)).toString(16).padStart(32, "d");
-					traceOf.set(`${front} ${back}`, traceId);
+					const trace = watch.trace();
+					const { traceId, headers } = trace;
+					traceOf.set(`${front} ${back}`, trace);
 					const answer = await http(`${frontends[front].url}/v1/chat/completions`, {
-						headers: { traceparent: `00-${traceId}-${CALLER}-01`, "x-request-id": `req-${traceId}` },
+						headers,
 						body: {
 							model: MODEL_OF[back],
 							messages: [{ role: "user", content: "Hi" }],
@@ -77,7 +69,7 @@ describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 						},
 					});
 					expect(answer.status).toBe(200);
-					const spans = (): OtlpSpan[] => receiver.trace(traceId).filter(({ name }) => COMMON.includes(name));
+					const spans = (): OtlpSpan[] => watch.receiver.trace(traceId).filter(({ name }) => COMMON.includes(name));
 					await until("all spans", async () => spans().length >= COMMON.length, { timeoutMs: 20_000 });
 					const [request, route, handled] = COMMON.map((name) => spans().find((span) => span.name === name)) as [
 						OtlpSpan,
@@ -86,7 +78,7 @@ describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 					];
 					expect(spans()).toHaveLength(COMMON.length);
 					expect([request, route, handled].map(({ parentSpanId }) => parentSpanId)).toEqual([
-						CALLER,
+						headers.traceparent.split("-")[2],
 						request.spanId,
 						route.spanId,
 					]);
@@ -97,7 +89,8 @@ describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 					]);
 					const id = answer.json.id.slice("chatcmpl-".length);
 					for (const { attributes } of [request, route, handled]) expect(attributes.request_id).toBe(id);
-					for (const { attributes } of [request, handled]) expect(attributes.x_request_id).toBe(`req-${traceId}`);
+					for (const { attributes } of [request, handled])
+						expect(attributes.x_request_id).toBe(headers["x-request-id"]);
 					expect(handled.attributes.instance_id).toBe(route.attributes.worker_id);
 					expect(request.attributes).toMatchObject({ output_tokens: "3", "request.outcome": "success" });
 					seen.set(`${front} http-request`, [request]);
@@ -131,7 +124,7 @@ describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 		for (const side of ["frontend", "worker"] as const) {
 			const [ours, real] = KINDS.map((kind) => {
 				const { child } = side === "frontend" ? frontends[kind] : workers[kind];
-				return shapesOf(child.stderr, traceOf.get(`${kind} ${kind}`) as string);
+				return shapesOf(traceLines(child, traceOf.get(`${kind} ${kind}`) as ClientTrace));
 			});
 			expect(ours).toEqual(real);
 		}
@@ -139,11 +132,10 @@ describe.each(["tcp", "nats"] as const)("over %s", (plane) => {
 });
 
 /** Level, target, message, span and keys of the JSON lines of a trace, in the order of Dynamo's keys. */
-function shapesOf(stderr: string, traceId: string): string[] {
-	const lines = stderr.split("\n").filter((line) => line.startsWith("{") && line.includes(traceId));
+function shapesOf(lines: Record<string, string>[]): string[] {
 	return lines
 		.map((line) => {
-			const { level, target, message, span_name: span, ...fields } = JSON.parse(line);
+			const { level, target, message, span_name: span, ...fields } = line;
 			const keys = Object.keys(fields).filter((key) => !["time", "file", "line", ...OUR_KEYS].includes(key));
 			return `${level} ${target} ${message} ${span}: ${keys.join(" ")}`;
 		})
