@@ -10,6 +10,7 @@ import {
 	freePort,
 	type HttpChild,
 	http,
+	listsModel,
 	NatsServer,
 	startDynamo,
 	startOwnHttp,
@@ -108,8 +109,11 @@ export class Cluster {
 	}
 
 	/** Starts a frontend that moves streams off lost workers, and waits until it lists both models. */
-	frontend(kind: Kind): Promise<HttpChild> {
-		return this.startFrontend(kind, MODEL_OF.our, ["--migration-limit", "3"]);
+	async frontend(kind: Kind): Promise<HttpChild> {
+		const frontend = await this.startFrontend(kind, MODEL_OF.our, ["--migration-limit", "3"]);
+		const { child, url } = frontend;
+		await until(`${url} lists ${MODEL_OF.real}`, () => listsModel(url, MODEL_OF.real), { timeoutMs: 60_000, child });
+		return frontend;
 	}
 
 	/** Starts a frontend and waits until it lists the model. */

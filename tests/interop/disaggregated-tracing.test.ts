@@ -22,8 +22,7 @@ const peer = findRealDynamo();
 const hf = testModel("hf");
 const nats = findNatsServer();
 const KINDS: readonly Kind[] = ["our", "real"];
-/** Over NATS the real frontend hangs with so many components. */
-const FRONTENDS: Record<"tcp" | "nats", readonly Kind[]> = { tcp: KINDS, nats: ["our"] };
+const PAIRS = KINDS.flatMap((front) => KINDS.map((back) => ({ front, back })));
 
 /** What both have; ours has more: one around the prompt's way, and what the engine did. */
 const COMMON = ["http-request", "router.route_request", "handle_payload"];
@@ -53,7 +52,7 @@ describe.each(["tcp", "nats"] as const)("disaggregated, over %s", (plane) => {
 				await cluster.startMocker(kind, MODEL_OF[kind], args);
 			}
 		}
-		for (const kind of FRONTENDS[plane]) {
+		for (const kind of KINDS) {
 			frontends[kind] = await cluster.startFrontend(kind, MODEL_OF.our, []);
 			const { child, url } = frontends[kind];
 			const callable = async (): Promise<boolean> => {
@@ -108,9 +107,7 @@ describe.each(["tcp", "nats"] as const)("disaggregated, over %s", (plane) => {
 		for (const { name, status } of spans) expect(status.code, name).toBe(0);
 	}
 
-	for (const { front, back } of FRONTENDS[plane].flatMap((one) =>
-		KINDS.map((other) => ({ front: one, back: other })),
-	)) {
+	for (const { front, back } of PAIRS) {
 		test.skipIf(missing)(titled(`${front} frontend, ${back} workers: an answer`, missing), async () => {
 			const trace = watch.trace();
 			const { url } = frontends[front];
