@@ -136,7 +136,7 @@ function shapesOf(lines: Record<string, string>[]): string[] {
 	return lines
 		.map((line) => {
 			const { level, target, message, span_name: span, ...fields } = line;
-			const keys = Object.keys(fields).filter((key) => !["time", "file", "line", ...OUR_KEYS].includes(key));
+			const keys = Object.keys(fields).filter((key) => !["time", ...OUR_KEYS].includes(key));
 			return `${level} ${target} ${message} ${span}: ${keys.join(" ")}`;
 		})
 		.sort();

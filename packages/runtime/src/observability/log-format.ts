@@ -12,13 +12,15 @@ export type LineFormat = (
 	message: string,
 	fields: LogFields | undefined,
 	span: Span | undefined,
+	/** `file` and `line` as JSON members, with a comma after them. */
+	position?: string,
 ) => string;
 
-/** One JSON object: time, level, target and message, then the fields of the event and its span, sorted. */
+/** One JSON object: time, level, position, target and message, then the fields of the event and its span, sorted. */
 export function jsonlFormat(config: LogConfig): LineFormat {
 	const time = timestamper(config.localTime);
-	return (level, target, message, fields, span) => {
-		let line = `{"time":"${time()}","level":"${level.toUpperCase()}","target":${JSON.stringify(target)},"message":${JSON.stringify(message)}`;
+	return (level, target, message, fields, span, position = "") => {
+		let line = `{"time":"${time()}","level":"${level.toUpperCase()}",${position}"target":${JSON.stringify(target)},"message":${JSON.stringify(message)}`;
 		const all = span === undefined ? fields : withSpan(span, fields);
 		if (all !== undefined) {
 			for (const key of Object.keys(all).sort()) {

@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { parseLogFilter } from "./log-filter.js";
 import type { LogConfig } from "./log-settings.js";
-import { createLogger, type LogLevel } from "./logging.js";
+import { createLogger, type Logger, type LogLevel } from "./logging.js";
 
 const fixture = (name: string) =>
 	readFileSync(fileURLToPath(new URL(`../../fixtures/observability/${name}`, import.meta.url)), "utf8").split("\n");
@@ -71,7 +71,7 @@ describe("readable log lines", () => {
 });
 
 describe("JSONL log lines", () => {
-	it("have the real one's keys in its order, apart from the source position", () => {
+	it("have the real one's keys in its order", () => {
 		const real = fixture("log_worker.jsonl")
 			.filter((line) => line !== "")
 			.map((line) => JSON.parse(line) as Record<string, unknown>);
@@ -81,9 +81,31 @@ describe("JSONL log lines", () => {
 			const log = logTo(lines, { format: "jsonl" }).child(target as string);
 			log[(level as string).toLowerCase() as LogLevel](message as string, fields);
 			const ours = JSON.parse(lines[0] as string) as Record<string, unknown>;
-			expect(Object.keys(ours)).toEqual(Object.keys(record).filter((key) => key !== "file" && key !== "line"));
-			expect({ ...ours, time }).toEqual({ time, level, target, message, ...fields });
+			expect(Object.keys(ours)).toEqual(Object.keys(record));
+			expect({ ...ours, time, file, line }).toEqual({ time, level, file, line, target, message, ...fields });
 		}
+	});
+
+	it("say where they come from, also those of further loggers of the target", () => {
+		const lines: string[] = [];
+		const log = logTo(lines, { format: "jsonl" });
+		const positions = () => lines.map((text) => JSON.parse(text) as { file: string; line: number });
+		const write = (one: Logger, message: string): void => {
+			one.info(message);
+			one.warn(message);
+		};
+		for (let i = 0; i < 64; i++) write(log.child("a"), `message ${i}`);
+		write(log.child("a"), "message 0");
+		const own = fileURLToPath(import.meta.url);
+		const first = readFileSync(own, "utf8").split("\n").indexOf("\t\t\tone.info(message);") + 1;
+		expect(lines).toHaveLength(130);
+		for (const [i, { file, line }] of positions().entries()) {
+			expect({ file, line }).toEqual({ file: own, line: first + (i % 2) });
+		}
+		expect(Error.stackTraceLimit).toBeGreaterThan(1);
+		// Without end they would cost memory, or time.
+		write(log.child("a"), "message 64");
+		expect(lines.at(-1)).not.toContain('"file"');
 	});
 
 	it("write every kind of value as JSON", () => {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loggers: one per target, with the level that the filter gives it.
 import { writeSync } from "node:fs";
+import { LinePositions } from "./line-positions.js";
 import { LEVEL_NUMBER, parseLogFilter } from "./log-filter.js";
 import { jsonlFormat, readableFormat } from "./log-format.js";
 import type { LogConfig } from "./log-settings.js";
@@ -56,16 +57,20 @@ export function createLogger(
 ): Logger {
 	const filter = parseLogFilter(config.filter);
 	const format = config.format === "jsonl" ? jsonlFormat(config) : readableFormat(config);
+	/** By target and level; undefined where lines do not say where they come from. */
+	const positions = config.format === "jsonl" ? new Map<string, LinePositions>() : undefined;
 	const make = (name: string, fields: LogFields | undefined): Logger => {
 		const enabled = filter.levelFor(name);
 		const at = (level: LogLevel) => {
 			if (LEVEL_NUMBER[level] > enabled) return nothing;
-			return (message: string, extra?: LogFields, span?: Span) => {
+			const known = positions && positionsOf(positions, `${level} ${name}`);
+			const log = (message: string, extra?: LogFields, span?: Span) => {
 				const all = fields === undefined ? extra : { ...fields, ...extra };
-				write(format(level, name, message, all, span), level);
+				write(format(level, name, message, all, span, known?.of(message, log)), level);
 				span?.addEvent(message, level, name, all);
 				relay.emit?.(level, name, message, all, span);
 			};
+			return log;
 		};
 		return {
 			target: name,
@@ -83,6 +88,15 @@ export function createLogger(
 }
 
 function nothing(): void {}
+
+function positionsOf(all: Map<string, LinePositions>, key: string): LinePositions {
+	let positions = all.get(key);
+	if (positions === undefined) {
+		positions = new LinePositions();
+		all.set(key, positions);
+	}
+	return positions;
+}
 
 /** UTF-16 units of lines that are held at most. */
 const MAX_HELD = 64 * 1024;
