@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tables of docs/metrics.md, made from the catalogue of metrics.
-import { fullMetricName, METRICS, type MetricFamily } from "@dynamo-ts/protocols/internal";
+import { fullMetricName, METRICS, type MetricFamily, shownWhen } from "@dynamo-ts/protocols/internal";
 
 type Group = keyof typeof METRICS;
 
@@ -29,11 +29,12 @@ function titleOf(group: string): readonly [string, string] {
 
 function tableOf(group: Group): string {
 	const [title, where] = titleOf(group);
-	const families = Object.values(METRICS[group]) as MetricFamily[];
-	const rows = families.map(
-		({ name, type, help, labels }) =>
-			`| \`${fullMetricName(group, name)}\` | ${type} | ${labels.map((label) => `\`${label}\``).join(" ")} | ${help} |`,
-	);
+	const families = Object.entries(METRICS[group]) as [string, MetricFamily][];
+	const rows = families.map(([key, { name, type, help, labels }]) => {
+		const when = shownWhen(group, key);
+		const shown = when === undefined ? "" : ` (${when})`;
+		return `| \`${fullMetricName(group, name)}\` | ${type} | ${labels.map((label) => `\`${label}\``).join(" ")} | ${help}${shown} |`;
+	});
 	return [`## ${title}`, "", where, "", "| name | type | labels | meaning |", "|---|---|---|---|", ...rows].join("\n");
 }
 
@@ -43,13 +44,14 @@ export function metricsDocument(): string {
 
 <!-- Written by \`npm run docs:tables\`; a test compares it with the catalogue. -->
 
-\`GET /metrics\`: on a frontend's HTTP port, on a worker's \`DYN_SYSTEM_PORT\`. Prometheus' text format. Every page has
+\`GET /metrics\`: on a frontend's HTTP port, on a worker's or router's \`DYN_SYSTEM_PORT\`. Prometheus' text format. Every page has
 \`process_*\` and \`nodejs_*\` as well, as prom-client names them; the latter stand for Dynamo's \`dynamo_tokio_*\`, which tell
 of a runtime that is not here. Endpoints of our workers have the label \`model\` beside those of Dynamo. How to add metrics:
 [metrics-developer-guide.md](metrics-developer-guide.md).
 
 The series of a model are there at 0 as soon as a frontend finds it. When it goes they are shown by one more scrape, so
-that nothing that was counted is lost, and then dropped.
+that nothing that was counted is lost, and then dropped. A family is not on the page before it has a series; what one waits
+for stands in brackets. Those of the mode kv are on a router's page, too, but for \`dynamo_frontend_*\` and \`dynamo_router_*\`.
 `;
 	return `${intro}\n${(Object.keys(METRICS) as Group[]).map(tableOf).join("\n\n")}\n`;
 }

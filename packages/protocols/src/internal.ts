@@ -39,6 +39,7 @@ export * from "./llm-engine-output.js";
 export * from "./metric-names.js";
 export * from "./metric-view.js";
 export * from "./metrics/computed-buckets.js";
+export * from "./metrics/conditions.js";
 export { lengthBuckets } from "./metrics/engine-families.js";
 export * from "./metrics/metric-catalogue.js";
 export * from "./metrics/metric-family.js";
