@@ -222,6 +222,40 @@ describe("conditional disaggregation", () => {
 		expect(bodies(prefill), "one that is named is used").toHaveLength(2);
 	});
 
+	it("asks the index of another process, where the frontend has none", async () => {
+		const { prefill, decode } = await start([prefilled], [sendAll(IDS), sendAll(IDS)], {
+			routerMode: "kv",
+			kvRouter: { ...kvRouter, useKvEvents: true, useRemoteIndexer: true },
+			conditionalDisagg: settings,
+		});
+		const [holder, other] = decode as [ScriptedWorker, ScriptedWorker];
+		expect((await complete()).status).toBe(200);
+		expect(bodies(prefill), "nobody to ask: the prompt counts as new").toHaveLength(1);
+		const worker = { worker_id: holder.record.instance_id, dp_rank: 0 };
+		const scores = { device: { scores: [[worker, 4]], frequencies: [] }, lower_tier: [] };
+		const runtime = await (stack as Stack).join();
+		const served = await runtime
+			.namespace("dynamo")
+			.component("backend")
+			.endpoint("kv_indexer_query")
+			.serve((_request, response) => {
+				response.send({ TieredScores: scores } as never);
+				response.end();
+			});
+		const before = holder.calls.length;
+		await expect
+			.poll(async () => {
+				await complete();
+				return bodies([holder]).at(-1)?.annotations;
+			})
+			.toEqual([BYPASS]);
+		const [asked, elsewhere] = [holder.calls.length, other.calls.length];
+		for (let i = 0; i < 3; i++) expect((await complete()).status).toBe(200);
+		expect([holder.calls.length, other.calls.length]).toEqual([asked + 3, elsewhere]);
+		expect(asked).toBeGreaterThan(before);
+		await served.stop();
+	});
+
 	it("looks at the load of the prefill worker, and spares a busy decode worker", async () => {
 		const held: ScriptedCall[] = [];
 		const config = { routerMode: "kv", kvRouter } as const;
