@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, describe, expect, it } from "vitest";
 import { EnvReader } from "../config.js";
 import { parseLogFilter } from "./log-filter.js";
 import { logConfigFromEnv } from "./log-settings.js";
@@ -51,4 +51,23 @@ it("libraries are quiet below errors, unless DYN_LOG says otherwise", () => {
 	expect(level({ DYN_LOG: "debug" }, "opentelemetry::sdk")).toBe(1);
 	expect(level({ DYN_LOG: "debug,h2=trace" }, "h2::codec")).toBe(5);
 	expect(level({ DYN_LOG: "debug" }, "tower_http::trace::on_failure")).toBe(4);
+});
+
+describe("colours", () => {
+	const before = Object.getOwnPropertyDescriptor(process.stderr, "isTTY");
+	afterEach(() => {
+		if (before === undefined) Reflect.deleteProperty(process.stderr, "isTTY");
+		else Object.defineProperty(process.stderr, "isTTY", before);
+	});
+
+	it.each([
+		[true, {}, true],
+		[true, { NO_COLOR: "" }, true],
+		[true, { NO_COLOR: "1" }, false],
+		[true, { DYN_SDK_DISABLE_ANSI_LOGGING: "1" }, false],
+		[false, {}, false],
+	] as const)("on a terminal (%s), with %j: %s", (isTTY, env, ansi) => {
+		Object.defineProperty(process.stderr, "isTTY", { value: isTTY, configurable: true, writable: true });
+		expect(read(env).ansi).toBe(ansi);
+	});
 });
