@@ -65,7 +65,6 @@ describe("after the same requests", () => {
 		compare(recorded, ours, {
 			// Of Rust's runtime.
 			missing: /^dynamo_tokio_/,
-			elsewhere: /^dynamo_(router|component_router)_/,
 			loose:
 				/(seconds|_ms|sequence_tokens)_sum\{|uptime|event_loop|_us\{|_bytes_|worker_last_|output_tokens_total|detokenize_token_count|uncached_tokens_total|inter_token_latency_seconds_count|worker_id/,
 			changed: {

@@ -15,6 +15,7 @@ import {
 	RUNNING,
 	refused,
 	Scene,
+	SELDOM,
 	SLOW_MOCKER,
 	sumOver,
 	WAITING,
@@ -22,15 +23,6 @@ import {
 } from "./outcomes.js";
 
 const hf = testModel("hf");
-/** Never more than a moment up, or never with these settings. */
-const SELDOM = [
-	// There are ten thousand places.
-	"dynamo_work_handler_queue_depth",
-	// Of workers with real engines.
-	"dynamo_component_kv_transfer_held_blocks",
-	"dynamo_frontend_router_queue_pending_cached_tokens",
-];
-
 /** Requests wait in the router, and nothing is moved. */
 export const HOLDS_BACK = "a router that holds requests back";
 /** Requests wait at the workers, and go on elsewhere when these are lost. */

@@ -37,6 +37,18 @@ export const chat = (content: string, more: object = {}) => ({
 	ignore_eos: true,
 	...more,
 });
+/** Gauges that are up for less than a moment, or never with these workers and routers. */
+export const SELDOM: readonly string[] = [
+	// There are ten thousand places.
+	"dynamo_work_handler_queue_depth",
+	// Of workers with real engines.
+	"dynamo_component_kv_transfer_held_blocks",
+	// Prompts that wait are new to every cache.
+	"dynamo_frontend_router_queue_pending_cached_tokens",
+	// Changes that are made at once.
+	"dynamo_component_router_active_sequence_ingress_queue_depth",
+	"dynamo_component_router_approximate_lru_mutation_queue_depth",
+];
 let prompts = 0;
 /** A prompt that no cache knows: 200 words take some steps, 2000 many. */
 export const longPrompt = (words = 2000): string => `${prompts++} ${"word ".repeat(words)}`;

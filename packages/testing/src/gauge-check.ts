@@ -18,7 +18,7 @@ const STANDING: readonly RegExp[] = [
 	// What was seen last.
 	/^dynamo_frontend_worker_last_/,
 	// What is in a cache for prompts to come, and how often it was of use.
-	/_cache_hit_rate$|_engine_cached_blocks$/,
+	/_cache_hit_rate$|_engine_cached_blocks$|_router_approximate_lru_leases$/,
 ];
 
 /** Families that must be at 0 while nothing is under way. */
