@@ -123,8 +123,8 @@ function declare(why: string, plane: Plane, { meet, moves }: Way): void {
 			expect((await stream.finished()).error === undefined).toBe(moves && !last);
 			await scene.watch.settled();
 		}
-		const lost = await scene.ask(chat("Hi"));
-		expect(lost.status).toBe(503);
+		// Whether the frontend has heard from discovery that the model is gone, or not yet.
+		expect([404, 503]).toContain((await scene.ask(chat("Hi"))).status);
 	}, 60_000);
 
 	test("each gauge was seen up in between", () => {

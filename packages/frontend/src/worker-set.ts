@@ -195,8 +195,9 @@ export class WorkerSet {
 		const { load } = this;
 		if (load === undefined) return;
 		parts.client.onChange(() => {
-			const available = new Set(parts.client.available().map(({ instance_id }) => instance_id));
-			for (const id of this.members.keys()) if (!available.has(id)) load.doubt(id);
+			const aside = new Set(parts.client.instances().map(({ instance_id }) => instance_id));
+			for (const { instance_id } of parts.client.available()) aside.delete(instance_id);
+			load.doubt(aside);
 		});
 	}
 

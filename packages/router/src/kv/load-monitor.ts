@@ -38,6 +38,7 @@ export class LoadMonitor {
 	readonly #options: LoadMonitorOptions;
 	#thresholds: BusyThresholds;
 	readonly #workers = new Map<bigint, Map<number, RankState>>();
+	#doubted: ReadonlySet<bigint> = new Set();
 	#subscription: EventSubscription | undefined;
 	#opening: Promise<void> | undefined;
 	#log: Pick<Logger, "warn"> | undefined;
@@ -119,11 +120,17 @@ export class LoadMonitor {
 		this.#reconsider(state);
 	}
 
-	/** The worker could not be reached: what it told of itself holds no longer, until it tells anew. */
-	doubt(workerId: bigint): void {
-		for (const state of this.#workers.get(workerId)?.values() ?? []) {
-			state.told = {};
-			this.#reconsider(state);
+	/**
+	 * These workers could not be reached, all others can: what they told of themselves holds no longer, and what still
+	 * arrives of it is not taken.
+	 */
+	doubt(workerIds: ReadonlySet<bigint>): void {
+		this.#doubted = workerIds;
+		for (const workerId of workerIds) {
+			for (const state of this.#workers.get(workerId)?.values() ?? []) {
+				state.told = {};
+				this.#reconsider(state);
+			}
 		}
 	}
 
@@ -144,7 +151,7 @@ export class LoadMonitor {
 	#onEnvelope({ payload }: EventEnvelope): void {
 		try {
 			const { workerId, dpRank, ...load } = decodeWorkerLoad(payload);
-			const state = this.#state(workerId, dpRank);
+			const state = this.#doubted.has(workerId) ? undefined : this.#state(workerId, dpRank);
 			if (state === undefined) return;
 			// A worker that does not tell a number has said nothing new about it.
 			state.told = {
