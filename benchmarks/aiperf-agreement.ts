@@ -12,10 +12,17 @@ const aiperf = process.env.AIPERF ?? "";
 if (!existsSync(aiperf)) throw new Error("set AIPERF to aiperf's program (pip install aiperf in a venv)");
 const model = testModel("hf");
 if (model.missing !== "") throw new Error(model.missing);
-const requests = Number(process.argv[2] ?? 100);
+const requests = Number(process.argv[2] ?? 48);
 const CONCURRENCY = ["1", "4", "16"];
 const WARM_UP = "16";
+/** Tokens. */
+const PROMPT = 2048;
+const ANSWER = 32;
+/** A simulated worker a quarter as fast: times as of a large model, beside which those of the client are small. */
+const SPEED = "0.25";
 const MODEL = "smol";
+/** Prompts that nobody has sent before. */
+let seed = 1;
 
 /** aiperf takes tokenizers by their names in a cache of the Hugging Face hub, not by their folders. */
 function hubCache(folder: string): Record<string, string> {
@@ -44,8 +51,26 @@ async function runAiperf(
 	env: Record<string, string>,
 ): Promise<Figures> {
 	const args = ["profile", "--model", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming", "--ui", "none"];
-	args.push("--tokenizer", "local/smol", "--isl", "256", "--isl-stddev", "0", "--osl", "64", "--osl-stddev", "0");
-	args.push("--extra-inputs", "ignore_eos:true", "--extra-inputs", "min_tokens:64", "--random-seed", "1");
+	args.push(
+		"--tokenizer",
+		"local/smol",
+		"--isl",
+		String(PROMPT),
+		"--isl-stddev",
+		"0",
+		"--osl",
+		String(ANSWER),
+		"--osl-stddev",
+		"0",
+	);
+	args.push(
+		"--extra-inputs",
+		"ignore_eos:true",
+		"--extra-inputs",
+		`min_tokens:${ANSWER}`,
+		"--random-seed",
+		String(seed++),
+	);
 	args.push("--concurrency", concurrency, "--request-count", String(requests));
 	args.push("--use-server-token-count", "--output-artifact-dir", folder);
 	await promisify(execFile)(aiperf, args, { timeout: 600_000, env: { ...process.env, ...env }, maxBuffer: 1 << 26 });
@@ -66,7 +91,7 @@ async function totals(url: string): Promise<Record<keyof Figures, { sum: number;
 const rows: Record<string, string | number>[] = [];
 const fleet = new Fleet();
 try {
-	await fleet.mocker(model.path, MODEL);
+	await fleet.mocker(model.path, MODEL, ["--speedup-ratio", SPEED]);
 	const frontend = await fleet.frontend(MODEL);
 	await withTempFolder(async (folder) => {
 		const env = hubCache(join(folder, "hf"));
@@ -89,4 +114,4 @@ try {
 } finally {
 	await fleet.stop();
 }
-report(`means over ${requests} requests of 256 tokens and 64 tokens of answer`, rows);
+report(`means over ${requests} requests of ${PROMPT} tokens and ${ANSWER} tokens of answer`, rows);

@@ -3,6 +3,7 @@
 import { randomUUID } from "node:crypto";
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
 import type { DistributedRuntime, Logger, Span } from "@dynamo-ts/runtime";
+import { readAt } from "@dynamo-ts/runtime/internal";
 
 /** With or without hyphens, in braces, as a URN: what Rust's parser takes. */
 const UUID =
@@ -37,8 +38,8 @@ export class HttpExchange {
 	readonly requestId: string;
 	/** What the client calls its request, whatever is in it. */
 	readonly xRequestId: string | undefined;
-	/** `performance.now()` of the beginning. */
-	readonly receivedAt = performance.now();
+	/** `performance.now()` of the beginning, requests of others that were read before it in the same turn included. */
+	readonly receivedAt = readAt();
 	private readonly logs: ExchangeLogs;
 	/** Parts that are not done yet; the response itself is one. */
 	private open = 1;

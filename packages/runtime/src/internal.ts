@@ -39,3 +39,4 @@ export * from "./request-plane/request-plane.js";
 export * from "./request-plane/tcp-client.js";
 export * from "./request-plane/tcp-server.js";
 export * from "./request-plane/turn-flush.js";
+export * from "./turn-clock.js";

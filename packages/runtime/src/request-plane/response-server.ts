@@ -6,6 +6,7 @@ import { createStreamServer } from "../net/streams.js";
 import type { ServerTls } from "../net/tcp-tls.js";
 import type { Logger } from "../observability/logging.js";
 import { rateLimited } from "../observability/rate-limited-log.js";
+import { readAt } from "../turn-clock.js";
 
 /** Waits for a worker to call home. */
 export interface ResponseStreamOwner {
@@ -128,6 +129,8 @@ export class ResponseServer {
 		};
 		const decoder = new TwoPartDecoder(this.#options.maxMessageBytes);
 		socket.on("data", (chunk) => {
+			// Requests that are read after it in this turn had to wait for it.
+			readAt();
 			if (refused) return;
 			try {
 				decoder.push(chunk, onFrame);
