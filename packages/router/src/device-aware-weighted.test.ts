@@ -2,16 +2,10 @@
 import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { expect, test } from "vitest";
 import { DeviceAwareWeightedPolicy, deviceRatio } from "./device-aware-weighted.js";
+import { workerRecord } from "./test-support/worker-record.js";
 
-const worker = (id: bigint, device_type?: "cpu" | "cuda"): EndpointRecord => ({
-	type: "Endpoint",
-	namespace: "n",
-	component: "c",
-	endpoint: "e",
-	instance_id: id,
-	transport: { tcp: "127.0.0.1:1/x" },
-	...(device_type === undefined ? {} : { device_type }),
-});
+const worker = (id: bigint, device_type?: "cpu" | "cuda"): EndpointRecord =>
+	workerRecord(id, device_type === undefined ? {} : { device_type });
 
 function share(policy: DeviceAwareWeightedPolicy, workers: EndpointRecord[], requests: number): Map<bigint, number> {
 	for (let i = 0; i < requests; i++) {

@@ -5,18 +5,12 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import type { KvWorkers } from "./kv-options.js";
 import { KvPolicy } from "./kv-policy.js";
 import type { RoutingRequest } from "./router.js";
+import { workerRecord } from "./test-support/worker-record.js";
 
 const ONE_RANK: KvWorkers = { blockSize: 16, firstRank: 0, rankCount: 1, publishEvents: true };
 
 function instances(count: number): EndpointRecord[] {
-	return Array.from({ length: count }, (_, i) => ({
-		type: "Endpoint",
-		namespace: "dynamo",
-		component: "backend",
-		endpoint: "generate",
-		instance_id: BigInt(i + 1),
-		transport: { tcp: `127.0.0.1:1/${i}/dynamo/backend/generate` },
-	}));
+	return Array.from({ length: count }, (_, i) => workerRecord(BigInt(i + 1)));
 }
 
 const prompt = (start: number, count = 160): RoutingRequest => ({

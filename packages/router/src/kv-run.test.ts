@@ -6,19 +6,14 @@ import { expect, test } from "vitest";
 import type { KvRouterOptions } from "./kv-options.js";
 import { KvPolicy } from "./kv-policy.js";
 import type { RoutingRequest } from "./router.js";
+import { workerRecord } from "./test-support/worker-record.js";
 
 const BLOCK_SIZE = 4;
 const WORKERS = 5;
 const RANKS = 2;
 
-const endpointOf = (worker: number, generation: number): EndpointRecord => ({
-	type: "Endpoint",
-	namespace: "dynamo",
-	component: "backend",
-	endpoint: "generate",
-	instance_id: BigInt(worker + 1 + generation * 100),
-	transport: { tcp: `127.0.0.1:1/${worker}/dynamo/backend/generate` },
-});
+const endpointOf = (worker: number, generation: number): EndpointRecord =>
+	workerRecord(BigInt(worker + 1 + generation * 100));
 
 /** Prompts have beginnings in common; the last block may be partial. */
 const TOKENS = fc.array(fc.nat(1), { minLength: 1, maxLength: 22 });

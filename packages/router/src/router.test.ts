@@ -10,16 +10,10 @@ import {
 	ROUTER_MODES,
 	RoundRobinPolicy,
 } from "./internal.js";
+import { workerRecord } from "./test-support/worker-record.js";
 
 function instances(count: number): EndpointRecord[] {
-	return Array.from({ length: count }, (_, i) => ({
-		type: "Endpoint",
-		namespace: "dynamo",
-		component: "backend",
-		endpoint: "generate",
-		instance_id: 0xffff_ffff_ffff_0000n + BigInt(i),
-		transport: { tcp: `127.0.0.1:1/${i}/dynamo/backend/generate` },
-	}));
+	return Array.from({ length: count }, (_, i) => workerRecord(0xffff_ffff_ffff_0000n + BigInt(i)));
 }
 
 function random(seed: number): () => number {

@@ -5,6 +5,7 @@ import { describe, expect, test } from "vitest";
 import { KvPolicy } from "./kv-policy.js";
 import { RoundRobinPolicy } from "./round-robin.js";
 import type { Router, RoutingRequest } from "./router.js";
+import { workerRecord } from "./test-support/worker-record.js";
 
 const WORKERS = 8;
 const BLOCK_SIZE = 16;
@@ -32,14 +33,7 @@ class SimulatedWorker {
 	readonly #cache = new Map<bigint, RouterBlock>();
 
 	constructor(id: bigint) {
-		this.record = {
-			type: "Endpoint",
-			namespace: "n",
-			component: "c",
-			endpoint: "generate",
-			instance_id: id,
-			transport: { tcp: "" },
-		} as EndpointRecord;
+		this.record = workerRecord(id);
 	}
 
 	/** Takes a prompt. @returns what is new in its cache and what left it, and when the prompt is computed. */

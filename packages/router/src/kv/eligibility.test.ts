@@ -1,16 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { describe, expect, it } from "vitest";
+import { workerRecord } from "../test-support/worker-record.js";
 import { type EligibilityFacts, eligibleWorkers, isBusy } from "./eligibility.js";
-
-const worker = (instance_id: bigint): EndpointRecord => ({
-	type: "Endpoint",
-	namespace: "n",
-	component: "c",
-	endpoint: "e",
-	instance_id,
-	transport: { tcp: "127.0.0.1:1/x" },
-});
 
 describe("who may take a request", () => {
 	it("a worker is busy above half of its blocks, not at half", () => {
@@ -29,7 +20,7 @@ describe("who may take a request", () => {
 	});
 
 	it("what leaves nobody is named, in the order of the checks", () => {
-		const list = [worker(1n), worker(2n)];
+		const list = [workerRecord(1n), workerRecord(2n)];
 		const facts: EligibilityFacts = {
 			firstRank: 4,
 			rankCount: 2,
@@ -38,14 +29,14 @@ describe("who may take a request", () => {
 		};
 		const idle = { ...facts, isBusy: () => false };
 		expect(eligibleWorkers([], {}, facts)).toBe("no_worker");
-		expect(eligibleWorkers(list, {}, facts)).toEqual([worker(1n)]);
+		expect(eligibleWorkers(list, {}, facts)).toEqual([workerRecord(1n)]);
 		expect(eligibleWorkers(list, { pinned: 3n, dpRank: 7 }, facts)).toBe("not_allowed");
 		expect(eligibleWorkers(list, { allowed: [3n] }, facts)).toBe("not_allowed");
 		expect(eligibleWorkers(list, { dpRank: 6, requiredTaints: ["c"] }, facts)).toBe("dp_rank");
 		expect(eligibleWorkers(list, { dpRank: 5, requiredTaints: ["c"] }, facts)).toBe("taints");
 		expect(eligibleWorkers(list, { requiredTaints: ["a", "b"] }, facts)).toBe("overloaded");
 		expect(eligibleWorkers(list, { pinned: 2n }, facts)).toBe("overloaded");
-		expect(eligibleWorkers(list, { pinned: 2n, requiredTaints: ["b"] }, idle)).toEqual([worker(2n)]);
-		expect(eligibleWorkers(list, { allowed: [2n, 9n] }, idle)).toEqual([worker(2n)]);
+		expect(eligibleWorkers(list, { pinned: 2n, requiredTaints: ["b"] }, idle)).toEqual([workerRecord(2n)]);
+		expect(eligibleWorkers(list, { allowed: [2n, 9n] }, idle)).toEqual([workerRecord(2n)]);
 	});
 });

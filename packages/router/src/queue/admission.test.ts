@@ -5,17 +5,9 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import type { KvRouterOptions } from "../kv-options.js";
 import { KvPolicy } from "../kv-policy.js";
 import type { RoutingRequest } from "../router.js";
+import { workerRecord } from "../test-support/worker-record.js";
 import type { Ticket } from "./admission.js";
 import { type PolicyClass, PolicyProfile } from "./policy-profile.js";
-
-const worker = (instance_id: bigint): EndpointRecord => ({
-	type: "Endpoint",
-	namespace: "n",
-	component: "c",
-	endpoint: "e",
-	instance_id,
-	transport: { tcp: "127.0.0.1:1/x" },
-});
 
 const policies: KvPolicy[] = [];
 afterEach(async () => {
@@ -24,7 +16,7 @@ afterEach(async () => {
 });
 
 /** A policy and what dispatching does with it. */
-function bench(options: Partial<KvRouterOptions>, workers = [worker(1n), worker(2n)]) {
+function bench(options: Partial<KvRouterOptions>, workers = [workerRecord(1n), workerRecord(2n)]) {
 	const card = { blockSize: 16, firstRank: 0, rankCount: 1, publishEvents: true, maxNumBatchedTokens: 100 };
 	const policy = new KvPolicy(card, { useKvEvents: false, ...options });
 	policies.push(policy);
@@ -78,7 +70,7 @@ describe("a request waits", () => {
 	});
 
 	it("no further than it has to: each that goes makes its worker busier", async () => {
-		const { ask, policy, sent, end } = bench(limit(), [worker(1n)]);
+		const { ask, policy, sent, end } = bench(limit(), [workerRecord(1n)]);
 		ask("1", 60);
 		for (const id of ["2", "3", "4"]) ask(id, 60);
 		end("1");
@@ -90,7 +82,7 @@ describe("a request waits", () => {
 	});
 
 	it("behind those that wait already, even when there is room again", async () => {
-		const { ask, policy, sent } = bench(limit(), [worker(1n)]);
+		const { ask, policy, sent } = bench(limit(), [workerRecord(1n)]);
 		ask("1", 60);
 		ask("2", 10);
 		policy.onFirstItem("1");
@@ -100,10 +92,10 @@ describe("a request waits", () => {
 	});
 
 	it("until there is another worker", async () => {
-		const { ask, policy, list, sent } = bench(limit(), [worker(1n)]);
+		const { ask, policy, list, sent } = bench(limit(), [workerRecord(1n)]);
 		ask("1", 60);
 		ask("2", 60);
-		list.workers = [worker(1n), worker(9n)];
+		list.workers = [workerRecord(1n), workerRecord(9n)];
 		policy.recheck();
 		await turns();
 		expect(sent.get("2")).toBe(9n);
@@ -126,7 +118,7 @@ describe("a request waits", () => {
 	});
 
 	it("and leaves when its client does", async () => {
-		const { ask, policy, sent } = bench(limit(), [worker(1n)]);
+		const { ask, policy, sent } = bench(limit(), [workerRecord(1n)]);
 		ask("1", 60);
 		const ticket = ask("2", 10);
 		ask("3", 10);
@@ -154,7 +146,7 @@ describe("a request is refused", () => {
 
 	it("when it has waited too long", () => {
 		vi.useFakeTimers();
-		const { ask, refused, policy } = bench({ ...limit(), queueDeadlineMs: 5000 }, [worker(1n)]);
+		const { ask, refused, policy } = bench({ ...limit(), queueDeadlineMs: 5000 }, [workerRecord(1n)]);
 		ask("1", 60);
 		ask("2", 10);
 		vi.advanceTimersByTime(4900);
@@ -166,7 +158,7 @@ describe("a request is refused", () => {
 	});
 
 	it("when the router closes", async () => {
-		const { ask, refused, policy } = bench(limit(), [worker(1n)]);
+		const { ask, refused, policy } = bench(limit(), [workerRecord(1n)]);
 		ask("1", 60);
 		ask("2", 10);
 		await policy.close();

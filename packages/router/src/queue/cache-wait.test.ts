@@ -5,17 +5,10 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { KvRouterOptions } from "../kv-options.js";
 import { KvPolicy } from "../kv-policy.js";
 import type { RoutingRequest } from "../router.js";
+import { workerRecord } from "../test-support/worker-record.js";
 import type { Ticket } from "./admission.js";
 
-const record = (instance_id: bigint): EndpointRecord => ({
-	type: "Endpoint",
-	namespace: "n",
-	component: "c",
-	endpoint: "e",
-	instance_id,
-	transport: { tcp: "127.0.0.1:1/x" },
-});
-const WORKERS = [record(1n), record(2n)];
+const WORKERS = [workerRecord(1n), workerRecord(2n)];
 const text = (first: number, tokens: number): number[] => Array.from({ length: tokens }, (_, i) => first + i);
 /** What worker 1 holds. */
 const PROMPT = text(0, 512);
@@ -174,7 +167,7 @@ it("no request is lost or sent twice, and nothing is left, whatever happens", as
 	let waited = 0;
 	await fc.assert(
 		fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
-			const { ask, end, policy, sent, outcomes } = bench({}, [record(1n), record(2n), record(3n)]);
+			const { ask, end, policy, sent, outcomes } = bench({}, [workerRecord(1n), workerRecord(2n), workerRecord(3n)]);
 			const tickets = new Map<string, Ticket>();
 			const asked = new Set<string>();
 			const cancelled = new Set<string>();
