@@ -40,6 +40,8 @@ export interface DispatchOptions extends RequestOptions {
 export interface PrefillStep {
 	/** Begins, or begins again; what came of the run before counts no more. */
 	run(request: OutgoingRequest, tokenIds: readonly number[], host: PrefillHost): void;
+	/** A worker has the prompt, and is not done. */
+	readonly running: boolean;
 	/** The worker that took the request failed before its first item: true when the hand-over may be to blame. */
 	mayBeBlamed(error: DynamoError): boolean;
 	/** Abandons what is under way; the host hears nothing more. */
@@ -52,6 +54,8 @@ export interface PrefillStep {
 export interface PrefillHost {
 	/** Workers of the set that the request has been sent to. */
 	readonly attemptsMade: number;
+	/** The id under which the request is sent: another one after each time that a worker was told to drop it. */
+	readonly requestId: string;
 	/** The request can be sent. */
 	onHandover(handover: Handover): void;
 	/**

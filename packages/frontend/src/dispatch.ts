@@ -60,6 +60,8 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	private prefillDue: boolean;
 	private handover: Handover | undefined;
 	private withdrawing = false;
+	/** Times that a worker was told to drop the request, and perhaps has not yet when it gets it again. */
+	private withdrawals = 0;
 	/** While it waits for its turn. */
 	private waiting: { readonly ticket: Ticket; readonly routing: RoutingRequest } | undefined;
 	/** Why it may not even be picked for. */
@@ -153,6 +155,11 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		this.options.prefill?.release();
 	}
 
+	get requestId(): string {
+		const { id } = this.request;
+		return this.withdrawals === 0 ? id : `${id}-${this.withdrawals}`;
+	}
+
 	onHandover(handover: Handover): void {
 		if (this.over) return;
 		this.handover = handover;
@@ -185,6 +192,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	/** Ends the attempt under way without hearing of it. */
 	private dropCall(): void {
 		const { call } = this;
+		if (call !== undefined) this.withdrawals++;
 		this.call = undefined;
 		this.withdrawing = true;
 		call?.kill();
@@ -251,6 +259,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		if (this.attempts >= MAX_ATTEMPTS || !this.hasInstance()) return false;
 		this.prefillDue = false;
 		this.handover = undefined;
+		if (prefill.running) this.withdrawals++;
 		prefill.run(this.request, this.tokenIds ?? [], this);
 		return true;
 	}
@@ -316,7 +325,8 @@ export class Dispatch implements ResponseSink, PrefillHost {
 		const rank = router.rankFor(instance.instance_id, routing);
 		const decision = router.explain?.(instance.instance_id, routing);
 		this.beginRoute(instance, decision);
-		const request = { ...withRank(this.requestFor(instance, rank), rank), span: this.route?.span };
+		const { requestId: id } = this;
+		const request = { ...withRank(this.requestFor(instance, rank), rank), id, span: this.route?.span };
 		router.onStart(instance.instance_id, this.attemptId, routing);
 		onAttempt?.(instance, decision);
 		const meets = this.handover?.once === true;

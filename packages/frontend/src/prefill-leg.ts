@@ -137,7 +137,8 @@ export class PrefillLeg implements PrefillStep {
 
 	private compute(set: WorkerSet, request: OutgoingRequest, tokenIds: readonly number[], host: PrefillHost): void {
 		const body = request.payload as PreprocessedRequest;
-		const run: PrefillRun = new PrefillRun(set, request, tokenIds, this.choices, this.decode, host.attemptsMade, {
+		const named = { ...request, id: host.requestId };
+		const run: PrefillRun = new PrefillRun(set, named, tokenIds, this.choices, this.decode, host.attemptsMade, {
 			onAttempt: (instance, decision) => this.observer.onPrefillAttempt(instance, decision),
 			onMeeting: () => this.meetings++,
 			onHandover: (handover) => {
@@ -156,6 +157,10 @@ export class PrefillLeg implements PrefillStep {
 		});
 		this.current = run;
 		run.start();
+	}
+
+	get running(): boolean {
+		return this.current?.over === false;
 	}
 
 	mayBeBlamed(error: DynamoError): boolean {

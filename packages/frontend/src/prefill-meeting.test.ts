@@ -83,6 +83,38 @@ describe("prefill and decode at once", () => {
 		for (const call of calls.slice(0, -1)) expect(await call.cancelled).toBe("kill");
 	});
 
+	it("asks workers that refuse the id of a request that they have not dropped yet", async () => {
+		const slow = (script: Script): Script => {
+			const active = new Set<string>();
+			return (call) => {
+				const { id } = call.request;
+				if (active.has(id)) {
+					call.fail(new DynamoError("Unknown", `request ${id} is already active`));
+					return;
+				}
+				// It is never done with one that it was told to drop.
+				active.add(id);
+				script(call);
+			};
+		};
+		let lost = 0;
+		const losing = slow((call) => void (lost++ === 0 ? undefined : setTimeout(() => call.fail(gone()), 5)));
+		let failures = 0;
+		const decodeScript = slow((call) => {
+			if (call.body.annotations.includes(BYPASS)) sendAll(IDS)(call);
+			else if (failures++ === 0) call.fail(new DynamoError("Unknown", "nobody came to the meeting"));
+		});
+		const config = { routerMode: "kv" } as const;
+		const { prefill, decode } = await start([losing], [decodeScript], config, [1], { inhibitedDurationMs: 0 });
+		const answer = await chat();
+		expect([answer.status, answer.json.usage?.completion_tokens]).toEqual([200, 3]);
+		for (const [worker] of [prefill, decode]) {
+			const ids = worker?.calls.map(({ request }) => request.id) ?? [];
+			expect(ids.length).toBeGreaterThan(1);
+			expect(new Set(ids).size).toBe(ids.length);
+		}
+	});
+
 	it("does not take the only decode worker for lost when it tells of the loss of the prefill worker first", async () => {
 		const prefillCalls: ScriptedCall[] = [];
 		const decodeScript: Script = (call) => {
