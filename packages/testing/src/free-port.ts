@@ -1,17 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createServer } from "node:net";
 
+/** Below 32768: real Dynamo processes read their system port as a signed 16-bit number. */
+const FIRST = 12_000;
+const PORTS_PER_SLICE = 1000;
+const SLICES = 20;
+
+/** Test files that run at the same time have other numbers here, so that none is given a port that another was given. */
+const slice = Number(process.env.VITEST_POOL_ID ?? 0) % SLICES;
+let next = Math.floor(Math.random() * PORTS_PER_SLICE);
+
 /**
- * A TCP port of 127.0.0.1 that nobody listened on just now, below 32768: real Dynamo processes read
- * their system port as a signed 16-bit number.
- * @throws Error when none of 200 random ports was free.
+ * A TCP port of 127.0.0.1 that nobody listened on just now, and that was not given to anybody for long.
+ * @throws Error when no port of this process's share was free.
  */
 export async function freePort(): Promise<number> {
-	for (let attempt = 0; attempt < 200; attempt++) {
-		const port = 12_000 + Math.floor(Math.random() * 20_000);
+	for (let attempt = 0; attempt < PORTS_PER_SLICE; attempt++) {
+		const port = FIRST + slice * PORTS_PER_SLICE + next;
+		next = (next + 1) % PORTS_PER_SLICE;
 		if (await isFree(port)) return port;
 	}
-	throw new Error("no free port between 12000 and 32000");
+	throw new Error(`no free port between ${FIRST + slice * PORTS_PER_SLICE} and ${PORTS_PER_SLICE - 1} more`);
 }
 
 function isFree(port: number): Promise<boolean> {

@@ -246,7 +246,7 @@ describe.skipIf(missing)(titled("requests over NATS", missing), () => {
 			const message = Buffer.from(frontend.payload_hex, "hex");
 			const acks: string[] = [];
 			carrier.send(instance(frontend.subject), { id: control.id, payload: undefined, headers: texts }, message, {
-				onAck: (text) => acks.push(text),
+				onAck: (text) => acks.push(text) === 0,
 				onConnectionLost: (error) => acks.push(error.message),
 			});
 			await until("the ack", () => acks.length === 1);
@@ -305,7 +305,7 @@ describe.skipIf(missing)(titled("requests over NATS", missing), () => {
 				expect(sink.error?.errorClass).toBe("CannotConnect");
 			}
 			const record = { ...instance(""), transport: { tcp: "127.0.0.1:1/x/dynamo/backend/generate" } };
-			const waiter = { onAck() {}, onConnectionLost() {} };
+			const waiter = { onAck: () => false, onConnectionLost() {} };
 			expect(() => client.carrier.send(record, { id: "x", payload: {} }, Buffer.alloc(0), waiter)).toThrow(
 				/takes requests over TCP: set DYN_REQUEST_PLANE alike/,
 			);

@@ -3,11 +3,14 @@
 import type { DynamoError, EndpointRecord } from "@dynamo-ts/protocols/internal";
 import type { OutgoingRequest } from "./request-plane.js";
 
-/** Waits for the acknowledgement of one request. Exactly one of the two is called, unless the request settles first. */
+/** Waits for the acknowledgement of one request, and then for the worker. */
 export interface AckWaiter {
-	/** The ack's text; "" means accepted. */
-	onAck(text: string): void;
-	/** The request did not get through, or nothing is known of it any more. */
+	/**
+	 * @param text "" means accepted.
+	 * @returns false when a loss of the way to the worker does not matter any more.
+	 */
+	onAck(text: string): boolean;
+	/** The request did not get through, or the worker that acknowledged it may be gone. */
 	onConnectionLost(error: DynamoError): void;
 }
 
@@ -17,8 +20,8 @@ export interface SentRequest {
 	overdue(timeoutMs: number): DynamoError;
 	/** Called after that failure: the way that the request took is in doubt. */
 	giveUp(): void;
-	/** The ack is of no interest any more: the worker answered otherwise, or the request is over. */
-	settled(): void;
+	/** Nothing of it is of interest any more: the worker answered otherwise, or the request is over. */
+	settled(waiter: AckWaiter): void;
 }
 
 /** Sends requests to instances. */

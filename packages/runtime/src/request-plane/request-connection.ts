@@ -25,6 +25,8 @@ class RequestConnection implements Flushable, SentRequest {
 	readonly #socket: Socket;
 	readonly #waiters: AckWaiter[] = [];
 	#firstWaiter = 0;
+	/** Acknowledged, and the worker has not called home. */
+	readonly #acknowledged = new Set<AckWaiter>();
 	#connected = false;
 	#gathering = false;
 	#onClosed: (() => void) | undefined;
@@ -51,7 +53,7 @@ class RequestConnection implements Flushable, SentRequest {
 						`no connection to worker ${this.#address} within ${options.connectTimeoutMs} ms`,
 					),
 				);
-			} else if (this.unacked === 0) this.#close(undefined);
+			} else if (this.unacked === 0 && this.#acknowledged.size === 0) this.#close(undefined);
 		});
 		socket.on("error", (error) => this.#close(this.#failure(error.message, error)));
 		socket.on("end", () => this.#close(this.#failure("closed by the worker")));
@@ -94,8 +96,10 @@ class RequestConnection implements Flushable, SentRequest {
 		);
 	}
 
-	/** The ack is waited for all the same: it has its place in the order. */
-	settled(): void {}
+	/** An ack is waited for all the same: it has its place in the order. */
+	settled(waiter: AckWaiter): void {
+		this.#acknowledged.delete(waiter);
+	}
 
 	/** Closes it: acks come in order, so what was sent after an overdue request waits in vain too. */
 	giveUp(): void {
@@ -116,7 +120,7 @@ class RequestConnection implements Flushable, SentRequest {
 			this.#waiters.splice(0, this.#firstWaiter);
 			this.#firstWaiter = 0;
 		}
-		waiter.onAck(text);
+		if (waiter.onAck(text)) this.#acknowledged.add(waiter);
 	}
 
 	#failure(why: string, cause?: unknown): DynamoError {
@@ -136,7 +140,8 @@ class RequestConnection implements Flushable, SentRequest {
 		this.#onClosed = undefined;
 		onClosed();
 		this.#socket.destroy();
-		const waiters = this.#waiters.splice(this.#firstWaiter);
+		const waiters = [...this.#acknowledged, ...this.#waiters.splice(this.#firstWaiter)];
+		this.#acknowledged.clear();
 		const reason = error ?? this.#failure("idle");
 		for (const waiter of waiters) waiter.onConnectionLost(reason);
 	}

@@ -37,6 +37,8 @@ export interface TcpActiveRequestOptions {
 
 /** After its instance left discovery a silent stream is given this long, whatever its own deadlines say. */
 const GONE_GRACE_MS = 30_000;
+/** A worker that acknowledged and then closed its connection has this long to call home: it may be gone. */
+const LOST_GRACE_MS = 500;
 /** How long the worker may take to close after it was told to drop the work, or after the stream's end. */
 const LINGER_MS = 2000;
 
@@ -70,6 +72,8 @@ export class TcpActiveRequest
 	/** Frames that had been read when delivery was paused; an absent body stands for the stream's close. */
 	#held: { header: Buffer; body: Buffer }[] = [];
 	#heldClose: string | undefined;
+	/** Of the connection that the request went by, once the worker had acknowledged it. */
+	#lostWith: DynamoError | undefined;
 
 	constructor(options: TcpActiveRequestOptions, sink: ResponseSink) {
 		this.id = options.id;
@@ -84,7 +88,7 @@ export class TcpActiveRequest
 
 	/** Called right after sending. */
 	sentAs(sent: SentRequest): void {
-		if (this.#finished || this.#socket !== undefined) sent.settled();
+		if (this.#finished || this.#socket !== undefined) sent.settled(this);
 		else this.#sent = sent;
 	}
 
@@ -148,12 +152,10 @@ export class TcpActiveRequest
 
 	// -- acknowledgement
 
-	onAck(text: string): void {
+	onAck(text: string): boolean {
 		this.#ackAt = NEVER;
-		this.#sent = undefined;
-		if (this.#finished) return;
+		if (this.#finished) return false;
 		this.#taken();
-		if (text === "") return;
 		switch (ackMeaning(text)) {
 			case "unavailable":
 				this.fail(new DynamoError("WorkerUnavailable", `worker ${this.#options.target} refused: ${text}`));
@@ -164,6 +166,7 @@ export class TcpActiveRequest
 			case "accepted":
 				break;
 		}
+		return !this.#finished && this.#socket === undefined;
 	}
 
 	onConnectionLost(error: DynamoError): void {
@@ -171,6 +174,11 @@ export class TcpActiveRequest
 		this.#sent = undefined;
 		// A worker that calls home has accepted, whatever became of its ack.
 		if (this.#socket !== undefined || this.#finished) return;
+		if (this.#isTaken) {
+			this.#homeAt = Math.min(this.#homeAt, performance.now() + LOST_GRACE_MS);
+			this.#lostWith = error;
+			return;
+		}
 		this.#options.metrics?.sendFailed();
 		this.fail(error);
 	}
@@ -236,10 +244,11 @@ export class TcpActiveRequest
 			sent?.giveUp();
 		} else if (now >= this.#homeAt) {
 			this.fail(
-				new DynamoError(
-					"ConnectionTimeout",
-					`worker ${this.#options.target} took the request but opened no response stream within ${this.#options.callHomeTimeoutMs} ms`,
-				),
+				this.#lostWith ??
+					new DynamoError(
+						"ConnectionTimeout",
+						`worker ${this.#options.target} took the request but opened no response stream within ${this.#options.callHomeTimeoutMs} ms`,
+					),
 			);
 		} else if (now >= this.#itemAt && !this.#paused) {
 			if (this.#complete) {
@@ -350,7 +359,7 @@ export class TcpActiveRequest
 	#settle(): void {
 		const sent = this.#sent;
 		this.#sent = undefined;
-		sent?.settled();
+		sent?.settled(this);
 	}
 
 	#release(): void {

@@ -316,6 +316,29 @@ describe("client, against recorded and wicked workers", () => {
 		expect(sink.error?.errorClass).toBe("Disconnected");
 	});
 
+	it("a worker that closes the request connection after the ack may still call home, but not for long", async () => {
+		const gone = await worker(({ ack, requestSocket }) => {
+			ack();
+			requestSocket.end();
+		});
+		const leaving = await worker(({ ack, requestSocket, home, subject }) => {
+			ack();
+			requestSocket.end();
+			requestSocket.once("close", async () => {
+				const socket = await home();
+				socket.end(Buffer.concat([encodeHandshake(subject), PROLOGUE_OK_FRAME, item, FINAL, SENTINEL_FRAME]));
+			});
+		});
+		const [lost, kept] = [gone, leaving].map(({ port }) => send(instance(port)).sink) as [
+			CollectingSink,
+			CollectingSink,
+		];
+		await Promise.all([lost.done, kept.done]);
+		await finished(lost);
+		expect(lost.error?.errorClass).toBe("Disconnected");
+		expect([kept.error, kept.items.length]).toEqual([undefined, 1]);
+	});
+
 	it("a refused connection and an unusable address cannot be connected to", async () => {
 		const { server, port } = await listen(() => {});
 		await new Promise((resolve) => server.close(resolve));
