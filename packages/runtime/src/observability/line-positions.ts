@@ -2,6 +2,7 @@
 // Where in the program a log line comes from. Node tells only by a stack trace, which costs as much as the line: it is
 // asked once for each message.
 import { fileURLToPath } from "node:url";
+import type { LogFunction } from "./logging.js";
 
 /** Messages of one logger and level whose positions are told; of those with ids in them there are any number. */
 const MAX_KEPT = 64;
@@ -14,7 +15,7 @@ export class LinePositions {
 	 * The members `file` and `line` as JSON text, with a comma after them; empty when nothing is known.
 	 * @param log the function that was called with the message.
 	 */
-	of(message: string, log: (...given: never[]) => void): string {
+	of(message: string, log: LogFunction): string {
 		const known = this.#known.get(message);
 		if (known !== undefined) return known;
 		if (this.#known.size >= MAX_KEPT) return "";
@@ -24,7 +25,7 @@ export class LinePositions {
 	}
 }
 
-function callerOf(called: (...given: never[]) => void): string {
+function callerOf(called: LogFunction): string {
 	const limit = Error.stackTraceLimit;
 	Error.stackTraceLimit = 1;
 	const at: { stack?: unknown } = {};

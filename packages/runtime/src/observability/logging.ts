@@ -13,8 +13,11 @@ export type LogLevel = "error" | "warn" | "info" | "debug" | "trace";
 /** Key-value pairs of a log line. Undefined members are left out; bigint is written as a decimal number. */
 export type LogFields = Record<string, unknown>;
 
-/** Writes one line. With a span it carries the span's ids and fields, and is kept as an event of it. */
-export type LogFunction = (message: string, fields?: LogFields, span?: Span) => void;
+/**
+ * Writes one line. With a span it carries the span's ids and fields, and is kept as an event of it.
+ * @param calledAs the function that was called where another one passes the line on: the line comes from its caller.
+ */
+export type LogFunction = (message: string, fields?: LogFields, span?: Span, calledAs?: LogFunction) => void;
 
 /** Writes log lines for one target (`dynamo_runtime::discovery`). A disabled level costs one call. */
 export interface Logger {
@@ -64,9 +67,9 @@ export function createLogger(
 		const at = (level: LogLevel) => {
 			if (LEVEL_NUMBER[level] > enabled) return nothing;
 			const known = positions && positionsOf(positions, `${level} ${name}`);
-			const log = (message: string, extra?: LogFields, span?: Span) => {
+			const log: LogFunction = (message, extra, span, calledAs = log) => {
 				const all = fields === undefined ? extra : { ...fields, ...extra };
-				write(format(level, name, message, all, span, known?.of(message, log)), level);
+				write(format(level, name, message, all, span, known?.of(message, calledAs)), level);
 				span?.addEvent(message, level, name, all);
 				relay.emit?.(level, name, message, all, span);
 			};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { fileURLToPath } from "node:url";
 import { afterEach, expect, it, vi } from "vitest";
 import { createLogger } from "./logging.js";
 import { rateLimited } from "./rate-limited-log.js";
@@ -25,4 +26,12 @@ it("of each message five lines in ten seconds are written, and the next one says
 	log.debug("not enabled");
 	expect(lines).toHaveLength(11);
 	expect(log.target).toBe("test");
+});
+
+it("lines come from where the limited logger was called", () => {
+	const lines: string[] = [];
+	const config = { filter: "info", format: "jsonl", ansi: false, localTime: false } as const;
+	const log = rateLimited(rateLimited(createLogger(config, "test", (line) => lines.push(line))));
+	log.warn("nonsense");
+	expect(JSON.parse(lines[0] as string)).toMatchObject({ file: fileURLToPath(import.meta.url) });
 });

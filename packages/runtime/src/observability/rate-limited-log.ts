@@ -18,9 +18,8 @@ interface Window {
  */
 export function rateLimited(log: Logger): Logger {
 	const windows = new Map<string, Window>();
-	const limited =
-		(write: LogFunction): LogFunction =>
-		(message, fields, span) => {
+	const limited = (write: LogFunction): LogFunction => {
+		const own: LogFunction = (message, fields, span, calledAs = own) => {
 			const now = performance.now();
 			let window = windows.get(message);
 			if (window === undefined || now - window.startedAt > WINDOW_MS) {
@@ -29,17 +28,19 @@ export function rateLimited(log: Logger): Logger {
 				windows.set(message, window);
 				if (leftOut > 0) {
 					window.lines++;
-					write(message, { ...fields, left_out: leftOut }, span);
+					write(message, { ...fields, left_out: leftOut }, span, calledAs);
 					return;
 				}
 			}
 			if (window.lines < LINES_PER_WINDOW) {
 				window.lines++;
-				write(message, fields, span);
+				write(message, fields, span, calledAs);
 			} else {
 				window.leftOut++;
 			}
 		};
+		return own;
+	};
 	return {
 		...log,
 		error: limited(log.error),

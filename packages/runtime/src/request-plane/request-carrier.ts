@@ -14,7 +14,7 @@ export interface AckWaiter {
 	onConnectionLost(error: DynamoError): void;
 }
 
-/** A request that was handed over and is not acknowledged yet. */
+/** A request that was handed over and not heard of from the worker itself. */
 export interface SentRequest {
 	/** What the request fails with when no ack came within `timeoutMs`. */
 	overdue(timeoutMs: number): DynamoError;

@@ -54,6 +54,8 @@ class RequestConnection implements Flushable, SentRequest {
 					),
 				);
 			} else if (this.unacked === 0 && this.#acknowledged.size === 0) this.#close(undefined);
+			// It fires once; an acknowledged request may end without another byte here.
+			else socket.setTimeout(options.idleMs);
 		});
 		socket.on("error", (error) => this.#close(this.#failure(error.message, error)));
 		socket.on("end", () => this.#close(this.#failure("closed by the worker")));

@@ -45,7 +45,7 @@ afterEach(closePeers);
 describe("client, against recorded and wicked workers", () => {
 	let client: CallHomeClient;
 
-	const open = async (callHomeTimeoutMs: number) => {
+	const open = async (callHomeTimeoutMs: number, poolIdleMs = 60_000) => {
 		const opened = await openTcpClient({
 			responseHost: "127.0.0.1",
 			responsePort: 0,
@@ -55,7 +55,7 @@ describe("client, against recorded and wicked workers", () => {
 			firstResponseTimeoutMs: 10_000,
 			idleTimeoutMs: 10_000,
 			poolSize: 3,
-			poolIdleMs: 60_000,
+			poolIdleMs,
 			maxMessageBytes: MAX_BYTES,
 			log,
 		});
@@ -337,6 +337,23 @@ describe("client, against recorded and wicked workers", () => {
 		await finished(lost);
 		expect(lost.error?.errorClass).toBe("Disconnected");
 		expect([kept.error, kept.items.length]).toEqual([undefined, 1]);
+	});
+
+	it("an idle connection is closed, but not before an acknowledged request was called home for", async () => {
+		client = await open(5000, 50);
+		let closed: Promise<unknown> | undefined;
+		const { port } = await worker(async ({ ack, requestSocket, home, subject }) => {
+			ack();
+			closed = new Promise((resolve) => requestSocket.once("close", resolve));
+			// Longer than the client's connection may be idle.
+			await new Promise((resolve) => setTimeout(resolve, 200));
+			const socket = await home();
+			socket.end(Buffer.concat([encodeHandshake(subject), PROLOGUE_OK_FRAME, item, FINAL, SENTINEL_FRAME]));
+		});
+		const { sink } = send(instance(port));
+		await finished(sink);
+		expect([sink.error, sink.items.length]).toEqual([undefined, 1]);
+		await closed;
 	});
 
 	it("a refused connection and an unusable address cannot be connected to", async () => {
