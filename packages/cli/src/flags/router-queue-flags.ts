@@ -48,10 +48,12 @@ export const ROUTER_QUEUE_FLAGS: readonly FlagSpec[] = [
 		flag: "router-cache-wait-ms",
 		env: ENV.DYN_ROUTER_CACHE_WAIT_MS,
 		type: "number",
+		min: 0,
+		max: 60_000,
 		default: 10,
 		metavar: "MS",
 		group: GROUP,
-		help: "kv: so long a request waits at most for a worker that has 256 tokens or more of its prompt cached than the one with the least to do. 0: not at all.",
+		help: "kv: longest wait of a request for a worker that has at least 256 tokens more of its prompt cached than the one with the least to do. 0: none.",
 	},
 	{
 		flag: "router-policy-config",
