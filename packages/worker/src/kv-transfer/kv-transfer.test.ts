@@ -2,13 +2,13 @@
 // A prefill and a decode worker with real engines, and a frontend that a test writes by hand between them.
 import type { Socket } from "node:net";
 import { until } from "@dynamo-ts/testing/internal";
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test } from "vitest";
 import {
 	type Answer,
+	aggregatedWorker,
 	ask,
 	closeAll,
 	listen,
-	type Node,
 	newStore,
 	open,
 	payload,
@@ -22,16 +22,7 @@ import {
 afterEach(closeAll);
 
 describe("an answer from a decode worker is the aggregated one", () => {
-	let aggregated: Node;
-	const kept: { close(): Promise<void> }[] = [];
-	beforeAll(async () => {
-		newStore();
-		aggregated = await start("aggregated", {}, {}, "whole");
-		kept.push(...open.splice(0));
-	});
-	afterAll(async () => {
-		for (const one of kept.reverse()) await one.close();
-	});
+	const aggregated = aggregatedWorker();
 
 	test.each([
 		["shm", { sharedMemory: true }],
@@ -42,7 +33,7 @@ describe("an answer from a decode worker is the aggregated one", () => {
 		await Promise.all(
 			lengths.map(async (length, i) => {
 				const request = payload(prompt(length, i + 1), Math.min(24, 128 - length));
-				const expected = await ask(aggregated, request).answer;
+				const expected = await aggregated(request);
 				const answer = await ask(to, { ...request, prefill_result: await prefill(from, request) }).answer;
 				expect(answer.error).toBeUndefined();
 				expect(answer.tokens).toEqual(expected.tokens);
@@ -75,7 +66,7 @@ describe("an answer from a decode worker is the aggregated one", () => {
 			{ ...base, token_ids: prompt(45, 8), routing: { cache_salt: "tenant" } },
 		];
 		for (const request of requests) {
-			const expected = await ask(aggregated, request).answer;
+			const expected = await aggregated(request);
 			const result = await prefill(from, { ...request, routing: undefined });
 			const salted = "routing" in request;
 			const answer = await ask(to, { ...request, prefill_result: result }).answer;
@@ -109,7 +100,7 @@ describe("an answer from a decode worker is the aggregated one", () => {
 		const result = await prefill(from, second);
 		expect((result.prompt_tokens_details as { cached_tokens: number }).cached_tokens).toBe(48);
 		const answer = await ask(to, { ...second, prefill_result: result }).answer;
-		expect(answer.tokens).toEqual((await ask(aggregated, second).answer).tokens);
+		expect(answer.tokens).toEqual((await aggregated(second)).tokens);
 		const { layout } = to.engine.kv!;
 		expect((await to.metric("kv_transfer_bytes_total")) - before).toBe(2 * layout.blockBytes);
 		expect(answer.items.at(-1)?.completion_usage?.prompt_tokens_details?.cached_tokens).toBe(48);
@@ -123,7 +114,8 @@ describe("an answer from a decode worker is the aggregated one", () => {
 
 	test("when the transfer is broken, in whatever way", async () => {
 		const from = await start("prefill");
-		const to = await start("decode", { timeoutMs: 300 });
+		const patient = await start("decode");
+		const hasty = await start("decode", { timeoutMs: 300 }, {}, "hasty");
 		const silent = await listen(() => {});
 		const rude = await listen((socket) => socket.on("data", () => socket.write(Buffer.alloc(4096, 0xff))));
 		const leaver = await listen((socket) => socket.once("data", () => socket.destroy()));
@@ -142,21 +134,22 @@ describe("an answer from a decode worker is the aggregated one", () => {
 			["not_held", () => ({ disaggregated_params: { kv_transfer_params: null } })],
 		];
 		for (const [i, [reason, breakIt]] of broken.entries()) {
+			const to = reason === "timeout" ? hasty : patient;
 			const request = payload(prompt(40, 20 + i), 8);
 			const before = await to.metric("kv_transfer_failures_total", `reason="${reason}"`);
 			const answer = await ask(to, { ...request, prefill_result: breakIt(await prefill(from, request)) }).answer;
 			expect(answer.error, reason).toBeUndefined();
-			expect(answer.tokens, reason).toEqual((await ask(aggregated, request).answer).tokens);
+			expect(answer.tokens, reason).toEqual((await aggregated(request)).tokens);
 			expect(await to.metric("kv_transfer_failures_total", `reason="${reason}"`), reason).toBe(before + 1);
 		}
-		await untilIdle(to);
+		await untilIdle(patient, hasty);
 	});
 
 	test("when the prefill worker is gone, has given up what it kept, or keeps nothing", async () => {
 		const from = await start("prefill", { holdMs: 1 });
 		const to = await start("decode");
 		const request = payload(prompt(40, 40), 8);
-		const expected = (await ask(aggregated, request).answer).tokens;
+		const expected = (await aggregated(request)).tokens;
 		const late = await prefill(from, request);
 		await until("nothing is kept", () => from.engine.stats().heldBlocks === 0);
 		expect((await ask(to, { ...request, prefill_result: late }).answer).tokens).toEqual(expected);
@@ -165,14 +158,14 @@ describe("an answer from a decode worker is the aggregated one", () => {
 		const orphan = await prefill(from, other);
 		await from.worker.close();
 		const answer = await ask(to, { ...other, prefill_result: orphan }).answer;
-		expect(answer.tokens).toEqual((await ask(aggregated, other).answer).tokens);
+		expect(answer.tokens).toEqual((await aggregated(other)).tokens);
 		await untilIdle(to);
 	});
 
 	test("without a prefill worker's answer at a decode worker, and at a prefill worker that is asked for all of it", async () => {
 		const [from, to] = [await start("prefill"), await start("decode")];
 		const request = payload(prompt(30, 50), 6);
-		const expected = (await ask(aggregated, request).answer).tokens;
+		const expected = (await aggregated(request)).tokens;
 		expect((await ask(to, request).answer).tokens).toEqual(expected);
 		expect((await ask(from, request).answer).tokens).toEqual(expected);
 		await untilIdle(from, to);

@@ -57,7 +57,6 @@ export class PullConnection {
 	#segment: FileHandle | undefined;
 	#pull: Pull | undefined;
 	#connected = false;
-	#closed = false;
 
 	/** Dials. @param onClose called once, when it is of no use any more. */
 	constructor(target: DialTarget, onClose: () => void) {
@@ -82,11 +81,15 @@ export class PullConnection {
 		this.#socket.on("data", (chunk: Buffer) => this.#onData(chunk));
 		this.#socket.once("end", () => this.#socket.destroy());
 		this.#socket.once("close", () => {
-			this.#closed = true;
 			onClose();
 			this.#fail(this.#connected ? "lost" : "unreachable");
 			if (this.#pull === undefined) void this.#segment?.close().catch(() => {});
 		});
+	}
+
+	/** Its bytes are of no interest any more; the event comes later. */
+	get #closed(): boolean {
+		return this.#socket.destroyed;
 	}
 
 	get usable(): boolean {

@@ -87,9 +87,9 @@ export class Puller {
 		const list = this.#idle.get(key);
 		for (let idle = list?.pop(); idle !== undefined; idle = list?.pop()) {
 			clearTimeout(idle.timer);
+			if (list?.length === 0) this.#idle.delete(key);
 			if (idle.connection.usable) return idle.connection;
 		}
-		this.#idle.delete(key);
 		return undefined;
 	}
 

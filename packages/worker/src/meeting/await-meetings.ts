@@ -49,7 +49,8 @@ function meet(
 			reject(new DynamoError("Unknown", `the meeting at ${formatHostPort(host, port)} failed: ${why}`));
 		};
 		const onAbort = (): void => fail("the request was cancelled");
-		signal.addEventListener("abort", onAbort, { once: true });
+		if (signal.aborted) onAbort();
+		else signal.addEventListener("abort", onAbort, { once: true });
 		const visit = new Visit(socket, identity, promptTokens, {
 			onComplete: () => {
 				resolve();

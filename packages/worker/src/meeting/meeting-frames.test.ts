@@ -153,6 +153,16 @@ describe("ours", () => {
 		expect(comparable(heard?.() ?? [])).toEqual(comparable(decodeFrames));
 	});
 
+	test("as decode worker does not wait for a request that is cancelled already", async () => {
+		const silent = createServer((socket) => socket.resume());
+		await new Promise<void>((resolve) => silent.listen(0, "127.0.0.1", resolve));
+		open.push(() => silent.close());
+		const { request, response, ended } = call((silent.address() as { port: number }).port);
+		const stopped = { ...request, onCancel: (tell: (kind: "stop") => void) => tell("stop") };
+		await awaitMeetings((_request, writer) => writer.end())(stopped, response);
+		expect(ended).toEqual([expect.stringContaining("cancelled")]);
+	});
+
 	test.each(["before", "after"])(
 		"as prefill worker says what Dynamo's says, the decode worker come %s",
 		async (when) => {

@@ -9,7 +9,7 @@ import { makeTinyLlama, writeTinyFolder } from "@dynamo-ts/engine/internal";
 import type { Annotated, DynamoError, LLMEngineOutput } from "@dynamo-ts/protocols/internal";
 import { createMemStore, DistributedRuntime, type EndpointClient, type MemStore } from "@dynamo-ts/runtime";
 import { until } from "@dynamo-ts/testing/internal";
-import { afterAll, expect } from "vitest";
+import { afterAll, beforeAll, expect } from "vitest";
 import type { KvTransferConfig } from "../kv-transfer/kv-transfer.js";
 import { findModelFiles } from "../model-files.js";
 import { startWorker, type WorkerHandle } from "../worker.js";
@@ -139,6 +139,25 @@ export function ask(node: Node, payload: Record<string, unknown>): Asked {
 	return { answer, kill: () => kill() };
 }
 
+/**
+ * A worker that computes all of a request itself, for all tests of the file or block that calls this; those that are
+ * started later do not meet it.
+ * @returns its answer to a request.
+ */
+export function aggregatedWorker(): (request: Record<string, unknown>) => Promise<Answer> {
+	let aggregated: Node;
+	let kept: typeof open = [];
+	beforeAll(async () => {
+		newStore();
+		aggregated = await start("aggregated", {}, {}, "whole");
+		kept = open.splice(0);
+	});
+	afterAll(async () => {
+		for (const one of kept.reverse()) await one.close();
+	});
+	return (request) => ask(aggregated, request).answer;
+}
+
 export const prompt = (length: number, seed = 1) => Array.from({ length }, (_, i) => (i * 37 + seed * 11) % 200);
 
 export function payload(
@@ -183,8 +202,9 @@ export async function untilIdle(...nodes: Node[]): Promise<void> {
 			return usedBlocks + heldBlocks + running + waiting === 0;
 		});
 	}
-	// Those of other processes of this machine come and go; what is left behind stays.
-	const segments = () => readdirSync("/dev/shm").filter((name) => name.startsWith("dynamo-kv-"));
+	// Another process that is killed may leave one behind.
+	const own = new RegExp(`^dynamo-kv-\\d+-${process.pid}-`);
+	const segments = () => readdirSync("/dev/shm").filter((name) => own.test(name));
 	await until("no segment is left", () => segments().length === 0);
 }
 
