@@ -23,6 +23,12 @@ import type { RemoteIndexFailure } from "./kv/remote-index.js";
 import type { RoutingGroup } from "./routing-group.js";
 
 const POLICIES = ["disabled", "lru", "ttl"] as const;
+type CachePolicy = (typeof POLICIES)[number];
+interface CachePolicyGauge {
+	readonly name: CachePolicy;
+	readonly configured: Gauge;
+	readonly effective: Gauge;
+}
 
 /** Families that carry the component of the workers. */
 export interface ComponentFamilies {
@@ -71,6 +77,8 @@ export class RouterMetrics {
 	readonly #events = new Map<string, EventFamilies>();
 	readonly #sequences = new Map<string, SequenceFamilies>();
 	readonly #sources = new Map<string, SourceFamilies>();
+	readonly #remoteFailures = new Map<string, Record<RemoteIndexFailure, Counter>>();
+	readonly #cachePolicies = new Map<string, CachePolicyGauge[]>();
 	readonly #groups = new Map<RoutingGroup, GroupMetrics>();
 
 	/**
@@ -103,8 +111,6 @@ export class RouterMetrics {
 		// Either page can be looked at without the other one.
 		for (const registry of [page, runtime.metrics]) registry.addUpdateCallback(() => this.#show());
 	}
-
-	readonly #cachePolicies = new Map<string, Gauge>();
 
 	/** Begins to count what the group does. */
 	add(group: RoutingGroup, place: GroupPlace): void {
@@ -152,6 +158,7 @@ export class RouterMetrics {
 		return this.#once(this.#sources, namespace, targetComponent, (metrics) => new SourceFamilies(metrics));
 	}
 
+	/** Prefill and decode workers can be shown under one component, and a group can come again. */
 	#once<T>(known: Map<string, T>, namespace: string, component: string, open: (metrics: MetricsRegistry) => T): T {
 		const key = `${namespace}/${component}`;
 		let families = known.get(key);
@@ -189,8 +196,6 @@ export class RouterMetrics {
 		};
 	}
 
-	readonly #remoteFailures = new Map<string, Record<RemoteIndexFailure, Counter>>();
-
 	/** Counters of what an index of another process did not answer or take in, under the component of its workers. */
 	remoteFailures({ namespace, targetComponent }: GroupPlace): Record<RemoteIndexFailure, Counter> {
 		const c = METRICS.component;
@@ -201,23 +206,18 @@ export class RouterMetrics {
 	}
 
 	/** Which policy keeps blocks that no events tell of; `disabled`: none. */
-	approximateCache(place: GroupPlace, policy: (typeof POLICIES)[number], effective: (typeof POLICIES)[number]): void {
-		const { metrics } = this.#runtime.namespace(place.namespace).component(place.component);
+	approximateCache({ namespace, component }: GroupPlace, configured: CachePolicy, effective: CachePolicy): void {
 		const c = METRICS.component;
-		for (const [family, chosen] of [
-			[c.routerApproximateCacheConfiguredPolicy, policy],
-			[c.routerApproximateCacheEffectivePolicy, effective],
-		] as const) {
-			for (const name of POLICIES) {
-				// Prefill and decode workers are shown under one component, and a group can come again.
-				const key = `${place.namespace}/${place.component}/${family.name}/${name}`;
-				let gauge = this.#cachePolicies.get(key);
-				if (gauge === undefined) {
-					gauge = openGauge(metrics, family, { [MORE_LABELS.policy]: name });
-					this.#cachePolicies.set(key, gauge);
-				}
-				gauge.set(name === chosen ? 1 : 0);
-			}
+		const gauges = this.#once(this.#cachePolicies, namespace, component, (metrics) =>
+			POLICIES.map((name) => {
+				const labels = { [MORE_LABELS.policy]: name };
+				const configured = openGauge(metrics, c.routerApproximateCacheConfiguredPolicy, labels);
+				return { name, configured, effective: openGauge(metrics, c.routerApproximateCacheEffectivePolicy, labels) };
+			}),
+		);
+		for (const gauge of gauges) {
+			gauge.configured.set(gauge.name === configured ? 1 : 0);
+			gauge.effective.set(gauge.name === effective ? 1 : 0);
 		}
 	}
 }

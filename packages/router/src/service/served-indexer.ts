@@ -14,7 +14,7 @@ import {
 	type TierHits,
 	tieredScoresToWire,
 } from "@dynamo-ts/protocols/internal";
-import type { DistributedRuntime, EndpointHandler, ServedEndpoint } from "@dynamo-ts/runtime";
+import type { Component, DistributedRuntime, EndpointHandler, ServedEndpoint } from "@dynamo-ts/runtime";
 import type { KvPolicy } from "../kv-policy.js";
 
 /** Whose index it is. */
@@ -31,6 +31,8 @@ export interface IndexOwner {
 
 /** What one component's endpoints answer for. */
 interface Service {
+	readonly key: string;
+	readonly component: Component;
 	readonly owners: Set<IndexOwner>;
 	readonly canRecord: boolean;
 	/** Settled in the order in which owners came and went. */
@@ -51,69 +53,72 @@ export class ServedIndexers {
 	 * @throws Error when indexes of the component live on other news than this one; DynamoError `Unavailable` when the
 	 * endpoints cannot be served now, may be called again then.
 	 */
-	async add({ namespace, component }: EndpointId, owner: IndexOwner): Promise<void> {
-		const key = `${namespace}/${component}`;
+	async add(workers: EndpointId, owner: IndexOwner): Promise<void> {
+		const key = keyOf(workers);
+		const { canRecord } = owner;
 		let service = this.#services.get(key);
 		if (service === undefined) {
-			service = { owners: new Set(), canRecord: owner.canRecord, change: Promise.resolve(), served: [] };
+			const component = this.#runtime.namespace(workers.namespace).component(workers.component);
+			service = { key, component, owners: new Set(), canRecord, change: Promise.resolve(), served: [] };
 			this.#services.set(key, service);
 		}
-		if (service.canRecord !== owner.canRecord) {
-			throw new Error(`an index of ${namespace}.${component} cannot live on events and another one on decisions`);
+		if (service.canRecord !== canRecord) {
+			throw new Error(`an index of ${key} cannot live on events and another one on decisions`);
 		}
 		service.owners.add(owner);
-		await this.#settle(key, service, { namespace, component });
+		await this.#settle(service);
 	}
 
 	/** Ends what {@link add} began; the endpoints go with the component's last owner. Never rejects. */
-	async remove({ namespace, component }: EndpointId, owner: IndexOwner): Promise<void> {
-		const key = `${namespace}/${component}`;
-		const service = this.#services.get(key);
-		if (service?.owners.delete(owner) !== true) return;
-		await this.#settle(key, service, { namespace, component }).catch(() => {});
+	async remove(workers: EndpointId, owner: IndexOwner): Promise<void> {
+		const service = this.#services.get(keyOf(workers));
+		if (service?.owners.delete(owner) === true) await this.#settle(service).catch(() => {});
 	}
 
 	async close(): Promise<void> {
 		await Promise.all(
-			[...this.#services].map(([key, service]) => {
+			[...this.#services.values()].map((service) => {
 				service.owners.clear();
-				const [namespace = "", component = ""] = key.split("/");
-				return this.#settle(key, service, { namespace, component }).catch(() => {});
+				return this.#settle(service).catch(() => {});
 			}),
 		);
 	}
 
 	/** Serves while there is an owner, one change after the other. */
-	#settle(key: string, service: Service, place: { namespace: string; component: string }): Promise<void> {
+	#settle(service: Service): Promise<void> {
 		const changed = service.change
 			.catch(() => {})
 			.then(async () => {
 				if (service.owners.size > 0) {
-					if (service.served.length === 0) await this.#serve(service, place);
+					if (service.served.length === 0) await serve(service);
 					return;
 				}
 				await Promise.all(service.served.splice(0).map((served) => served.stop()));
-				if (service.owners.size === 0 && this.#services.get(key) === service) this.#services.delete(key);
+				if (service.owners.size === 0 && this.#services.get(service.key) === service)
+					this.#services.delete(service.key);
 			});
 		service.change = changed;
 		return changed;
 	}
+}
 
-	async #serve(service: Service, { namespace, component: name }: { namespace: string; component: string }) {
-		const component = this.#runtime.namespace(namespace).component(name);
-		const served: ServedEndpoint[] = [];
-		const serve = async (endpoint: string, handle: (payload: unknown) => Promise<unknown>): Promise<void> => {
-			served.push(await component.endpoint(endpoint).serve(answering(handle)));
-		};
-		try {
-			await serve(KV_INDEXER_QUERY_ENDPOINT, (payload) => find(service, payload));
-			if (service.canRecord) await serve(KV_INDEXER_RECORD_ENDPOINT, (payload) => record(service, payload));
-		} catch (error) {
-			await Promise.all(served.map((one) => one.stop()));
-			throw error;
-		}
-		service.served = served;
+function keyOf({ namespace, component }: EndpointId): string {
+	return `${namespace}.${component}`;
+}
+
+async function serve(service: Service): Promise<void> {
+	const served: ServedEndpoint[] = [];
+	const add = async (endpoint: string, handle: (payload: unknown) => Promise<unknown>): Promise<void> => {
+		served.push(await service.component.endpoint(endpoint).serve(answering(handle)));
+	};
+	try {
+		await add(KV_INDEXER_QUERY_ENDPOINT, (payload) => find(service, payload));
+		if (service.canRecord) await add(KV_INDEXER_RECORD_ENDPOINT, (payload) => record(service, payload));
+	} catch (error) {
+		await Promise.all(served.map((one) => one.stop()));
+		throw error;
 	}
+	service.served = served;
 }
 
 async function find(service: Service, payload: unknown): Promise<unknown> {
