@@ -54,7 +54,6 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	private lost: { readonly type: MigrationType; readonly since: number } | undefined;
 	/** Of the attempt under way. */
 	private route: RouteSpan | undefined;
-	/** Attempts from the beginning on. */
 	attemptsMade = 0;
 	/** The prompt is to be computed elsewhere before the next attempt. */
 	private prefillDue: boolean;
@@ -349,11 +348,12 @@ export class Dispatch implements ResponseSink, PrefillHost {
 
 	private beginRoute(instance: EndpointRecord, decision: RoutingDecision | undefined): void {
 		const { trace, continuation } = this.options;
+		const attemptsBefore = this.attemptsMade++;
 		if (trace === undefined) return;
 		const { router } = this.set;
 		this.route = new RouteSpan(trace, router, {
 			instance,
-			number: (trace.attemptsBefore ?? 0) + this.attemptsMade++,
+			number: (trace.attemptsBefore ?? 0) + attemptsBefore,
 			tokensCompleted: continuation?.tokens ?? 0,
 			decision,
 			previous: this.route,
@@ -393,7 +393,7 @@ export class Dispatch implements ResponseSink, PrefillHost {
 	}
 
 	private routingRequest(): RoutingRequest {
-		return routingRequestOf(this.options, this.request.id, this.tokenIds, this.handover?.overrides);
+		return routingRequestOf(this.options, this.requestId, this.tokenIds, this.handover?.overrides);
 	}
 
 	private noteLoss(): void {

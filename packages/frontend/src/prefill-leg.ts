@@ -94,19 +94,19 @@ export class PrefillLeg implements PrefillStep {
 			queueMicrotask(() => host.onPrefillError(error));
 			return;
 		}
-		if (pin === undefined) {
-			const asked = this.lookUps(set, body, tokenIds);
-			if (asked !== undefined) {
-				const { turn } = this;
-				void asked.then(() => {
-					if (turn === this.turn) this.choose(set, request, tokenIds, host);
-				});
-				return;
-			}
+		if (pin !== undefined) {
+			this.compute(set, request, tokenIds, host);
+			return;
+		}
+		const asked = this.lookUps(set, body, tokenIds);
+		if (asked === undefined) {
 			this.choose(set, request, tokenIds, host);
 			return;
 		}
-		this.compute(set, request, tokenIds, host);
+		const { turn } = this;
+		void asked.then(() => {
+			if (turn === this.turn) this.choose(set, request, tokenIds, host);
+		});
 	}
 
 	/** Asks elsewhere what the choice between decode and prefill worker needs to know; undefined: all is known. */

@@ -67,7 +67,7 @@ export class KvPolicy implements Router {
 	#slots: number[] = [];
 	#records: EndpointRecord[] = [];
 	#plan: Plan | undefined;
-	/** The plan is for the first of these, made while nobody had more or less to do than now. */
+	/** The plan is for these, made in this turn, and nobody has had more or less to do since. */
 	#foreseen: readonly EndpointRecord[] | undefined;
 	/** Of requests that wait. */
 	readonly #hashes = new WeakMap<RoutingRequest, KvRequest>();
@@ -201,11 +201,12 @@ export class KvPolicy implements Router {
 			}
 			if (ticket === undefined) applicant.onTurn();
 		});
-		const cancel = (): void => {
-			cancelled = true;
-			ticket?.cancel();
+		return {
+			cancel: () => {
+				cancelled = true;
+				ticket?.cancel();
+			},
 		};
-		return { ahead: this.admission.waiting, cancel };
 	}
 
 	lookUp(request: RoutingRequest): Promise<void> | undefined {
@@ -219,8 +220,9 @@ export class KvPolicy implements Router {
 		const told = (scores: TieredScores): void => {
 			this.#lookUps.set(tokenIds, { tokensHashes, scores, ms: performance.now() - began });
 		};
-		if (tokensHashes.length === 0) told(NO_SCORES);
-		return tokensHashes.length === 0 ? undefined : remote.find(tokensHashes).then(told);
+		if (tokensHashes.length > 0) return remote.find(tokensHashes).then(told);
+		told(NO_SCORES);
+		return undefined;
 	}
 
 	/** Blocks that were believed to be at workers and gave way to others. */
@@ -471,10 +473,11 @@ export class KvPolicy implements Router {
 			const slots = this.#choose(candidates, request);
 			const plan = this.#plan;
 			if (plan === undefined) return [];
-			this.#foreseen = candidates;
 			const least = Math.ceil(LEAST_GAIN_TOKENS / this.scheduler.blockSize);
 			const better = this.scheduler.holdersBeyond(plan.choice, least, slots);
-			if (better.length > 0) this.#hashes.set(request, plan.hashed);
+			// One that goes now is picked for in this turn; until one that waits goes, caches change.
+			if (better.length === 0) this.#foreseen = candidates;
+			else this.#hashes.set(request, plan.hashed);
 			return better;
 		},
 	};

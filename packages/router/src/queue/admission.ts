@@ -20,8 +20,6 @@ export interface Applicant {
 
 /** A request that waits. */
 export interface Ticket {
-	/** Requests of all classes that waited when it began to. */
-	readonly ahead: number;
 	/** It waits no longer; it hears nothing more. More than once does nothing. */
 	cancel(): void;
 }
@@ -89,7 +87,8 @@ export class Admission {
 	/**
 	 * Lets a request in, or makes it wait.
 	 * @returns undefined: it is to be given to a worker now.
-	 * @throws DynamoError `WorkerOverloaded` when it would have to wait and there is no room for it.
+	 * @throws DynamoError `WorkerOverloaded` when it would have to wait and there is no room for it, `Unavailable` when the
+	 * router closes.
 	 */
 	admit(applicant: Applicant): Ticket | undefined {
 		const { profile } = this.#options;
@@ -106,6 +105,7 @@ export class Admission {
 		this.observer?.onReceived(policy.name);
 		if (!queues(policy) || candidates.length === 0) return undefined;
 		if (!this.#queue.hasBacklog(place) && this.#hasRoom(policy, request, candidates)) return undefined;
+		if (this.#closed) throw routerCloses();
 		const limit = this.#queue.fullAt(place, candidates.length);
 		if (limit !== undefined) {
 			this.observer?.onFull(policy.name, limit);
@@ -121,12 +121,11 @@ export class Admission {
 			priorityJump: request.priorityJump ?? 0,
 			lane: laneOf(request),
 		};
-		const ahead = this.#queue.size;
 		const waiting = this.#queue.add(place, facts, applicant, this.#now());
 		this.#timer ??= setInterval(() => this.#lookAgain(), LOOK_AGAIN_MS).unref();
 		// What it waits for may be another lane's.
 		this.recheck();
-		return { ahead, cancel: () => this.#leave(waiting) };
+		return { cancel: () => this.#leave(waiting) };
 	}
 
 	/** A worker may have less to compute, or there is another one: those whose turn it is go, once this turn is over. */
@@ -139,10 +138,10 @@ export class Admission {
 		});
 	}
 
-	/** Refuses those that wait, and those that come. */
+	/** Refuses those that wait, and those that come and would have to. */
 	close(): void {
 		this.#closed = true;
-		const error = new DynamoError("Unavailable", "the router closes", { reason: "backend.unavailable" });
+		const error = routerCloses();
 		for (const { payload } of this.#queue.takeOlderThan(Number.POSITIVE_INFINITY)) payload.onRefused(error);
 		this.#rest();
 	}
@@ -190,6 +189,11 @@ export class Admission {
 		clearInterval(this.#timer);
 		this.#timer = undefined;
 	}
+}
+
+/** What a request hears that waits when the router closes. */
+export function routerCloses(): DynamoError {
+	return new DynamoError("Unavailable", "the router closes", { reason: "backend.unavailable" });
 }
 
 /** Names the workers that a request can go to, as far as it says something about them itself. */

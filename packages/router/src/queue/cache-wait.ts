@@ -2,9 +2,9 @@
 // Requests that wait a moment for a worker that holds their prompt. The cheapest worker is often one without it, only
 // because the others have one request more; a few milliseconds later it is not. This is delay scheduling (Zaharia et
 // al., EuroSys 2010), with the worker's cache for the data's place.
-import { DynamoError, type EndpointRecord } from "@dynamo-ts/protocols/internal";
+import type { EndpointRecord } from "@dynamo-ts/protocols/internal";
 import type { RoutingRequest } from "../router.js";
-import type { Applicant, Ticket } from "./admission.js";
+import { type Applicant, routerCloses, type Ticket } from "./admission.js";
 
 /** What the wait asks of the policy. */
 export interface CacheWaitHost {
@@ -57,12 +57,11 @@ export class CacheWait {
 		if (this.#waiting.size >= MOST_WAITING) return undefined;
 		const slots = this.#host.betterFor(applicant.request, applicant.candidates());
 		if (slots.length === 0) return undefined;
-		const ahead = this.#waiting.size;
 		const waiting: Waiting = { applicant, since: performance.now(), slots: [] };
 		this.#waiting.add(waiting);
 		this.#lookAt(waiting, slots);
 		this.#timer ??= setTimeout(() => this.#endWaits(), this.#waitMs);
-		return { ahead, cancel: () => this.#leave(waiting) };
+		return { cancel: () => this.#leave(waiting) };
 	}
 
 	/** The slot has less to do: those that wait for it are looked at once this turn is over. */
@@ -74,7 +73,7 @@ export class CacheWait {
 
 	/** Refuses those that wait. */
 	close(): void {
-		const error = new DynamoError("Unavailable", "the router closes", { reason: "backend.unavailable" });
+		const error = routerCloses();
 		for (const waiting of [...this.#waiting]) {
 			this.#leave(waiting);
 			waiting.applicant.onRefused(error);
