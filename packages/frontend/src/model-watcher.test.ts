@@ -149,6 +149,22 @@ describe("ModelWatcher", () => {
 			},
 		);
 
+		it("prefill workers that say nothing stay as they are until the first of those that answer leave", async () => {
+			const prefill = await put("prefill", PREFILL);
+			const refused = await record("m", { ...PREFILL, kv_cache_block_size: prefill.card_json.kv_cache_block_size + 1 });
+			await runtime.discovery.put({ ...refused, component: "prefill", instance_id: 7n });
+			const decode = await put("decode", { ...DECODE, ...config("k_v") });
+			await expect.poll(() => setOf("prefill")?.router.name).toBe("kv");
+			const before = setOf("prefill");
+			expect([before?.memberIds(), watcher.refused()], "who came first").toEqual([[runtime.instanceId], [7n]]);
+			const decode2 = await put("decode2", { ...DECODE, ...config("random") });
+			await runtime.discovery.put({ ...decode2, instance_id: 8n });
+			await expect.poll(() => setOf("decode2")?.size).toBe(2);
+			expect(setOf("prefill")).toBe(before);
+			await runtime.discovery.delete(decode);
+			await expect.poll(() => setOf("prefill")?.router.name).toBe("random");
+		});
+
 		it("prefill workers that say so themselves have ways of their own", async () => {
 			await put("decode", { ...DECODE, ...config("least_loaded") });
 			await put("prefill", { ...PREFILL, ...config("k_v") });

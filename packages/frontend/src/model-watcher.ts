@@ -203,14 +203,13 @@ export class ModelWatcher {
 		entry.set = set;
 		set.add(record.instance_id, key, record.card_json);
 		this.manager.refresh(set);
-		if (set.answers) this.takeAfter(set);
+		if (set.answers) this.takeAfter(set.group);
 	}
 
 	/** What the workers' card says about routing, or, of prefill workers that say nothing, the card of those that answer. */
-	private wishOf(card: ModelDeploymentCard, { sets }: WorkerGroup): RoutingWish | undefined {
-		let source: unknown = card.router_config ?? undefined;
-		if (card.worker_type === "prefill") source ??= [...sets].find(({ answers }) => answers)?.wish?.source;
-		if (source === undefined) return undefined;
+	private wishOf(card: ModelDeploymentCard, group: WorkerGroup): RoutingWish | undefined {
+		const source: unknown = card.router_config ?? undefined;
+		if (source === undefined) return card.worker_type === "prefill" ? group.answeringSet()?.wish : undefined;
 		try {
 			const routing = routingOfCard(source);
 			const { conditionalDisagg } = routing;
@@ -226,14 +225,17 @@ export class ModelWatcher {
 		}
 	}
 
-	/** Prefill workers that were there before those that answer, and say nothing about routing, get what these have. */
-	private takeAfter(set: WorkerSet): void {
-		for (const other of [...set.group.sets]) {
-			if (other.workerType !== "prefill" || (other.card.router_config ?? undefined) !== undefined) continue;
-			if (stringifyJson(other.wish?.source ?? null) === stringifyJson(set.wish?.source ?? null)) continue;
-			const members = [...this.records].filter(([, known]) => known.set === other);
-			for (const [key] of members) this.forget(key);
-			for (const [key, { record }] of members) this.take(key, record);
+	/** Prefill workers that say nothing about routing get what those that answer have by now. */
+	private takeAfter(group: WorkerGroup): void {
+		const home = group.answeringSet();
+		if (home === undefined) return;
+		const wanted = stringifyJson(home.wish?.source ?? null);
+		for (const set of [...group.sets]) {
+			if (set.workerType !== "prefill" || (set.card.router_config ?? undefined) !== undefined) continue;
+			if (stringifyJson(set.wish?.source ?? null) === wanted) continue;
+			const members = [...this.records].filter(([, known]) => known.set === set);
+			this.drop(set);
+			for (const [key, entry] of members) this.place(key, entry);
 		}
 	}
 
@@ -306,6 +308,17 @@ export class ModelWatcher {
 			this.manager.refresh(set);
 			return;
 		}
+		this.drop(set);
+		if (set.group.sets.size === 0) this.dropGroup(set.group);
+		this.log.info("Removed model group", { model: set.name, namespace: set.namespace, component: set.component });
+		// Those that the departed card kept out may now come in.
+		for (const [otherKey, other] of this.records) {
+			if (other.set === undefined && workerSetKey(other.record) === set.key) this.place(otherKey, other);
+		}
+		if (set.answers) this.takeAfter(set.group);
+	}
+
+	private drop(set: WorkerSet): void {
 		this.sets.delete(set.key);
 		this.manager.removeSet(set);
 		this.options.routerMetrics?.remove(set.router);
@@ -313,12 +326,6 @@ export class ModelWatcher {
 		const owner = this.owners.get(set);
 		if (owner !== undefined) void this.indexers.remove({ ...set, name: set.endpoint }, owner);
 		this.owners.delete(set);
-		if (set.group.sets.size === 0) this.dropGroup(set.group);
-		this.log.info("Removed model group", { model: set.name, namespace: set.namespace, component: set.component });
-		// Those that the departed card kept out may now come in.
-		for (const [otherKey, other] of this.records) {
-			if (other.set === undefined && workerSetKey(other.record) === set.key) this.place(otherKey, other);
-		}
 	}
 
 	private dropGroup(group: WorkerGroup): void {
@@ -395,7 +402,7 @@ export class ModelWatcher {
 
 /** Routers of prefill workers are shown with those that their answers go to, as in Dynamo. */
 function placeOf(set: WorkerSet): GroupPlace {
-	const home = set.answers ? set : [...set.group.sets].find(({ answers }) => answers);
+	const home = set.answers ? set : set.group.answeringSet();
 	const { workerType } = set;
 	return {
 		model: set.name,

@@ -13,6 +13,12 @@ export class WorkerGroup {
 		return false;
 	}
 
+	/** The first of the sets that requests of clients can come to. */
+	answeringSet(): WorkerSet | undefined {
+		for (const set of this.sets) if (set.answers) return set;
+		return undefined;
+	}
+
 	/**
 	 * The prefill set whose turn it is; sets get turns in proportion to the workers that they have to offer. One whose
 	 * workers are all put aside comes only when there is no other. Undefined: there is no prefill worker.
