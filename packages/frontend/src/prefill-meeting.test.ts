@@ -106,13 +106,19 @@ describe("prefill and decode at once", () => {
 		});
 		const config = { routerMode: "kv" } as const;
 		const { prefill, decode } = await start([losing], [decodeScript], config, [1], { inhibitedDurationMs: 0 });
+		const begun = vi.spyOn(KvPolicy.prototype, "onStart");
 		const answer = await chat();
+		const told = begun.mock.calls.map(([, , { requestId }]) => requestId);
+		begun.mockRestore();
 		expect([answer.status, answer.json.usage?.completion_tokens]).toEqual([200, 3]);
 		for (const [worker] of [prefill, decode]) {
 			const ids = worker?.calls.map(({ request }) => request.id) ?? [];
 			expect(ids.length).toBeGreaterThan(1);
 			expect(new Set(ids).size).toBe(ids.length);
 		}
+		// Workers tell routers by these ids what becomes of requests.
+		const known = [prefill, decode].flatMap(([worker]) => worker?.calls.map(({ request }) => request.id) ?? []);
+		expect(told.sort()).toEqual(known.sort());
 	});
 
 	it("does not take the only decode worker for lost when it tells of the loss of the prefill worker first", async () => {

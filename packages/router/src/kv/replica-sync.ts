@@ -94,11 +94,6 @@ export class ReplicaSync {
 		return this.#count;
 	}
 
-	/** Events of others that were applied. */
-	get applied(): number {
-		return this.#applied;
-	}
-
 	counts(): ReplicaCounts {
 		const { malformed = 0, lost = 0, publishers = 0 } = this.#subscription ?? {};
 		const [batches, events, unreadable] = [this.#batches, this.#applied, this.#unreadable];
