@@ -47,7 +47,7 @@ export const DISCOVERY_VARIABLES = {
 const TCP_RPC = "where a worker takes requests, and the host that it advertises";
 const TCP_RESPONSES = "where a frontend takes response streams";
 const TCP_TIMEOUTS =
-	"connecting; until a worker acknowledges a request. A worker that has acknowledged must call home within three times the first";
+	"connecting; until a worker acknowledges a request. A worker that has acknowledged must call home within three times the first, and within half a second once it has closed the connection";
 const TCP_POOL = "most request connections per worker; how long unused ones stay open";
 const TCP_WORK =
 	"requests that a process handles at once, whatever their endpoint; requests that wait for that, beyond which they are answered with 529";

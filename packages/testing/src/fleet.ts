@@ -48,10 +48,7 @@ export async function inflightOf(worker: WorkerChild): Promise<number> {
 	return (await scrape(worker.system)).sum("dynamo_component_inflight_requests");
 }
 
-/**
- * Requests for which the worker has opened the connection of the answer. Only from then on its loss shows at once;
- * before that nothing but discovery tells.
- */
+/** Requests for which the worker has opened the connection of the answer: from then on its loss shows at once. */
 export async function calledBack({ child, system }: WorkerChild): Promise<number> {
 	return child.ended ? 0 : (await scrape(system)).sum("dynamo_work_handler_time_to_first_response_seconds_count");
 }

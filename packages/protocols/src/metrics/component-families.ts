@@ -203,14 +203,14 @@ export const COMPONENT_FAMILIES = {
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 		SMALL_COUNTS,
 	),
-	routerApproximateLruMutationQueueDepth: gauge("router_approximate_lru_mutation_queue_depth", "Always 0: the same", [
-		LABELS.component,
-		LABELS.namespace,
-		LABELS.workerId,
-	]),
+	routerApproximateLruMutationQueueDepth: gauge(
+		"router_approximate_lru_mutation_queue_depth",
+		"Always 0: a request changes the approximate cache at once",
+		[LABELS.component, LABELS.namespace, LABELS.workerId],
+	),
 	routerApproximateLruMutationWaitSeconds: histogram(
 		"router_approximate_lru_mutation_wait_seconds",
-		"Always empty: the same",
+		"Always empty: a request changes the approximate cache at once",
 		[LABELS.component, LABELS.namespace, LABELS.workerId],
 		computedBuckets(BUCKET_RANGES.mutationWaitSeconds),
 	),
@@ -335,7 +335,7 @@ export const COMPONENT_FAMILIES = {
 	),
 	routerSharedCacheHitRate: histogram(
 		"router_shared_cache_hit_rate",
-		"Always empty: the same",
+		"Always empty: there is no cache that workers share",
 		[LABELS.component, LABELS.namespace, MORE_LABELS.routerId, LABELS.workerId],
 		FRACTIONS,
 	),

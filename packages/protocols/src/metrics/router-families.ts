@@ -42,5 +42,9 @@ export const ROUTER_FAMILIES = {
 		DECISION_MS,
 	),
 	overheadTotalMs: histogram("overhead_total_ms", "Time of a whole decision, milliseconds", ROUTER, DECISION_MS),
-	sharedCacheErrorsTotal: counter("shared_cache_errors_total", "Always 0: the same", ROUTER),
+	sharedCacheErrorsTotal: counter(
+		"shared_cache_errors_total",
+		"Always 0: there is no cache that workers share",
+		ROUTER,
+	),
 } as const satisfies Record<string, MetricFamily>;
