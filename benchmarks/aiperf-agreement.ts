@@ -50,29 +50,13 @@ async function runAiperf(
 	folder: string,
 	env: Record<string, string>,
 ): Promise<Figures> {
-	const args = ["profile", "--model", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming", "--ui", "none"];
-	args.push(
-		"--tokenizer",
-		"local/smol",
-		"--isl",
-		String(PROMPT),
-		"--isl-stddev",
-		"0",
-		"--osl",
-		String(ANSWER),
-		"--osl-stddev",
-		"0",
-	);
-	args.push(
-		"--extra-inputs",
-		"ignore_eos:true",
-		"--extra-inputs",
-		`min_tokens:${ANSWER}`,
-		"--random-seed",
-		String(seed++),
-	);
-	args.push("--concurrency", concurrency, "--request-count", String(requests));
-	args.push("--use-server-token-count", "--output-artifact-dir", folder);
+	const args = [
+		...["profile", "--model", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming", "--ui", "none"],
+		...["--tokenizer", "local/smol", "--random-seed", String(seed++), "--use-server-token-count"],
+		...["--isl", String(PROMPT), "--isl-stddev", "0", "--osl", String(ANSWER), "--osl-stddev", "0"],
+		...["--extra-inputs", "ignore_eos:true", "--extra-inputs", `min_tokens:${ANSWER}`],
+		...["--concurrency", concurrency, "--request-count", String(requests), "--output-artifact-dir", folder],
+	];
 	await promisify(execFile)(aiperf, args, { timeout: 600_000, env: { ...process.env, ...env }, maxBuffer: 1 << 26 });
 	const result = JSON.parse(readFileSync(join(folder, "profile_export_aiperf.json"), "utf8"));
 	return { ttft: result.time_to_first_token.avg, itl: result.inter_token_latency.avg };

@@ -46,7 +46,7 @@ export function requireRealDynamo(): string {
 export function requireLoadgen(): string {
 	const path = process.env.LOADGEN;
 	if (path && existsSync(path)) return path;
-	return stop("set LOADGEN to the built load generator (go build in bench/loadgen)");
+	return stop("set LOADGEN to a load generator; docs/benchmarks.md says what it must take");
 }
 
 /** The default model's GGUF file, fetched if need be. */

@@ -76,9 +76,10 @@ function idleFlags(specs: readonly CommandSpec[], kind: "ignored" | "missing"): 
  */
 export function configurationDocument(text: string, specs: readonly CommandSpec[]): string {
 	const open = new Set<string>(Object.keys(ENV_GROUPS));
-	const made = text.replace(/(<!-- table: ([A-Za-z ]+) -->\n)[\s\S]*?(<!-- end -->)/g, (_, begin, what, end) => {
-		return [begin, ...lines(what), end].map((line) => (line === begin || line === end ? line : `${line}\n`)).join("");
-	});
+	const made = text.replace(
+		/(<!-- table: ([A-Za-z ]+) -->\n)[\s\S]*?(<!-- end -->)/g,
+		(_, begin, what, end) => `${begin}${lines(what).join("\n")}\n${end}`,
+	);
 	if (open.size > 0) throw new Error(`docs/configuration.md has no table for ${[...open].join(", ")}`);
 	return made;
 

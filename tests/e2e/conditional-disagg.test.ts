@@ -6,12 +6,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ENV } from "@dynamo-ts/protocols/internal";
 import {
+	askChat,
 	Fleet,
 	type HttpAnswer,
 	type HttpChild,
 	http,
 	scrape,
 	testModel,
+	textOf,
 	titled,
 	until,
 	untilFrontendIdle,
@@ -34,7 +36,7 @@ const long = () => `Story ${++questions}. ${Array.from({ length: 30 }, (_, i) =>
 const short = () => `Question ${++questions}?`;
 
 describe.skipIf(missing)(titled("prefill and decode workers with engines", missing), () => {
-	const root = mkdtempSync(join(tmpdir(), "conditional-disagg-"));
+	let root: string;
 	let fleet: Fleet;
 	let free: HttpChild;
 	let enforced: HttpChild;
@@ -42,6 +44,7 @@ describe.skipIf(missing)(titled("prefill and decode workers with engines", missi
 	let prefills: WorkerChild[];
 
 	beforeAll(async () => {
+		root = mkdtempSync(join(tmpdir(), "conditional-disagg-"));
 		// A stopped process must not be taken for a dead one here.
 		fleet = new Fleet({ [ENV.DYN_TCP_REQUEST_TIMEOUT]: "30" });
 		const model = writeTinyModel(join(root, "tiny"), hf.path);
@@ -70,7 +73,7 @@ describe.skipIf(missing)(titled("prefill and decode workers with engines", missi
 	}, 120_000);
 	afterAll(async () => {
 		await fleet?.stop();
-		rmSync(root, { recursive: true, force: true });
+		if (root) rmSync(root, { recursive: true, force: true });
 	});
 
 	async function prefillWorkers(url: string, count: number): Promise<boolean> {
@@ -78,13 +81,7 @@ describe.skipIf(missing)(titled("prefill and decode workers with engines", missi
 		return json.namespaces.dynamo.worker_types.prefill?.workers === count;
 	}
 	const ask = ({ url }: HttpChild, content: string, model = MODEL): Promise<HttpAnswer> =>
-		http(`${url}/v1/chat/completions`, {
-			body: { model, messages: [{ role: "user", content }], temperature: 0, max_tokens: 10, ignore_eos: true },
-		});
-	const textOf = (answer: HttpAnswer): string => {
-		expect(answer.status, answer.body).toBe(200);
-		return answer.json.choices[0].message.content;
-	};
+		askChat(url, model, content, { ignore_eos: true });
 	/** What a worker answers that does all of it. */
 	const answerTo = async (content: string): Promise<string> => textOf(await ask(free, content, "whole"));
 	const requests = async (worker: WorkerChild): Promise<number> =>

@@ -5,25 +5,18 @@ import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import {
 	type ClientTrace,
-	calledBack,
-	Fleet,
-	type HttpChild,
-	http,
 	type OtlpSpan,
-	openStream,
 	PLANES,
-	type SseStream,
 	spanTree,
-	TraceWatch,
 	testModel,
 	titled,
 	traceLines,
-	until,
 	untilFrontendIdle,
 	untilWorkerIdle,
 	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { find, handled, SLOW_PREFILL, servicesOf, TracedFleet } from "./traced-fleet.js";
 
 const hf = testModel("hf");
 const MODEL = "mock";
@@ -43,10 +36,8 @@ const chat = (words: number, more: Record<string, unknown> = {}) => ({
 	...more,
 });
 
-const find = (spans: readonly OtlpSpan[], name: string) => spans.filter((span) => span.name === name);
 const outcomes = (spans: readonly OtlpSpan[]) => spans.map(({ attributes }) => attributes["request.outcome"]);
 const ROUTE = "router.route_request";
-const ENGINE = ["queue", "prefill", "decode"];
 
 /** Takes what a killed worker has left behind out of discovery, as happens by itself some seconds later. */
 function forget(folder: string, workerId: unknown): void {
@@ -56,105 +47,56 @@ function forget(folder: string, workerId: unknown): void {
 	}
 }
 
-/** The lines of a tree for a worker's part in it. */
-const handled = (indent: string, service: unknown, parts: readonly string[] = ENGINE) => [
-	`${indent}handle_payload SERVER ${service}`,
-	...parts.map((part) => `${indent}  ${part} INTERNAL ${service}`),
+/** The lines of the tree of a request that both legs have had, as far as they came. */
+const bothLegs = (prefill: unknown, decode: unknown, decodeParts?: readonly string[]) => [
+	"http-request INTERNAL frontend",
+	"  prefill_routing INTERNAL frontend",
+	`    ${ROUTE} CLIENT frontend`,
+	...handled("      ", prefill),
+	`  ${ROUTE} CLIENT frontend`,
+	...handled("    ", decode, decodeParts),
+];
+
+/** The same of one that never left the prefill leg. */
+const prefillLeg = (prefill: unknown, parts: readonly string[]) => [
+	"http-request INTERNAL frontend",
+	"  prefill_routing INTERNAL frontend",
+	`    ${ROUTE} CLIENT frontend`,
+	...handled("      ", prefill, parts),
 ];
 
 describe.each(PLANES)("disaggregated, over $name", (plane) => {
 	const missing = plane.missing || hf.missing;
-	let fleet: Fleet;
-	let watch: TraceWatch;
-	let frontend: HttpChild;
-	const workers = new Map<string, WorkerChild>();
+	let world: TracedFleet;
 
 	beforeAll(async () => {
 		if (missing) return;
-		watch = await TraceWatch.start();
-		fleet = await Fleet.over(plane);
-		const start = async (role: "prefill" | "decode", name: string): Promise<void> => {
-			const blockSize = 16;
-			const args = [
-				...["--disaggregation-mode", role, "--block-size", String(blockSize)],
-				...["--num-gpu-blocks-override", String(LIMITS[role] / blockSize)],
-				// Prompts are computed in many steps, so that there is time to leave or to be killed.
-				...["--speedup-ratio", "0.2", "--decode-speedup-ratio", "5", "--max-num-batched-tokens", "16"],
-			];
-			workers.set(name, await fleet.mocker(hf.path, MODEL, args, watch.env(name)));
+		world = await TracedFleet.over(plane);
+		const start = (role: "prefill" | "decode", number: number): Promise<void> => {
+			const blocks = String(LIMITS[role] / 16);
+			const args = ["--disaggregation-mode", role, "--num-gpu-blocks-override", blocks, ...SLOW_PREFILL];
+			return world.addMocker(`${role}-${number}`, hf.path, MODEL, args);
 		};
-		await Promise.all([
-			...["prefill-1", "prefill-2"].map((name) => start("prefill", name)),
-			...["decode-1", "decode-2"].map((name) => start("decode", name)),
-		]);
-		const args = ["--migration-limit", "2", "--enforce-disagg", "--router-mode", "round-robin"];
-		frontend = await fleet.frontend(MODEL, args, watch.env("frontend"));
-		await untilWorkers(4);
+		await Promise.all([1, 2].flatMap((number) => [start("prefill", number), start("decode", number)]));
+		await world.startFrontend(MODEL, ["--migration-limit", "2", "--enforce-disagg", "--router-mode", "round-robin"]);
+		await world.untilWorkers(4);
 	}, 60_000);
-	afterAll(async () => {
-		await fleet?.stop();
-		await watch?.close();
-	});
-
-	const untilWorkers = (count: number): Promise<void> =>
-		until(`${count} workers are seen`, async () => {
-			const { instances } = (await http(`${frontend.url}/health`)).json as { instances: { endpoint: string }[] };
-			return instances.filter(({ endpoint }) => endpoint === "generate").length === count;
-		});
-	const post = (body: unknown, { headers }: ClientTrace, signal?: AbortSignal) =>
-		http(`${frontend.url}/v1/chat/completions`, { body, headers, ...(signal ? { signal } : {}) });
-	const stream = (body: unknown, { headers }: ClientTrace): Promise<SseStream> =>
-		openStream(
-			`${frontend.url}/v1/chat/completions`,
-			body,
-			{ kind: "chat", model: MODEL, allowReplacementCharacter: true },
-			headers,
-		);
-
-	/** The worker of a role that has written about a trace, once there is one. */
-	async function workerOf(trace: ClientTrace, role: "prefill" | "decode"): Promise<WorkerChild> {
-		let found: WorkerChild | undefined;
-		await until(`a ${role} worker has the request`, () => {
-			found = [...workers].find(
-				([name, { child }]) => name.startsWith(role) && traceLines(child, trace).length > 0,
-			)?.[1];
-			return found !== undefined;
-		});
-		return found as WorkerChild;
-	}
-
-	/** Where the spans of the legs come from, in their order. */
-	const servicesOf = (spans: readonly OtlpSpan[]) =>
-		find(spans, "handle_payload").map(({ resource }) => resource["service.name"] as string);
+	afterAll(() => world?.stop());
 
 	/** Every process says the same ids on every line about the request. */
 	function checkLines(trace: ClientTrace, spans: readonly OtlpSpan[]): void {
-		const requestId = spans[0]?.attributes.request_id;
-		for (const child of [frontend.child, ...[...workers.values()].map((worker) => worker.child)]) {
-			for (const line of traceLines(child, trace)) {
-				expect(line).toMatchObject({
-					trace_id: trace.traceId,
-					x_request_id: trace.headers["x-request-id"],
-					request_id: requestId,
-				});
-			}
-		}
+		const workers = [...world.workers.values()].map(({ child }) => child);
+		const [atFrontend] = world.checkLines(trace, spans, [world.frontend.child, ...workers]);
+		expect(atFrontend).toBeGreaterThan(0);
 	}
 
 	test.skipIf(missing)(titled("an answer: both workers hang on the trace", missing), async () => {
-		const trace = watch.trace();
-		expect((await post(chat(SHORT), trace)).status).toBe(200);
-		const spans = await watch.spans(trace, 12);
+		const trace = world.watch.trace();
+		expect((await world.post(chat(SHORT), trace)).status).toBe(200);
+		const spans = await world.watch.spans(trace, 12);
 		const [prefill, decode] = servicesOf(spans);
 		expect([prefill, decode]).toEqual([expect.stringMatching("prefill"), expect.stringMatching("decode")]);
-		expect(spanTree(spans)).toEqual([
-			"http-request INTERNAL frontend",
-			"  prefill_routing INTERNAL frontend",
-			`    ${ROUTE} CLIENT frontend`,
-			...handled("      ", prefill),
-			`  ${ROUTE} CLIENT frontend`,
-			...handled("    ", decode),
-		]);
+		expect(spanTree(spans)).toEqual(bothLegs(prefill, decode));
 		for (const { status } of spans) expect(status.code).toBe(0);
 		expect(
 			outcomes([...find(spans, "http-request"), ...find(spans, "prefill_routing"), ...find(spans, ROUTE)]),
@@ -174,22 +116,17 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 		}
 		checkLines(trace, spans);
 		for (const service of [prefill, decode]) {
-			const lines = traceLines((workers.get(service as string) as WorkerChild).child, trace);
+			const lines = traceLines((world.workers.get(service as string) as WorkerChild).child, trace);
 			expect(lines.map(({ message }) => message)).toEqual(["request received", "request completed"]);
 		}
 	});
 
 	test.skipIf(missing)(titled("an error of the prefill worker: nothing of a decode worker", missing), async () => {
-		const trace = watch.trace();
-		const { status } = await post(chat(TOO_LONG_TO_PREFILL), trace);
+		const trace = world.watch.trace();
+		const { status } = await world.post(chat(TOO_LONG_TO_PREFILL), trace);
 		expect(status).toBe(400);
-		const spans = await watch.spans(trace, 4);
-		expect(spanTree(spans)).toEqual([
-			"http-request INTERNAL frontend",
-			"  prefill_routing INTERNAL frontend",
-			`    ${ROUTE} CLIENT frontend`,
-			...handled("      ", servicesOf(spans)[0], []),
-		]);
+		const spans = await world.watch.spans(trace, 4);
+		expect(spanTree(spans)).toEqual(prefillLeg(servicesOf(spans)[0], []));
 		const [request, prefill, route, handle] = spans as [OtlpSpan, OtlpSpan, OtlpSpan, OtlpSpan];
 		const why = expect.stringContaining(`context length is ${LIMITS.prefill} tokens`);
 		expect([request, prefill, route, handle].map(({ status }) => status)).toEqual([
@@ -203,19 +140,12 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 	});
 
 	test.skipIf(missing)(titled("an error of the decode worker: the prefill leg is none", missing), async () => {
-		const trace = watch.trace();
-		const { status } = await post(chat(TOO_LONG_TO_DECODE), trace);
+		const trace = world.watch.trace();
+		const { status } = await world.post(chat(TOO_LONG_TO_DECODE), trace);
 		expect(status).toBe(400);
-		const spans = await watch.spans(trace, 9);
+		const spans = await world.watch.spans(trace, 9);
 		const [prefill, decode] = servicesOf(spans);
-		expect(spanTree(spans)).toEqual([
-			"http-request INTERNAL frontend",
-			"  prefill_routing INTERNAL frontend",
-			`    ${ROUTE} CLIENT frontend`,
-			...handled("      ", prefill),
-			`  ${ROUTE} CLIENT frontend`,
-			...handled("    ", decode, []),
-		]);
+		expect(spanTree(spans)).toEqual(bothLegs(prefill, decode, []));
 		expect(find(spans, ROUTE).map(({ status }) => status.code)).toEqual([0, 2]);
 		expect(find(spans, "handle_payload").map(({ status }) => status.code)).toEqual([0, 2]);
 		expect(find(spans, "prefill_routing")[0]?.status.code).toBe(0);
@@ -224,19 +154,14 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 	});
 
 	test.skipIf(missing)(titled("a client that leaves while its prompt is computed", missing), async () => {
-		const trace = watch.trace();
+		const trace = world.watch.trace();
 		const abort = new AbortController();
-		const answer = post(chat(SLOW), trace, abort.signal).catch(() => undefined);
-		const worker = await workerOf(trace, "prefill");
+		const answer = world.post(chat(SLOW), trace, abort.signal).catch(() => undefined);
+		const worker = await world.workerOf(trace, "prefill");
 		abort.abort();
 		expect(await answer, "it was answered before the client left").toBeUndefined();
-		const spans = await watch.spans(trace, 5);
-		expect(spanTree(spans)).toEqual([
-			"http-request INTERNAL frontend",
-			"  prefill_routing INTERNAL frontend",
-			`    ${ROUTE} CLIENT frontend`,
-			...handled("      ", servicesOf(spans)[0], ["queue"]),
-		]);
+		const spans = await world.watch.spans(trace, 5);
+		expect(spanTree(spans)).toEqual(prefillLeg(servicesOf(spans)[0], ["queue"]));
 		for (const { status } of spans) expect(status.code).toBe(0);
 		const [request, prefill, route, handle] = spans as [OtlpSpan, OtlpSpan, OtlpSpan, OtlpSpan];
 		expect(outcomes([request, prefill, route])).toEqual(Array(3).fill("cancelled"));
@@ -247,20 +172,13 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 	});
 
 	test.skipIf(missing)(titled("a client that leaves while it is answered", missing), async () => {
-		const trace = watch.trace();
-		const answer = await stream(chat(SHORT, { max_tokens: 400, stream: true }), trace);
+		const trace = world.watch.trace();
+		const answer = await world.stream(chat(SHORT, { max_tokens: 400 }), trace);
 		await answer.events(2);
 		answer.abort();
-		const spans = await watch.spans(trace, 12);
+		const spans = await world.watch.spans(trace, 12);
 		const [prefill, decode] = servicesOf(spans);
-		expect(spanTree(spans)).toEqual([
-			"http-request INTERNAL frontend",
-			"  prefill_routing INTERNAL frontend",
-			`    ${ROUTE} CLIENT frontend`,
-			...handled("      ", prefill),
-			`  ${ROUTE} CLIENT frontend`,
-			...handled("    ", decode),
-		]);
+		expect(spanTree(spans)).toEqual(bothLegs(prefill, decode));
 		for (const { status } of spans) expect(status.code).toBe(0);
 		expect(outcomes([spans[0] as OtlpSpan, ...find(spans, ROUTE)])).toEqual(["cancelled", "success", "cancelled"]);
 		expect(find(spans, "prefill_routing")[0]?.attributes["request.outcome"]).toBe("success");
@@ -271,14 +189,13 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 	test.skipIf(missing)(
 		titled("a decode worker that is killed: both legs once more, in the same trace", missing),
 		async () => {
-			const trace = watch.trace();
-			const answer = await stream(chat(SHORT, { max_tokens: 100, stream: true }), trace);
+			const trace = world.watch.trace();
+			const answer = await world.stream(chat(SHORT, { max_tokens: 100 }), trace);
 			await answer.events(2);
-			const victim = await workerOf(trace, "decode");
+			const victim = await world.workerOf(trace, "decode");
 			victim.child.kill("SIGKILL");
 			expect((await answer.finished()).choices[0]?.finishReason).toBe("length");
-			// The lost worker could not say anything any more: its spans are missing, and no others.
-			const spans = await watch.spans(trace, 19);
+			const spans = await world.watch.spans(trace, 19, victim.name);
 			const [first, second, decode] = servicesOf(spans);
 			expect(spanTree(spans)).toEqual([
 				"http-request INTERNAL frontend",
@@ -307,22 +224,16 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 				attributes: { "request.outcome": "success", output_tokens: "100" },
 			});
 			checkLines(trace, spans);
-			forget(fleet.folder, routes[1]?.attributes.worker_id);
-			await untilWorkers(3);
+			forget(world.fleet.folder, routes[1]?.attributes.worker_id);
+			await world.untilWorkers(3);
 		},
 	);
 
 	test.skipIf(missing)(titled("a prefill worker that is killed: another one has the prompt", missing), async () => {
-		const trace = watch.trace();
-		const all = [...workers.values()];
-		const before = await Promise.all(all.map(calledBack));
-		const answer = post(chat(SLOW), trace);
-		const victim = await workerOf(trace, "prefill");
-		const earlier = before[all.indexOf(victim)] as number;
-		await until("the worker has called back", async () => (await calledBack(victim)) > earlier);
-		victim.child.kill("SIGKILL");
-		expect((await answer).status).toBe(200);
-		const spans = await watch.spans(trace, 13);
+		const trace = world.watch.trace();
+		const { answer, killed } = await world.postAndKill(chat(SLOW), trace, "prefill");
+		expect(answer.status).toBe(200);
+		const spans = await world.watch.spans(trace, 13, killed);
 		const [prefill, decode] = servicesOf(spans);
 		expect(spanTree(spans)).toEqual([
 			"http-request INTERNAL frontend",
@@ -333,7 +244,6 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 			`  ${ROUTE} CLIENT frontend`,
 			...handled("    ", decode),
 		]);
-		expect(workers.get(prefill as string)).not.toBe(victim);
 		const routes = find(spans, ROUTE);
 		expect(routes.map(({ status }) => status.message)).toEqual(["disconnected", "", ""]);
 		expect(routes.map(({ attributes }) => attributes["request.attempt"])).toEqual(["0", "1", "0"]);
@@ -346,6 +256,6 @@ describe.each(PLANES)("disaggregated, over $name", (plane) => {
 		);
 		expect(scheduled?.attributes).toMatchObject({ "migration.from_worker_id": routes[0]?.attributes.worker_id });
 		checkLines(trace, spans);
-		await untilFrontendIdle(frontend);
+		await untilFrontendIdle(world.frontend);
 	});
 });

@@ -2,6 +2,7 @@
 // The requests of the runs whose pages of metrics were recorded, and how pages of ours are compared with those.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { METRICS } from "@dynamo-ts/protocols/internal";
 import {
 	type HttpChild,
 	http,
@@ -10,6 +11,8 @@ import {
 	type PromPage,
 	type PromSample,
 	parsePrometheus,
+	scrape,
+	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
 import { expect } from "vitest";
 
@@ -66,16 +69,18 @@ export async function leave(frontend: HttpChild, { path, body }: Request, chunks
 export const recordedPage = (path: string): PromPage =>
 	parsePrometheus(readFileSync(join(PROJECT_ROOT, "packages", path), "utf8"));
 
+/** Added to recorded values before they are compared, and why. */
+export type Changes = Readonly<Record<string, readonly [by: number, why: string]>>;
+
 /** Where a page differs from the recorded one on purpose. */
 export interface Differences {
 	/** Families that are not there. */
-	readonly missing: RegExp;
+	readonly missing?: RegExp;
 	/** Families that have tests of their own. */
 	readonly elsewhere?: RegExp;
 	/** Values that are not compared: times, bytes, ids, what depends on the moment at which a client leaves. */
 	readonly loose: RegExp;
-	/** Added to recorded values before they are compared, and why. */
-	readonly changed: Readonly<Record<string, readonly [by: number, why: string]>>;
+	readonly changed?: Changes;
 }
 
 /** Labels that tell processes apart, and the kind of request. */
@@ -121,7 +126,7 @@ function shapeOf(family: PromFamily | undefined, addedLabels: readonly string[])
 
 /** Holds a page against a recorded one: families, types, bounds, labels, values; and that what is listed does differ. */
 export function compare(recorded: PromPage, ours: PromPage, differences: Differences): void {
-	const { missing, elsewhere = /^$/, loose, changed } = differences;
+	const { missing = /^$/, elsewhere = /^$/, loose, changed = {} } = differences;
 	const expected: Record<string, unknown> = {};
 	const found: Record<string, unknown> = {};
 	for (const [name, family] of recorded.families) {
@@ -151,9 +156,56 @@ export function compare(recorded: PromPage, ours: PromPage, differences: Differe
 const ADDED =
 	/^(process|nodejs|python|vllm:|dynamo_component_(engine|event_plane|kvstats|kv_|total_blocks|gpu_)|dynamo_frontend_(model_(migration|rejection)|router_|worker_)|dynamo_component_router_|dynamo_router_)/;
 
-/** Names of families that are neither recorded nor added on purpose. */
-export function unexpected(recorded: PromPage, ours: PromPage, also: readonly string[] = []): string[] {
-	return [...ours.families.keys()].filter(
-		(name) => !recorded.families.has(name) && !also.includes(name) && !ADDED.test(name),
+/** Nothing is on a page but what was recorded and what is added on purpose. */
+function expectNothingElse(recorded: PromPage, ours: PromPage, also: readonly string[] = []): void {
+	const known = (name: string) => recorded.families.has(name) || also.includes(name) || ADDED.test(name);
+	expect([...ours.families.keys()].filter((name) => !known(name))).toEqual([]);
+}
+
+/**
+ * Holds a frontend's page against the recorded one.
+ * @param prompts how many were sent, all of which have been encoded, and how many of their tokens Dynamo did not encode again.
+ * @param changed what differs beside that.
+ */
+export async function expectFrontendPage(
+	{ url }: HttpChild,
+	fixture: string,
+	prompts: { readonly count: number; readonly cachedTokens: number },
+	changed: Changes = {},
+): Promise<void> {
+	const recorded = recordedPage(`frontend/fixtures/observability/${fixture}`);
+	const ours = await scrape(url);
+	compare(recorded, ours, {
+		// Of Rust's runtime.
+		missing: /^dynamo_tokio_/,
+		loose:
+			/(seconds|_ms|sequence_tokens)_sum\{|uptime|event_loop|_us\{|_bytes_|worker_last_|output_tokens_total|detokenize_token_count|uncached_tokens_total|frontend_inter_token_latency_seconds_count/,
+		changed: {
+			'dynamo_frontend_request_duration_seconds_count{model="smol"}': [-1, "no request for embeddings"],
+			'dynamo_frontend_failures_total{class="NotFound",reason="request.not_found"}': [-1, "the same"],
+			"dynamo_frontend_tokenizer_cache_hits_total{}": [-prompts.count, "no cache of encoded prompts"],
+			"dynamo_frontend_tokenizer_cache_misses_total{}": [prompts.count, "the same"],
+			'dynamo_frontend_tokenizer_cache_cached_tokens_total{model="smol"}': [-prompts.cachedTokens, "the same"],
+			...changed,
+		},
+	});
+	expectNothingElse(
+		recorded,
+		ours,
+		Object.values(METRICS.nim).map(({ name }) => name),
 	);
+}
+
+/** Holds a worker's page against the recorded one. */
+export async function expectWorkerPage({ system }: WorkerChild, fixture: string): Promise<void> {
+	const recorded = recordedPage(`worker/fixtures/observability/${fixture}`);
+	const ours = await scrape(system);
+	compare(recorded, ours, {
+		// Dynamo's worker takes a client that left for a failure to publish.
+		missing: /^dynamo_component_errors_total/,
+		loose: /(seconds|_ms|sequence_tokens)_sum\{|uptime|_bytes_total|inter_token_latency_seconds_count/,
+	});
+	expectNothingElse(recorded, ours);
+	// NIM's names would be counted twice.
+	for (const { name } of Object.values(METRICS.nim)) expect(ours.families.has(name), name).toBe(false);
 }

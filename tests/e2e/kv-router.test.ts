@@ -2,7 +2,7 @@
 // Our frontend in the router mode kv before our mockers, in one process: the holder of a prefix gets the request.
 import type { Frontend } from "@dynamo-ts/frontend";
 import { KvEventSubscriber } from "@dynamo-ts/router";
-import { until } from "@dynamo-ts/testing/internal";
+import { sendPrompt, until } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { ENDPOINT, OneProcess } from "./one-process.js";
 
@@ -17,20 +17,6 @@ async function startOurFrontend(): Promise<Frontend> {
 	const frontend = await world.frontend(await world.runtime(), "kv");
 	await frontend.waitForModel("m", 10_000);
 	return frontend;
-}
-
-/** Sends a prompt. @returns who answered, and how many of its tokens were cached there. */
-async function send(frontend: Frontend, prompt: readonly number[]): Promise<{ worker: string; cached: number }> {
-	const answer = await fetch(`${frontend.address}/v1/completions`, {
-		method: "POST",
-		headers: { "content-type": "application/json" },
-		body: JSON.stringify({ model: "m", prompt, max_tokens: 2, nvext: { extra_fields: ["worker_id"] } }),
-	});
-	const text = await answer.text();
-	expect(answer.status, text).toBe(200);
-	// Ids have 64 bits.
-	const worker = /"decode_worker_id":(\d+)/.exec(text)?.[1] ?? "";
-	return { worker, cached: JSON.parse(text).usage.prompt_tokens_details?.cached_tokens ?? 0 };
 }
 
 it("the holder of a prefix gets the request, from a frontend that came later too", async () => {
@@ -52,10 +38,9 @@ it("the holder of a prefix gets the request, from a frontend that came later too
 		return Math.floor((state / 2 ** 32) * 300);
 	};
 	const prompts = Array.from({ length: 12 }, () => Array.from({ length: 160 }, token));
-	const holders: string[] = [];
+	const holders: bigint[] = [];
 	for (const [p, prompt] of prompts.entries()) {
-		const { worker, cached } = await send(frontend, prompt);
-		expect(worker).not.toBe("");
+		const { worker, cached } = await sendPrompt(frontend.address, "m", prompt);
 		expect(cached).toBe(0);
 		holders.push(worker);
 		await until("the events of the prompt", () => stored.size >= (p + 1) * 10);
@@ -64,11 +49,11 @@ it("the holder of a prefix gets the request, from a frontend that came later too
 	for (let round = 0; round < 3; round++) {
 		for (const [p, prompt] of prompts.entries()) {
 			// The last token is always computed, so the last block does not count.
-			expect(await send(frontend, prompt)).toEqual({ worker: holders[p], cached: 144 });
+			expect(await sendPrompt(frontend.address, "m", prompt)).toEqual({ worker: holders[p], cached: 144 });
 		}
 	}
 	const late = await startOurFrontend();
 	for (const [p, prompt] of prompts.entries()) {
-		expect(await send(late, prompt)).toEqual({ worker: holders[p], cached: 144 });
+		expect(await sendPrompt(late.address, "m", prompt)).toEqual({ worker: holders[p], cached: 144 });
 	}
 }, 60_000);

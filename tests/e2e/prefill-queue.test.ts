@@ -21,11 +21,12 @@ const MODEL = "queued";
 const REQUESTS = 12;
 
 describe.skipIf(hf.missing)(titled("a prefill worker with more than it can compute", hf.missing), () => {
-	const fleet = new Fleet();
+	let fleet: Fleet;
 	let frontend: HttpChild;
 	let workers: WorkerChild[];
 
 	beforeAll(async () => {
+		fleet = new Fleet();
 		// A prompt takes some tenths of a second.
 		const common = ["--block-size", "16", "--speedup-ratio", "0.2", "--max-num-batched-tokens", "512"];
 		const ports = ["--bootstrap-ports", String(await freePort())];
@@ -36,7 +37,7 @@ describe.skipIf(hf.missing)(titled("a prefill worker with more than it can compu
 		]);
 		frontend = await fleet.frontend(MODEL, ["--router-mode", "kv", "--router-queue-threshold", "0.5"]);
 	}, 60_000);
-	afterAll(() => fleet.stop());
+	afterAll(() => fleet?.stop());
 
 	const ask = (i: number, signal?: AbortSignal) =>
 		http(`${frontend.url}/v1/chat/completions`, {
@@ -49,14 +50,19 @@ describe.skipIf(hf.missing)(titled("a prefill worker with more than it can compu
 			...(signal === undefined ? {} : { signal }),
 		});
 	const waiting = async () => (await scrape(frontend.url)).sum("dynamo_frontend_router_queue_pending_requests");
+	const untilAsked = (count: number) =>
+		until(`${count} prompts have asked for a worker`, async () => {
+			const page = await scrape(frontend.url);
+			return page.sum("dynamo_frontend_router_admission_received_total", { worker_type: "prefill" }) === count;
+		});
 
 	test("all are served in turn, those that leave are forgotten, and nothing is left", async () => {
 		const abort = new AbortController();
 		const answers = Array.from({ length: REQUESTS }, (_, i) => ask(i));
-		await until("some wait", async () => (await waiting()) > 2);
-		const before = await waiting();
+		await untilAsked(REQUESTS);
+		expect(await waiting()).toBeGreaterThan(0);
 		const left = Array.from({ length: 3 }, (_, i) => ask(100 + i, abort.signal).catch(() => "left"));
-		await until("more wait", async () => (await waiting()) > Math.min(before, 3));
+		await untilAsked(REQUESTS + 3);
 		abort.abort();
 		for (const answer of await Promise.all(answers)) {
 			expect(answer.status, answer.body).toBe(200);
@@ -68,8 +74,9 @@ describe.skipIf(hf.missing)(titled("a prefill worker with more than it can compu
 		for (const worker of workers) await untilWorkerIdle(worker);
 		const [prefill] = workers as [WorkerChild];
 		const page = await scrape(prefill.system);
-		expect(page.sum("dynamo_component_requests_total", { dynamo_endpoint: "generate" })).toBeGreaterThanOrEqual(
-			REQUESTS,
-		);
+		const computed = page.sum("dynamo_component_requests_total", { dynamo_endpoint: "generate" });
+		expect(computed).toBeGreaterThanOrEqual(REQUESTS);
+		// Those that left stood behind all others.
+		expect(computed).toBeLessThan(REQUESTS + 3);
 	}, 60_000);
 });

@@ -6,7 +6,7 @@ import { startScriptedWorker } from "@dynamo-ts/frontend/internal";
 import { blockHashes, KV_INDEXER_QUERY_ENDPOINT } from "@dynamo-ts/protocols/internal";
 import { DEFAULT_KV_ROUTER_OPTIONS, type KvRouterOptions, StandaloneRouter } from "@dynamo-ts/router";
 import type { DistributedRuntime, EndpointHandler } from "@dynamo-ts/runtime";
-import { CollectingSink, scrape, until } from "@dynamo-ts/testing/internal";
+import { CollectingSink, http, type Placement, scrape, sendPrompt, until } from "@dynamo-ts/testing/internal";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { BLOCK_SIZE, ENDPOINT, OneProcess, TINY_FOLDER } from "./one-process.js";
 
@@ -36,36 +36,39 @@ async function startRouter(kv: Partial<KvRouterOptions>, namespace = "dynamo"): 
 const promptOf = (number: number): number[] =>
 	Array.from({ length: 160 }, (_, i) => (number * 7919 + i * 104_729 + 13) % 300);
 
-/** Sends a prompt. @returns who answered, and how many of its tokens were cached there. */
-async function send({ address }: Frontend, prompt: readonly number[]): Promise<{ worker: string; cached: number }> {
-	const answer = await fetch(`${address}/v1/completions`, {
-		method: "POST",
-		headers: { "content-type": "application/json" },
-		body: JSON.stringify({ model: "m", prompt, max_tokens: 2, nvext: { extra_fields: ["worker_id"] } }),
-	});
-	const text = await answer.text();
-	expect(answer.status, text).toBe(200);
-	const worker = /"decode_worker_id":(\d+)/.exec(text)?.[1] ?? "";
-	return { worker, cached: JSON.parse(text).usage.prompt_tokens_details?.cached_tokens ?? 0 };
-}
+const send = ({ address }: Frontend, prompt: readonly number[]): Promise<Placement> => sendPrompt(address, "m", prompt);
 
-async function ask(runtime: DistributedRuntime, component: string, endpoint: string, payload: unknown) {
-	const client = await runtime.namespace("dynamo").component(component).endpoint(endpoint).client();
+/** Asks an endpoint. @returns its first item. */
+async function ask<T>(
+	runtime: DistributedRuntime,
+	component: string,
+	endpoint: string,
+	payload: unknown,
+	namespace = ENDPOINT.namespace,
+): Promise<T> {
+	const client = await runtime.namespace(namespace).component(component).endpoint(endpoint).client();
 	const [instance] = await client.waitForInstances(5000);
 	const sink = new CollectingSink();
 	client.send(instance!, { id: crypto.randomUUID(), payload }, sink);
 	await sink.done;
 	client.close();
 	if (sink.error !== undefined) throw sink.error;
-	return sink.items[0] as Record<string, { device: { scores: [unknown, number][] } } & Record<string, unknown>>;
+	return sink.items[0] as T;
 }
+
+/** What an index answers about blocks: of each worker how many it has, or why there is no answer. */
+interface Scores {
+	readonly TieredScores?: { readonly device: { readonly scores: readonly [unknown, number][] } };
+	readonly Error?: unknown;
+}
+const askIndex = (runtime: DistributedRuntime, model: string, hashes: readonly bigint[]): Promise<Scores> =>
+	ask(runtime, ENDPOINT.component, KV_INDEXER_QUERY_ENDPOINT, { model_name: model, block_hashes: hashes });
 
 /** The index that is served has as many blocks of the prompt at some worker. */
 async function untilServed(runtime: DistributedRuntime, prompt: readonly number[], blocks: number): Promise<void> {
 	const { tokensHashes } = blockHashes(prompt, BLOCK_SIZE);
 	await until("the index has the prompt", async () => {
-		const question = { model_name: "m", block_hashes: tokensHashes };
-		const { TieredScores } = await ask(runtime, ENDPOINT.component, KV_INDEXER_QUERY_ENDPOINT, question);
+		const { TieredScores } = await askIndex(runtime, "m", tokensHashes);
 		return TieredScores?.device.scores.some(([, held]) => held === blocks) ?? false;
 	});
 }
@@ -80,9 +83,8 @@ test.each(["router", "frontend"])(
 		if (server === "router") await startRouter({ serveIndexer: true });
 		else await startFrontend({ serveIndexer: true });
 		const asking = await startFrontend({ useRemoteIndexer: true });
-		const router = await startRouter({ useRemoteIndexer: true }, "elsewhere");
-		expect(router).toBeDefined();
-		const holders: string[] = [];
+		await startRouter({ useRemoteIndexer: true }, "elsewhere");
+		const holders: bigint[] = [];
 		for (let p = 0; p < 6; p++) {
 			holders.push((await send(asking, promptOf(p))).worker);
 			await untilServed(runtime, promptOf(p), 10);
@@ -94,25 +96,18 @@ test.each(["router", "frontend"])(
 		}
 		expect(await counted(asking, FAILURES)).toBe(0);
 		// The same through a router that asks, too.
-		const client = await runtime.namespace("elsewhere").component("router").endpoint("best_worker_id").client();
-		const [instance] = await client.waitForInstances(5000);
+		const askRouter = <T>(endpoint: string, payload: unknown): Promise<T> =>
+			ask(runtime, "router", endpoint, payload, "elsewhere");
 		for (let p = 0; p < 6; p++) {
-			const sink = new CollectingSink();
-			client.send(instance!, { id: crypto.randomUUID(), payload: promptOf(p) }, sink);
-			await sink.done;
-			expect(sink.items).toEqual([{ data: BigInt(holders[p] as string) }]);
+			expect(await askRouter("best_worker_id", promptOf(p))).toEqual({ data: holders[p] });
 		}
-		const scores = await runtime.namespace("elsewhere").component("router").endpoint("get_overlap_scores").client();
-		const sink = new CollectingSink();
-		const payload = { token_ids: promptOf(0) };
-		scores.send((await scores.waitForInstances(5000))[0]!, { id: crypto.randomUUID(), payload }, sink);
-		await sink.done;
-		const { workers } = (sink.items[0] as { data: { workers: { worker_id: bigint; device_blocks: number }[] } }).data;
-		const holding = workers.filter(({ device_blocks }) => device_blocks === 10);
-		expect(holding.map(({ worker_id }) => String(worker_id))).toEqual([holders[0]]);
-		expect(workers).toHaveLength(3);
-		client.close();
-		scores.close();
+		const { data } = await askRouter<{ data: { workers: { worker_id: bigint; device_blocks: number }[] } }>(
+			"get_overlap_scores",
+			{ token_ids: promptOf(0) },
+		);
+		const holding = data.workers.filter(({ device_blocks }) => device_blocks === 10);
+		expect(holding.map(({ worker_id }) => worker_id)).toEqual([holders[0]]);
+		expect(data.workers).toHaveLength(3);
 	},
 	60_000,
 );
@@ -124,8 +119,7 @@ test("the endpoints go with the last model of the component", async () => {
 	const one = await startScriptedWorker(first, { ...options, model: "m" });
 	const other = await startScriptedWorker(second, { ...options, model: "n" });
 	await startFrontend({ serveIndexer: true });
-	const query = (model: string) =>
-		ask(runtime, ENDPOINT.component, KV_INDEXER_QUERY_ENDPOINT, { model_name: model, block_hashes: [1n] });
+	const query = (model: string) => askIndex(runtime, model, [1n]);
 	await until("both models are served", async () => (await query("n")).TieredScores !== undefined);
 	expect((await query("m")).TieredScores?.device.scores).toEqual([]);
 	await one.leave();
@@ -144,7 +138,7 @@ test("an index that lives on decisions is told of them", async () => {
 	const runtime = await world.runtime();
 	await startRouter({ serveIndexer: true, useKvEvents: false });
 	const asking = await startFrontend({ useRemoteIndexer: true, useKvEvents: false });
-	const holders: string[] = [];
+	const holders: bigint[] = [];
 	for (let p = 0; p < 4; p++) {
 		holders.push((await send(asking, promptOf(p))).worker);
 		await untilServed(runtime, promptOf(p), 10);
@@ -195,19 +189,22 @@ test.each<[string, EndpointHandler]>([
 			script: (call) => call.tokens([5, 6]).finish("stop").end(),
 		});
 		const component = runtime.namespace("dynamo").component(ENDPOINT.component);
-		const served = await component.endpoint(KV_INDEXER_QUERY_ENDPOINT).serve(handler);
+		let asked = 0;
+		const served = await component.endpoint(KV_INDEXER_QUERY_ENDPOINT).serve((request, response) => {
+			asked++;
+			return handler(request, response);
+		});
 		world.onEnd(() => served.stop());
 		const asking = await startFrontend({ useRemoteIndexer: true });
 		// A client that leaves while the index is asked leaves nothing behind.
 		const leaving = new AbortController();
-		const left = fetch(`${asking.address}/v1/completions`, {
-			method: "POST",
-			headers: { "content-type": "application/json" },
-			body: JSON.stringify({ model: "m", prompt: promptOf(9), max_tokens: 2 }),
+		const left = http(`${asking.address}/v1/completions`, {
+			body: { model: "m", prompt: promptOf(9), max_tokens: 2 },
 			signal: leaving.signal,
-		});
-		left.catch(() => {});
+		}).catch(() => {});
+		await until("the index is asked", () => asked > 0);
 		leaving.abort();
+		await left;
 		await Promise.all([0, 1, 2].map((p) => send(asking, promptOf(p))));
 		expect(await counted(asking, FAILURES)).toBeGreaterThanOrEqual(3);
 		expect(worker.calls.length).toBeGreaterThanOrEqual(3);

@@ -4,25 +4,18 @@
 import { ENV, type EndpointRecord, type ModelRecord } from "@dynamo-ts/protocols/internal";
 import { DistributedRuntime } from "@dynamo-ts/runtime";
 import {
+	type Child,
 	type ClientTrace,
-	calledBack,
-	Fleet,
-	type HttpChild,
-	http,
 	type OtlpSpan,
-	openStream,
 	PLANES,
-	type SseStream,
 	spanTree,
-	TraceWatch,
 	testModel,
 	titled,
-	traceLines,
 	until,
 	untilFrontendIdle,
-	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { find, handled, SLOW_PREFILL, servicesOf, TracedFleet } from "./traced-fleet.js";
 
 const hf = testModel("hf");
 /** What the workers serve, and the same by way of the router. */
@@ -39,7 +32,6 @@ const chat = (words: number, more: Record<string, unknown> = {}) => ({
 	...more,
 });
 
-const find = (spans: readonly OtlpSpan[], name: string) => spans.filter((span) => span.name === name);
 const FRONTEND_ROUTE = "router.route_request";
 const ROUTE = "kv_router.route_request";
 
@@ -51,33 +43,27 @@ const attempt = [
 	"        kv_router.schedule INTERNAL router",
 	`      ${ROUTE} CLIENT router`,
 ];
-const before = [
+/** The lines of the tree of a request that a worker has had after so many attempts. */
+const routed = (spans: readonly OtlpSpan[], parts?: readonly string[], attempts = 1) => [
 	"http-request INTERNAL frontend",
 	`  ${FRONTEND_ROUTE} CLIENT frontend`,
 	"    handle_payload SERVER router",
-	...attempt,
+	...Array.from({ length: attempts }, () => attempt).flat(),
+	...handled("        ", servicesOf(spans).at(-1), parts),
 ];
 
 describe.each(PLANES)("a standalone router, over $name", (plane) => {
 	const missing = plane.missing || hf.missing;
-	let fleet: Fleet;
-	let watch: TraceWatch;
+	let world: TracedFleet;
 	let runtime: DistributedRuntime;
-	let router: WorkerChild["child"];
-	let frontend: HttpChild;
-	const workers = new Map<string, WorkerChild>();
+	let router: Child;
 
 	beforeAll(async () => {
 		if (missing) return;
-		watch = await TraceWatch.start();
-		fleet = await Fleet.over(plane);
-		await Promise.all(
-			["worker-1", "worker-2"].map(async (name) => {
-				const args = ["--block-size", "16", "--num-gpu-blocks-override", String(LIMIT / 16)];
-				const speed = ["--speedup-ratio", "0.2", "--decode-speedup-ratio", "5", "--max-num-batched-tokens", "16"];
-				workers.set(name, await fleet.mocker(hf.path, DIRECT, [...args, ...speed], watch.env(name)));
-			}),
-		);
+		world = await TracedFleet.over(plane);
+		const { fleet, watch } = world;
+		const args = ["--num-gpu-blocks-override", String(LIMIT / 16), ...SLOW_PREFILL];
+		await Promise.all(["worker-1", "worker-2"].map((name) => world.addMocker(name, hf.path, DIRECT, args)));
 		router = fleet.start(["router", "--endpoint", "dynamo.backend.generate"], watch.env("router"));
 		runtime = await DistributedRuntime.create({
 			discoveryBackend: "file",
@@ -86,61 +72,26 @@ describe.each(PLANES)("a standalone router, over $name", (plane) => {
 			log: { filter: "off", format: "readable", ansi: false, localTime: false },
 		});
 		await cardForRouter(runtime);
-		frontend = await fleet.frontend(ROUTED, ["--router-mode", "round-robin"], watch.env("frontend"));
+		await world.startFrontend(ROUTED, ["--router-mode", "round-robin"]);
 	}, 60_000);
 	afterAll(async () => {
 		await runtime?.shutdown();
-		await fleet?.stop();
-		await watch?.close();
+		await world?.stop();
 	});
 
-	const post = (body: unknown, { headers }: ClientTrace) =>
-		http(`${frontend.url}/v1/chat/completions`, { body, headers });
-	const stream = (body: unknown, { headers }: ClientTrace): Promise<SseStream> =>
-		openStream(
-			`${frontend.url}/v1/chat/completions`,
-			body,
-			{ kind: "chat", model: ROUTED, allowReplacementCharacter: true },
-			headers,
-		);
-	/** The worker that has written about a trace, once there is one. */
-	async function workerOf(trace: ClientTrace): Promise<WorkerChild> {
-		let found: WorkerChild | undefined;
-		await until("a worker has the request", () => {
-			found = [...workers.values()].find(({ child }) => traceLines(child, trace).length > 0);
-			return found !== undefined;
-		});
-		return found as WorkerChild;
-	}
-	const handled = (spans: readonly OtlpSpan[], parts: readonly string[]) => {
-		const service = find(spans, "handle_payload").at(-1)?.resource["service.name"];
-		expect([...workers.keys()]).toContain(service);
-		return [
-			`        handle_payload SERVER ${service}`,
-			...parts.map((part) => `          ${part} INTERNAL ${service}`),
-		];
-	};
-
-	/** Every process says the same ids on every line about the request, and each has lines about it. */
-	function checkLines(trace: ClientTrace, spans: readonly OtlpSpan[], worker: WorkerChild): void {
-		for (const child of [frontend.child, router, worker.child]) {
-			const lines = traceLines(child, trace);
-			expect(lines.length).toBeGreaterThan(0);
-			for (const line of lines) {
-				expect(line).toMatchObject({
-					trace_id: trace.traceId,
-					x_request_id: trace.headers["x-request-id"],
-					request_id: spans[0]?.attributes.request_id,
-				});
-			}
-		}
+	/** Frontend, router and worker have lines about the request, with its ids on each. */
+	async function checkLines(trace: ClientTrace, spans: readonly OtlpSpan[]): Promise<void> {
+		const { child } = await world.workerOf(trace);
+		const counts = world.checkLines(trace, spans, [world.frontend.child, router, child]);
+		expect(Math.min(...counts)).toBeGreaterThan(0);
+		expect([...world.workers.keys()]).toContain(servicesOf(spans).at(-1));
 	}
 
 	test.skipIf(missing)(titled("an answer", missing), async () => {
-		const trace = watch.trace();
-		expect((await post(chat(1), trace)).status).toBe(200);
-		const spans = await watch.spans(trace, 12);
-		expect(spanTree(spans)).toEqual([...before, ...handled(spans, ["queue", "prefill", "decode"])]);
+		const trace = world.watch.trace();
+		expect((await world.post(chat(1), trace)).status).toBe(200);
+		const spans = await world.watch.spans(trace, 12);
+		expect(spanTree(spans)).toEqual(routed(spans));
 		for (const { status } of spans) expect(status.code).toBe(0);
 		const [ofRouter, ofWorker] = find(spans, "handle_payload") as [OtlpSpan, OtlpSpan];
 		expect(ofRouter.attributes).toMatchObject({ component: "router", endpoint: "generate" });
@@ -156,14 +107,14 @@ describe.each(PLANES)("a standalone router, over $name", (plane) => {
 				request_id: spans[0]?.attributes.request_id,
 			});
 		}
-		checkLines(trace, spans, await workerOf(trace));
+		await checkLines(trace, spans);
 	});
 
 	test.skipIf(missing)(titled("an error of the worker", missing), async () => {
-		const trace = watch.trace();
-		expect((await post(chat(LIMIT + 20), trace)).status).toBe(400);
-		const spans = await watch.spans(trace, 9);
-		expect(spanTree(spans)).toEqual([...before, ...handled(spans, [])]);
+		const trace = world.watch.trace();
+		expect((await world.post(chat(LIMIT + 20), trace)).status).toBe(400);
+		const spans = await world.watch.spans(trace, 9);
+		expect(spanTree(spans)).toEqual(routed(spans, []));
 		const failed = [
 			...find(spans, "http-request"),
 			...find(spans, FRONTEND_ROUTE),
@@ -171,42 +122,36 @@ describe.each(PLANES)("a standalone router, over $name", (plane) => {
 			...find(spans, "handle_payload"),
 		];
 		for (const { name, status } of failed) expect(status.code, name).toBe(2);
-		checkLines(trace, spans, await workerOf(trace));
+		await checkLines(trace, spans);
 	});
 
 	test.skipIf(missing)(titled("a client that leaves", missing), async () => {
-		const trace = watch.trace();
-		const answer = await stream(chat(1, { max_tokens: 200, stream: true }), trace);
+		const trace = world.watch.trace();
+		const answer = await world.stream(chat(1, { max_tokens: 200 }), trace);
 		await answer.events(2);
 		answer.abort();
-		const spans = await watch.spans(trace, 12);
-		expect(spanTree(spans)).toEqual([...before, ...handled(spans, ["queue", "prefill", "decode"])]);
+		const spans = await world.watch.spans(trace, 12);
+		expect(spanTree(spans)).toEqual(routed(spans));
 		for (const { name, status } of spans) expect(status.code, name).toBe(0);
 		for (const name of ["http-request", FRONTEND_ROUTE, ROUTE]) {
 			expect(find(spans, name)[0]?.attributes["request.outcome"], name).toBe("cancelled");
 		}
-		checkLines(trace, spans, await workerOf(trace));
+		await checkLines(trace, spans);
 	});
 
 	test.skipIf(missing)(
 		titled("a worker that is killed with the prompt: the router asks another one", missing),
 		async () => {
-			const trace = watch.trace();
-			const all = [...workers.values()];
-			const earlier = await Promise.all(all.map(calledBack));
-			const answer = post(chat(180), trace);
-			const victim = await workerOf(trace);
-			const count = earlier[all.indexOf(victim)] as number;
-			await until("the worker has called back", async () => (await calledBack(victim)) > count);
-			victim.child.kill("SIGKILL");
-			expect((await answer).status).toBe(200);
-			const spans = await watch.spans(trace, 17);
-			expect(spanTree(spans)).toEqual([...before, ...attempt, ...handled(spans, ["queue", "prefill", "decode"])]);
+			const trace = world.watch.trace();
+			const { answer, killed } = await world.postAndKill(chat(180), trace);
+			expect(answer.status).toBe(200);
+			const spans = await world.watch.spans(trace, 17, killed);
+			expect(spanTree(spans)).toEqual(routed(spans, undefined, 2));
 			const routes = find(spans, ROUTE);
 			expect(routes.map(({ status }) => status.code)).toEqual([2, 0]);
 			expect(routes.map(({ attributes }) => attributes["request.attempt"])).toEqual(["0", "1"]);
 			for (const name of ["http-request", FRONTEND_ROUTE]) expect(find(spans, name)[0]?.status.code, name).toBe(0);
-			await untilFrontendIdle(frontend);
+			await untilFrontendIdle(world.frontend);
 		},
 	);
 });

@@ -3,32 +3,25 @@
 // worker, whatever becomes of the request, and its ids on every line about it.
 import {
 	type ClientTrace,
-	Fleet,
-	type HttpChild,
 	http,
 	type OtlpSpan,
-	openStream,
 	PLANES,
 	spanTree,
-	TraceWatch,
 	testModel,
 	titled,
 	traceLines,
 	until,
-	type WorkerChild,
 } from "@dynamo-ts/testing/internal";
 import { afterEach, describe, expect, test } from "vitest";
+import { find, handled, servicesOf, TracedFleet } from "./traced-fleet.js";
 
 const hf = testModel("hf");
 const MODEL = "mock";
 
-let fleet: Fleet | undefined;
-let watch: TraceWatch | undefined;
+let world: TracedFleet | undefined;
 afterEach(async () => {
-	await fleet?.stop();
-	await watch?.close();
-	fleet = undefined;
-	watch = undefined;
+	await world?.stop();
+	world = undefined;
 });
 
 const chat = (more: Record<string, unknown> = {}) => ({
@@ -39,43 +32,29 @@ const chat = (more: Record<string, unknown> = {}) => ({
 	...more,
 });
 
-const find = (spans: readonly OtlpSpan[], name: string) => spans.filter((span) => span.name === name);
-
-async function post(frontend: HttpChild, path: string, body: unknown, headers: Record<string, string>) {
-	return await http(`${frontend.url}${path}`, { body, headers });
-}
-
 describe.each(PLANES)("over $name", (plane) => {
 	const missing = plane.missing || hf.missing;
 
 	test.skipIf(missing)(
 		titled("aggregated: every outcome is one trace, and one set of lines", missing),
 		async () => {
-			const begun = await TraceWatch.start();
-			watch = begun;
-			const { receiver } = begun;
-			fleet = await Fleet.over(plane);
-			const start = fleet;
-			const worker = (name: string): Promise<WorkerChild> =>
-				start.mocker(hf.path, MODEL, ["--speedup-ratio", "10"], begun.env(name));
-			const workers = await Promise.all([worker("worker-1"), worker("worker-2")]);
-			const frontend = await fleet.frontend(MODEL, ["--migration-limit", "2"], begun.env("dynamo-frontend"));
-			await until("both workers are seen", async () => {
-				const { instances } = (await http(`${frontend.url}/health`)).json as { instances: { endpoint: string }[] };
-				return instances.filter(({ endpoint }) => endpoint === "generate").length === 2;
-			});
+			const begun = await TracedFleet.over(plane);
+			world = begun;
+			const { receiver } = begun.watch;
+			const start = (name: string) => begun.addMocker(name, hf.path, MODEL, ["--speedup-ratio", "10"]);
+			await Promise.all([start("worker-1"), start("worker-2")]);
+			await begun.startFrontend(MODEL, ["--migration-limit", "2"]);
+			const { frontend } = begun;
+			await begun.untilWorkers(2);
 
-			const ok = begun.trace();
-			expect((await post(frontend, "/v1/chat/completions", chat(), ok.headers)).status).toBe(200);
-			const answered = await begun.spans(ok, 6);
-			const service = find(answered, "handle_payload")[0]?.resource["service.name"];
+			const ok = begun.watch.trace();
+			expect((await begun.post(chat(), ok)).status).toBe(200);
+			const answered = await begun.watch.spans(ok, 6);
+			const service = servicesOf(answered)[0];
 			expect(spanTree(answered)).toEqual([
-				"http-request INTERNAL dynamo-frontend",
-				"  router.route_request CLIENT dynamo-frontend",
-				`    handle_payload SERVER ${service}`,
-				`      queue INTERNAL ${service}`,
-				`      prefill INTERNAL ${service}`,
-				`      decode INTERNAL ${service}`,
+				"http-request INTERNAL frontend",
+				"  router.route_request CLIENT frontend",
+				...handled("    ", service),
 			]);
 			const [request] = answered as [OtlpSpan];
 			expect(request.attributes).toMatchObject({
@@ -93,15 +72,13 @@ describe.each(PLANES)("over $name", (plane) => {
 					[request, ...find(answered, "handle_payload")].some((one) => one.spanId === spanId) ? 769 : 257,
 				);
 			}
-			const atWorker = workers.find(({ child }) => traceLines(child, ok).length > 0) as WorkerChild;
-			for (const child of [frontend.child, atWorker.child]) {
-				const lines = traceLines(child, ok);
-				expect(lines.filter(({ message }) => message === "request received")).toHaveLength(1);
-				expect(lines.filter(({ message }) => message === "request completed")).toHaveLength(1);
-				for (const line of lines) {
-					expect(line).toMatchObject({ x_request_id: ok.headers["x-request-id"], trace_id: ok.traceId });
-					expect(line.request_id).toBe(request.attributes.request_id);
-				}
+			const atWorker = await begun.workerOf(ok);
+			const children = [frontend.child, atWorker.child];
+			begun.checkLines(ok, answered, children);
+			for (const child of children) {
+				const messages = traceLines(child, ok).map(({ message }) => message);
+				expect(messages.filter((message) => message === "request received")).toHaveLength(1);
+				expect(messages.filter((message) => message === "request completed")).toHaveLength(1);
 			}
 			expect(
 				traceLines(frontend.child, ok)
@@ -115,43 +92,30 @@ describe.each(PLANES)("over $name", (plane) => {
 				"route request completed",
 			]);
 
-			const refused = begun.trace();
-			expect((await post(frontend, "/v1/chat/completions", chat({ temperature: 9 }), refused.headers)).status).toBe(
-				400,
-			);
-			const [alone] = await begun.spans(refused, 1);
+			const refused = begun.watch.trace();
+			expect((await begun.post(chat({ temperature: 9 }), refused)).status).toBe(400);
+			const [alone] = await begun.watch.spans(refused, 1);
 			expect(alone).toMatchObject({ status: { code: 2 }, attributes: { "request.outcome": "error" } });
 
-			const unsampled = begun.trace("00");
-			expect((await post(frontend, "/v1/chat/completions", chat(), unsampled.headers)).status).toBe(200);
+			const unsampled = begun.watch.trace("00");
+			expect((await begun.post(chat(), unsampled)).status).toBe(200);
 
-			const left = begun.trace();
-			const stream = await openStream(
-				`${frontend.url}/v1/chat/completions`,
-				chat({ max_tokens: 2000, stream: true }),
-				{ kind: "chat", model: MODEL, allowReplacementCharacter: true },
-				left.headers,
-			);
+			const left = begun.watch.trace();
+			const stream = await begun.stream(chat({ max_tokens: 2000 }), left);
 			await stream.events(2);
 			stream.abort();
-			const cancelled = await begun.spans(left, 6);
+			const cancelled = await begun.watch.spans(left, 6);
 			expect(spanTree(cancelled)).toHaveLength(6);
 			expect(cancelled[0]).toMatchObject({ status: { code: 0 }, attributes: { "request.outcome": "cancelled" } });
 			expect(find(cancelled, "router.route_request")[0]?.attributes["cancellation.signal"]).toBe("stream_drop");
 
-			const moved = begun.trace();
-			const long = await openStream(
-				`${frontend.url}/v1/chat/completions`,
-				chat({ max_tokens: 60, stream: true }),
-				{ kind: "chat", model: MODEL, allowReplacementCharacter: true },
-				moved.headers,
-			);
+			const moved = begun.watch.trace();
+			const long = await begun.stream(chat({ max_tokens: 60 }), moved);
 			await long.events(2);
-			const victim = workers.find(({ child }) => traceLines(child, moved).length > 0) as WorkerChild;
+			const victim = await begun.workerOf(moved);
 			victim.child.kill("SIGKILL");
 			await long.finished();
-			// The lost worker could not say anything any more: its spans are missing, and no others.
-			const spans = await begun.spans(moved, 7);
+			const spans = await begun.watch.spans(moved, 7, victim.name);
 			expect(spanTree(spans)).toHaveLength(7);
 			const [first, second] = find(spans, "router.route_request") as [OtlpSpan, OtlpSpan];
 			expect(first).toMatchObject({ status: { code: 2, message: "disconnected" } });
@@ -172,21 +136,19 @@ describe.each(PLANES)("over $name", (plane) => {
 	test.skipIf(missing)(
 		titled("disaggregated, routed by cache: both legs hang on one trace", missing),
 		async () => {
-			const begun = await TraceWatch.start("http/protobuf");
-			watch = begun;
-			const { receiver } = begun;
-			fleet = await Fleet.over(plane);
+			const begun = await TracedFleet.over(plane, "http/protobuf");
+			world = begun;
+			const { receiver } = begun.watch;
 			const args = ["--speedup-ratio", "10", "--disaggregation-mode"];
-			await Promise.all([
-				fleet.mocker(hf.path, MODEL, [...args, "prefill"], begun.env("prefill-1")),
-				fleet.mocker(hf.path, MODEL, [...args, "decode"], begun.env("decode-1")),
-			]);
-			const frontend = await fleet.frontend(MODEL, ["--router-mode", "kv", "--enforce-disagg"], begun.env("frontend"));
+			await Promise.all(
+				["prefill", "decode"].map((role) => begun.addMocker(`${role}-1`, hf.path, MODEL, [...args, role])),
+			);
+			await begun.startFrontend(MODEL, ["--router-mode", "kv", "--enforce-disagg"]);
 			let trace: ClientTrace | undefined;
 			await until("a request goes through", async () => {
-				trace = begun.trace();
+				trace = begun.watch.trace();
 				const body = { model: MODEL, prompt: "Hi", max_tokens: 4 };
-				return (await post(frontend, "/v1/completions", body, trace.headers)).status === 200;
+				return (await http(`${begun.frontend.url}/v1/completions`, { body, headers: trace.headers })).status === 200;
 			});
 			const { traceId, headers } = trace as unknown as ClientTrace;
 			await until(

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ENV } from "@dynamo-ts/protocols/internal";
 import {
+	askChat,
 	CertificateAuthority,
 	Fleet,
 	findOpenssl,
@@ -14,6 +15,7 @@ import {
 	http,
 	scrape,
 	testModel,
+	textOf,
 	titled,
 	until,
 	untilFrontendIdle,
@@ -90,13 +92,7 @@ describe.skipIf(missing)(titled("a prompt on its way between two workers", missi
 		return worker;
 	}
 	const ask = (name: string, content: string): Promise<HttpAnswer> =>
-		http(`${frontend.url}/v1/chat/completions`, {
-			body: { model: name, messages: [{ role: "user", content }], temperature: 0, max_tokens: 12, ignore_eos: true },
-		});
-	const textOf = (answer: HttpAnswer): string => {
-		expect(answer.status, answer.body).toBe(200);
-		return answer.json.choices[0].message.content;
-	};
+		askChat(frontend.url, name, content, { ignore_eos: true });
 	const count = async (worker: WorkerChild, name: string, labels: Record<string, string> = {}) =>
 		(await scrape(worker.system)).sum(`dynamo_component_${name}`, labels);
 	const failures = (worker: WorkerChild, reason?: string) =>

@@ -19,6 +19,10 @@ import { beforeAll, expect, test } from "vitest";
 import { commandSpecs, configurationDocument } from "../../scripts/docs/env-tables.js";
 
 const NAMES = Object.keys(ENV) as EnvName[];
+const CATALOGUE = Object.values(ENV_GROUPS).flatMap((group) => Object.entries(group)) as readonly [
+	EnvName,
+	EnvVariable | typeof OF_A_FLAG,
+][];
 
 /** Variables of the system that are no settings of ours. */
 const OF_THE_SYSTEM = new Set(["PATH", "HOME", "TMPDIR", "PWD", "LANG", "TERM", "COLUMNS", "SHELL", "USER"]);
@@ -86,11 +90,9 @@ test("every variable that is read is in the catalogue", () => {
 test("a variable is explained either with a flag or in the catalogue", async () => {
 	const ofFlags = new Set((await commandSpecs()).flatMap(({ flags }) => flags.map(({ env }) => env)));
 	const wrong: string[] = [];
-	for (const group of Object.values(ENV_GROUPS)) {
-		for (const [name, variable] of Object.entries(group) as [EnvName, EnvVariable | typeof OF_A_FLAG][]) {
-			if ((variable === OF_A_FLAG) !== ofFlags.has(name)) wrong.push(name);
-			if (variable !== OF_A_FLAG && variable.meaning === "") wrong.push(`${name} has no meaning`);
-		}
+	for (const [name, variable] of CATALOGUE) {
+		if ((variable === OF_A_FLAG) !== ofFlags.has(name)) wrong.push(name);
+		if (variable !== OF_A_FLAG && variable.meaning === "") wrong.push(`${name} has no meaning`);
 	}
 	expect(wrong).toEqual([]);
 });
@@ -105,25 +107,19 @@ test("who reads a variable is where it is read", () => {
 		commands: ["cli"],
 	};
 	const wrong: string[] = [];
-	for (const group of Object.values(ENV_GROUPS)) {
-		for (const [name, variable] of Object.entries(group) as [EnvName, EnvVariable | typeof OF_A_FLAG][]) {
-			if (variable === OF_A_FLAG) continue;
-			const readers = new Set(sources.filter(({ names }) => names.has(name)).map((source) => source.package));
-			if (!homes[variable.users].some((home) => readers.has(home))) wrong.push(`${name}: ${[...readers]}`);
-		}
+	for (const [name, variable] of CATALOGUE) {
+		if (variable === OF_A_FLAG) continue;
+		const readers = new Set(sources.filter(({ names }) => names.has(name)).map((source) => source.package));
+		if (!homes[variable.users].some((home) => readers.has(home))) wrong.push(`${name}: ${[...readers]}`);
 	}
 	expect(wrong).toEqual([]);
 });
 
 test("the defaults of the catalogue and of the frontend's flags are those of the code", async () => {
-	const settings: [string, string | undefined][] = Object.values(ENV_GROUPS).flatMap((group) =>
-		(Object.entries(group) as [string, EnvVariable | typeof OF_A_FLAG][]).map(
-			([name, variable]): [string, string | undefined] => [
-				name,
-				variable === OF_A_FLAG ? undefined : settingOf(variable.default),
-			],
-		),
-	);
+	const settings: [string, string | undefined][] = CATALOGUE.map(([name, variable]) => [
+		name,
+		variable === OF_A_FLAG ? undefined : settingOf(variable.default),
+	]);
 	const frontend = (await commandSpecs()).find(({ name }) => name === "frontend");
 	for (const flag of frontend?.flags ?? []) {
 		if (flag.env !== undefined && flag.default !== undefined) settings.push([flag.env, String(flag.default)]);

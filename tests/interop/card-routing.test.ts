@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Workers of both kinds that ask in their model card to be routed to by their caches, before frontends of both kinds that
 // would take them in turn.
-import { parseJson } from "@dynamo-ts/protocols/internal";
 import { DistributedRuntime } from "@dynamo-ts/runtime/internal";
-import { findRealDynamo, type HttpChild, http, scrape, testModel, titled, until } from "@dynamo-ts/testing/internal";
+import { findRealDynamo, type HttpChild, sendPrompt, testModel, titled, until } from "@dynamo-ts/testing/internal";
 import { afterAll, test as base, beforeAll, expect } from "vitest";
-import { Cluster, type Kind, MODEL_OF } from "./cluster.js";
+import { Cluster, eventsHeard, type Kind, MODEL_OF } from "./cluster.js";
 
 const peer = findRealDynamo();
 const hf = testModel("hf");
@@ -29,10 +28,7 @@ beforeAll(async () => {
 	);
 	await Promise.all(
 		KINDS.map(async (kind) => {
-			frontends[kind] = await cluster.startFrontend(kind, MODEL_OF.our, []);
-			const { url, child } = frontends[kind];
-			const lists = async () => (await http(`${url}/v1/models`)).body.includes(MODEL_OF.real);
-			await until("the real workers are listed", lists, { child, timeoutMs: 60_000 });
+			frontends[kind] = await cluster.frontend(kind);
 		}),
 	);
 }, 180_000);
@@ -55,37 +51,21 @@ test(titled("cards of both kinds ask in the same words", missing), async () => {
 	}
 });
 
-/** Events of caches that a frontend has taken in. */
-const heard = async (url: string): Promise<number> =>
-	(await scrape(url)).sum("dynamo_component_kv_cache_events_applied", { status: "ok" });
-
 for (const [i, frontend] of KINDS.entries()) {
 	test.each(KINDS)(
 		titled(`a frontend (${frontend}) sends a prompt to its holder, before workers (%s)`, missing),
 		async (kind) => {
 			const { url } = frontends[frontend];
-			const send = async (n: number): Promise<{ worker: bigint; cached: number }> => {
-				const prompt = Array.from({ length: 100 }, (_, at) => 1000 + ((n * 7919 + i * 1009 + at * 104_729) % 40_000));
-				const { body } = await http(`${url}/v1/completions`, {
-					body: {
-						model: MODEL_OF[kind],
-						prompt,
-						max_tokens: 2,
-						ignore_eos: true,
-						nvext: { extra_fields: ["worker_id"] },
-					},
-				});
-				const answer = parseJson(body) as {
-					nvext: { worker_id: { decode_worker_id: bigint } };
-					usage: { prompt_tokens_details?: { cached_tokens?: number } };
-				};
-				const cached = answer.usage.prompt_tokens_details?.cached_tokens ?? 0;
-				return { worker: BigInt(answer.nvext.worker_id.decode_worker_id), cached };
-			};
+			const send = (n: number) =>
+				sendPrompt(
+					url,
+					MODEL_OF[kind],
+					Array.from({ length: 100 }, (_, at) => 1000 + ((n * 7919 + i * 1009 + at * 104_729) % 40_000)),
+				);
 			for (let n = 0; n < 5; n++) {
-				const before = await heard(url);
+				const before = await eventsHeard(url);
 				const { worker } = await send(n);
-				await until("the frontend has heard of the blocks", async () => (await heard(url)) > before);
+				await until("the frontend has heard of the blocks", async () => (await eventsHeard(url)) > before);
 				for (let again = 0; again < 4; again++) expect(await send(n)).toEqual({ worker, cached: CACHED });
 			}
 		},

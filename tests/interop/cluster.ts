@@ -12,6 +12,7 @@ import {
 	http,
 	listsModel,
 	NatsServer,
+	scrape,
 	startDynamo,
 	startOwnHttp,
 	startRealFrontend,
@@ -131,4 +132,9 @@ export class Cluster {
 		for (const server of this.#servers) await server.stop();
 		rmSync(this.#folder, { recursive: true, force: true });
 	}
+}
+
+/** Events of workers' caches that a frontend, ours or a real one, has taken in. */
+export async function eventsHeard(url: string): Promise<number> {
+	return (await scrape(url)).sum("dynamo_component_kv_cache_events_applied", { status: "ok" });
 }

@@ -3,7 +3,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { blockHashes, parseJson, type RouterEvent } from "@dynamo-ts/protocols/internal";
+import { blockHashes, type RouterEvent } from "@dynamo-ts/protocols/internal";
 import { KvEventSubscriber } from "@dynamo-ts/router";
 import { DistributedRuntime } from "@dynamo-ts/runtime/internal";
 import {
@@ -14,6 +14,8 @@ import {
 	freePort,
 	type HttpChild,
 	NatsServer,
+	type Placement,
+	sendPrompt,
 	startDynamo,
 	startOwnHttp,
 	startRealFrontend,
@@ -25,6 +27,7 @@ import {
 } from "@dynamo-ts/testing/internal";
 import { relayKvEvents } from "@dynamo-ts/worker";
 import { afterAll, test as base, beforeAll, describe, expect } from "vitest";
+import { eventsHeard } from "./cluster.js";
 
 const peer = findRealDynamo();
 const nats = findNatsServer();
@@ -66,37 +69,6 @@ async function startNetwork(plane: "zmq" | "nats"): Promise<Network> {
 /** Ids of no special meaning, different for each prompt. */
 function promptOf(number: number, length: number): number[] {
 	return Array.from({ length }, (_, i) => 1000 + ((number * 7919 + i * 104_729) % 40_000));
-}
-
-interface Answer {
-	readonly worker: bigint;
-	readonly cached: number;
-}
-
-/** Completes a prompt of token ids, and says who did it. */
-async function complete(url: string, prompt: readonly number[], headers: Record<string, string> = {}): Promise<Answer> {
-	const response = await fetch(`${url}/v1/completions`, {
-		method: "POST",
-		headers: { "content-type": "application/json", ...headers },
-		body: JSON.stringify({
-			model: MODEL,
-			prompt,
-			max_tokens: 2,
-			ignore_eos: true,
-			nvext: { extra_fields: ["worker_id"] },
-		}),
-		signal: AbortSignal.timeout(30_000),
-	});
-	const text = await response.text();
-	if (!response.ok) throw new Error(`status ${response.status}: ${text}`);
-	const body = parseJson(text) as {
-		nvext?: { worker_id?: { decode_worker_id?: number | bigint } };
-		usage: { prompt_tokens_details?: { cached_tokens?: number } };
-	};
-	return {
-		worker: BigInt(body.nvext?.worker_id?.decode_worker_id ?? 0),
-		cached: body.usage.prompt_tokens_details?.cached_tokens ?? 0,
-	};
 }
 
 describe.each(ownWorkers)("over %s, a real kv router before our %s%s", (plane, workers, why) => {
@@ -142,7 +114,7 @@ describe.each(ownWorkers)("over %s, a real kv router before our %s%s", (plane, w
 	/** Each worker gets a prompt of its own, 8 blocks and a bit. */
 	const plant = async (first: number): Promise<void> => {
 		for (const [i, id] of ids.entries()) {
-			const planted = await complete(frontend.url, promptOf(first + i, 8 * BLOCK_SIZE + 5), {
+			const planted = await sendPrompt(frontend.url, MODEL, promptOf(first + i, 8 * BLOCK_SIZE + 5), {
 				"x-dynamo-worker-instance-id": String(id),
 			});
 			expect(planted).toEqual({ worker: id, cached: 0 });
@@ -153,7 +125,7 @@ describe.each(ownWorkers)("over %s, a real kv router before our %s%s", (plane, w
 		for (let round = 0; round < rounds; round++) {
 			for (const [i, id] of ids.entries()) {
 				const prompt = [...promptOf(first + i, 8 * BLOCK_SIZE), ...promptOf(1000 + 17 * round + i, 24)];
-				expect(await complete(url, prompt)).toEqual({ worker: id, cached: 8 * BLOCK_SIZE });
+				expect(await sendPrompt(url, MODEL, prompt)).toEqual({ worker: id, cached: 8 * BLOCK_SIZE });
 			}
 		}
 	};
@@ -205,16 +177,16 @@ describe.each(planes)("over %s, our kv router before real workers%s", (plane, wh
 		const { url } = await startRouter();
 		const holders: bigint[] = [];
 		for (let p = 0; p < 8; p++) {
-			const { worker, cached } = await complete(url, promptOf(p, 8 * BLOCK_SIZE + 5));
+			const before = await eventsHeard(url);
+			const { worker, cached } = await sendPrompt(url, MODEL, promptOf(p, 8 * BLOCK_SIZE + 5));
 			expect(cached).toBe(0);
 			holders.push(worker);
-			// Events are on their way for a moment.
-			await new Promise((resolve) => setTimeout(resolve, 200));
+			await until("the router has heard of the blocks", async () => (await eventsHeard(url)) > before);
 		}
 		const ask = async (router: string, round: number): Promise<void> => {
 			for (const [p, worker] of holders.entries()) {
 				const prompt = [...promptOf(p, 8 * BLOCK_SIZE), ...promptOf(1000 + 17 * round + p, 24)];
-				expect(await complete(router, prompt)).toEqual({ worker, cached: 8 * BLOCK_SIZE });
+				expect(await sendPrompt(router, MODEL, prompt)).toEqual({ worker, cached: 8 * BLOCK_SIZE });
 			}
 		};
 		for (let round = 0; round < 3; round++) await ask(url, round);
@@ -299,8 +271,8 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 		const live = await View.open();
 		await until("both workers", () => live.inSync);
 		const prompts = Array.from({ length: 40 }, (_, i) => promptOf(i, 5 * BLOCK_SIZE + (i % BLOCK_SIZE) + 1));
-		const answers: Answer[] = [];
-		for (const prompt of prompts) answers.push(await complete(frontend.url, prompt));
+		const answers: Placement[] = [];
+		for (const prompt of prompts) answers.push(await sendPrompt(frontend.url, MODEL, prompt));
 		await until("the last prompt's blocks", () => live.holders(prompts.at(-1)!).length > 0);
 		expect(live.holders(prompts.at(-1)!)).toEqual([answers.at(-1)!.worker]);
 		// 20 prompts of 5 blocks each have been through a cache of 64.
@@ -324,7 +296,7 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 			blockSize: BLOCK_SIZE,
 		});
 		const relayed = await View.open(RELAYED);
-		for (let i = 100; i < 104; i++) await complete(frontend.url, promptOf(i, 5 * BLOCK_SIZE + 1));
+		for (let i = 100; i < 104; i++) await sendPrompt(frontend.url, MODEL, promptOf(i, 5 * BLOCK_SIZE + 1));
 		await until("the relayed view equals the engine's own", () => {
 			const [cache] = relayed.caches.values();
 			return (

@@ -5,14 +5,15 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
+	askChat,
 	Fleet,
 	findRealDynamo,
 	type HttpChild,
-	http,
 	PLANES,
 	scrape,
 	startRealFrontend,
 	testModel,
+	textOf,
 	titled,
 	until,
 	untilWorkerIdle,
@@ -34,21 +35,11 @@ const QUESTIONS = [
 ];
 
 async function ask(url: string, model: string, content: string, more: Record<string, unknown> = {}): Promise<string> {
-	const body = { model, messages: [{ role: "user", content }], temperature: 0, max_tokens: 12, ...more };
-	const answer = await http(`${url}/v1/chat/completions`, { body });
-	expect(answer.status, JSON.stringify(answer.json)).toBe(200);
-	return answer.json.choices[0].message.content;
+	return textOf(await askChat(url, model, content, more));
 }
 
-/** A counter of a worker, summed over its label sets that contain `labels`. */
-async function counter(worker: WorkerChild, name: string, labels: Record<string, string> = {}): Promise<number> {
-	const page = (await http(`${worker.system}/metrics`)).body;
-	return page
-		.split("\n")
-		.filter((line) => line.startsWith(`dynamo_component_kv_transfer_${name}{`))
-		.filter((line) => Object.entries(labels).every(([label, value]) => line.includes(`${label}="${value}"`)))
-		.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
-}
+const counter = async (worker: WorkerChild, name: string, labels: Record<string, string> = {}): Promise<number> =>
+	(await scrape(worker.system)).sum(`dynamo_component_kv_transfer_${name}`, labels);
 
 describe.each([
 	{ model: "SmolLM2", plane: "tcp", transport: "shm", how: ["--kv-transfer-transport", "auto"] },

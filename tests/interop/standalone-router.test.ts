@@ -5,7 +5,7 @@ import { randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { blockHashes, type EndpointRecord, parseJson } from "@dynamo-ts/protocols/internal";
+import { blockHashes, type EndpointRecord } from "@dynamo-ts/protocols/internal";
 import { DistributedRuntime } from "@dynamo-ts/runtime/internal";
 import {
 	Child,
@@ -13,6 +13,7 @@ import {
 	fileDiscoveryEnv,
 	findRealDynamo,
 	scrape,
+	sendPrompt,
 	startDynamo,
 	startOwnHttp,
 	startRealFrontend,
@@ -174,23 +175,7 @@ async function placed(url: string, prompts: readonly number[], index: () => Prom
 	const holders: bigint[] = [];
 	for (let round = 0; round < 3; round++) {
 		for (const [i, p] of prompts.entries()) {
-			const response = await fetch(`${url}/v1/completions`, {
-				method: "POST",
-				headers: { "content-type": "application/json" },
-				body: JSON.stringify({
-					model: MODEL,
-					prompt: promptOf(p),
-					max_tokens: 2,
-					ignore_eos: true,
-					nvext: { extra_fields: ["worker_id"] },
-				}),
-			});
-			const answer = parseJson(await response.text()) as {
-				nvext: { worker_id: { decode_worker_id: bigint } };
-				usage: { prompt_tokens_details?: { cached_tokens?: number } };
-			};
-			const worker = BigInt(answer.nvext.worker_id.decode_worker_id);
-			const cached = answer.usage.prompt_tokens_details?.cached_tokens ?? 0;
+			const { worker, cached } = await sendPrompt(url, MODEL, promptOf(p));
 			if (round > 0) expect({ worker, cached }).toEqual({ worker: holders[i], cached: 96 });
 			else holders.push(worker);
 			const asked = { model_name: MODEL, block_hashes: blockHashes(promptOf(p), BLOCK_SIZE).tokensHashes };

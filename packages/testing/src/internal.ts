@@ -20,6 +20,7 @@ export * from "./prom-parse.js";
 export * from "./prometheus.js";
 export * from "./promql.js";
 export * from "./real-dynamo.js";
+export * from "./send-prompt.js";
 export * from "./sse-client.js";
 export * from "./stream-load.js";
 export * from "./stream-validator.js";
