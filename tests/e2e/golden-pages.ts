@@ -196,6 +196,21 @@ export async function expectFrontendPage(
 	);
 }
 
+/**
+ * What a frontend's page says of tokens fits together.
+ * @param whole answers of eight tokens each.
+ * @param begun answers that clients left.
+ * @returns how many tokens it sent.
+ */
+export function expectTokensToFit(page: PromPage, whole: number, begun: number): number {
+	const tokens = page.sum("dynamo_frontend_output_tokens_total");
+	expect(tokens).toBeGreaterThan(whole * 8);
+	expect(page.sum("dynamo_frontend_output_sequence_tokens_sum")).toBe(tokens);
+	expect(page.sum("dynamo_frontend_detokenize_token_count")).toBe(tokens);
+	expect(page.sum("dynamo_frontend_inter_token_latency_seconds_count")).toBe(tokens - whole - begun);
+	return tokens;
+}
+
 /** Holds a worker's page against the recorded one. */
 export async function expectWorkerPage({ system }: WorkerChild, fixture: string): Promise<void> {
 	const recorded = recordedPage(`worker/fixtures/observability/${fixture}`);
