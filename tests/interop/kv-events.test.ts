@@ -111,13 +111,15 @@ describe.each(ownWorkers)("over %s, a real kv router before our %s%s", (plane, w
 		rmSync(folder, { recursive: true, force: true });
 	});
 
-	/** Each worker gets a prompt of its own, 8 blocks and a bit. */
+	/** Each worker gets a prompt of its own, 8 blocks and a bit, of which the frontend then has heard. */
 	const plant = async (first: number): Promise<void> => {
 		for (const [i, id] of ids.entries()) {
+			const before = await eventsHeard(frontend.url);
 			const planted = await sendPrompt(frontend.url, MODEL, promptOf(first + i, 8 * BLOCK_SIZE + 5), {
 				"x-dynamo-worker-instance-id": String(id),
 			});
 			expect(planted).toEqual({ worker: id, cached: 0 });
+			await until("the router has heard of the blocks", async () => (await eventsHeard(frontend.url)) > before);
 		}
 	};
 	/** Prompts that begin like those: who answers, and how much of them was there. */
@@ -133,8 +135,6 @@ describe.each(ownWorkers)("over %s, a real kv router before our %s%s", (plane, w
 	test("the holder of a prefix gets the request", async () => {
 		expect(ids).toHaveLength(2);
 		await plant(1);
-		// Events are on their way for a moment.
-		await new Promise((resolve) => setTimeout(resolve, 500));
 		await ask(frontend.url, 1, 10);
 	});
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The side channel against peers of all kinds, with blocks that are plain memory.
-import { connect, type Socket } from "node:net";
+import { connect, Socket } from "node:net";
 import type { HeldKv, KvFetch, KvLayout, KvPort } from "@dynamo-ts/engine";
 import { createLogger } from "@dynamo-ts/runtime";
 import { loadTcpTls } from "@dynamo-ts/runtime/internal";
 import { CertificateAuthority, findOpenssl, titled, until } from "@dynamo-ts/testing/internal";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { HoldRegistry } from "./hold-registry.js";
 import { Puller } from "./puller.js";
 import {
@@ -195,10 +195,17 @@ test.skipIf(openssl)(titled("with certificates, and with none to who has none", 
 	}
 });
 
-test("a release is heard without an answer", async () => {
-	puller.release({ host: "127.0.0.1", port: server.port, handle: keep(2), mayShare: false });
-	await until("nothing is kept", () => holds.size === 0);
-	expect(ended).toEqual(["released"]);
+test("a release is heard without an answer, and keeps the connection open for longer than pullers keep it", async () => {
+	const limited = vi.spyOn(Socket.prototype, "setTimeout");
+	try {
+		puller.release({ host: "127.0.0.1", port: server.port, handle: keep(2), mayShare: false });
+		await until("nothing is kept", () => holds.size === 0);
+		expect(ended).toEqual(["released"]);
+		const accepted = limited.mock.contexts.find((socket) => (socket as Socket).localPort === server.port) as Socket;
+		expect(accepted.timeout).toBe(60_000);
+	} finally {
+		limited.mockRestore();
+	}
 });
 
 test("the server closes what does not keep to the format, and goes on", async () => {

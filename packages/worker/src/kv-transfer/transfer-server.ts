@@ -154,6 +154,7 @@ class Connection {
 	}
 
 	#onFrame(type: number, payload: Buffer): void {
+		if (this.#pulling === undefined) this.#socket.setTimeout(IDLE_MS);
 		switch (type) {
 			case FRAME.pull: {
 				if (payload.length !== HANDLE_BYTES + 9 || this.#next !== undefined) throw new TransferFormatError("pull");
