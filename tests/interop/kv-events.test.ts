@@ -296,10 +296,7 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 			blockSize: BLOCK_SIZE,
 		});
 		const relayed = await View.open(RELAYED);
-		for (const [i, id] of [...live.caches.keys()].entries()) {
-			const headers = { "x-dynamo-worker-instance-id": String(id) };
-			await sendPrompt(frontend.url, MODEL, promptOf(100 + i, 5 * BLOCK_SIZE + 1), headers);
-		}
+		for (let i = 100; i < 104; i++) await sendPrompt(frontend.url, MODEL, promptOf(i, 5 * BLOCK_SIZE + 1));
 		await until("the relayed view equals the engine's own", () => {
 			const [cache] = relayed.caches.values();
 			return (
