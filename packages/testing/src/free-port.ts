@@ -6,8 +6,11 @@ const FIRST = 12_000;
 const PORTS_PER_SLICE = 1000;
 const SLICES = 20;
 
-/** Test files that run at the same time have other numbers here, so that none is given a port that another was given. */
-const slice = Number(process.env.VITEST_POOL_ID ?? 0) % SLICES;
+/**
+ * Test files that run at the same time have other numbers here, so that none is given a port that another was given;
+ * so have, most of the time, those of two runs.
+ */
+const slice = (process.ppid + Number(process.env.VITEST_POOL_ID ?? 0)) % SLICES;
 let next = Math.floor(Math.random() * PORTS_PER_SLICE);
 
 /**
