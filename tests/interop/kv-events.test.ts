@@ -296,15 +296,25 @@ describe.each(planes)("over %s, our subscriber before real workers%s", (plane, w
 			blockSize: BLOCK_SIZE,
 		});
 		const relayed = await View.open(RELAYED);
-		for (let i = 100; i < 104; i++) await sendPrompt(frontend.url, MODEL, promptOf(i, 5 * BLOCK_SIZE + 1));
-		await until("the relayed view equals the engine's own", () => {
+		const isSame = (): boolean => {
 			const [cache] = relayed.caches.values();
 			return (
 				cache !== undefined &&
 				cache.size > 20 &&
 				[...live.caches.values()].some((own) => own.size === cache.size && [...own].every((hash) => cache.has(hash)))
 			);
-		});
+		};
+		// What was told before a subscription stood is missed with the next event, so there may have to be another one.
+		let same = false;
+		for (let i = 100; i < 120 && !same; i += 2) {
+			for (const j of [i, i + 1]) await sendPrompt(frontend.url, MODEL, promptOf(j, 5 * BLOCK_SIZE + 1));
+			const within = { timeoutMs: 3000 };
+			same = await until("the relayed view equals the engine's own", isSame, within).then(
+				() => true,
+				() => false,
+			);
+		}
+		expect(same).toBe(true);
 		expect(relay).toMatchObject({ lost: 0, refused: 0 });
 		await relayed.subscriber.close();
 		await relay.close();

@@ -117,18 +117,15 @@ describe.each(VARIANTS)("IncrementalDetokenizer - %s", (_name, json) => {
 	};
 
 	it("deltas together are the library's decode of all ids", async () => {
-		let compared = 0;
 		await fc.assert(
 			fc.asyncProperty(idLists, fc.boolean(), async (ids, skipSpecialTokens) => {
-				if (!comparable(ids, skipSpecialTokens)) return;
-				compared++;
+				fc.pre(comparable(ids, skipSpecialTokens));
 				const whole = await reference.decode(ids, skipSpecialTokens);
 				expect(stream(tokenizer, ids, { skipSpecialTokens }).join("")).toBe(whole);
 				expect(tokenizer.decode(ids, { skipSpecialTokens })).toBe(whole);
 			}),
-			{ numRuns: 400 },
+			{ numRuns: 200 },
 		);
-		expect(compared).toBeGreaterThan(100);
 	});
 
 	it("a text comes back whole, and no delta ends inside a character", async () => {

@@ -51,7 +51,7 @@ eventPlaneConformance(
 			},
 		};
 	},
-	{ hasChannels: false, interruptible: true },
+	{ hasChannels: false, interruptible: true, overtaking: true },
 );
 
 eventPlaneConformance(
