@@ -109,11 +109,13 @@ export class Cluster {
 		return child;
 	}
 
-	/** Starts a frontend that moves streams off lost workers, and waits until it lists both models. */
-	async frontend(kind: Kind): Promise<HttpChild> {
+	/** Starts a frontend that moves streams off lost workers, and waits until it lists the models of these kinds. */
+	async frontend(kind: Kind, kinds: readonly Kind[] = ["our", "real"]): Promise<HttpChild> {
 		const frontend = await this.startFrontend(kind, MODEL_OF.our, ["--migration-limit", "3"]);
 		const { child, url } = frontend;
-		await until(`${url} lists ${MODEL_OF.real}`, () => listsModel(url, MODEL_OF.real), { timeoutMs: 60_000, child });
+		for (const model of kinds.map((one) => MODEL_OF[one])) {
+			await until(`${url} lists ${model}`, () => listsModel(url, model), { timeoutMs: 60_000, child });
+		}
 		return frontend;
 	}
 

@@ -72,7 +72,7 @@ for (const plane of ["tcp", "nats"] as const) {
 				natsConfig: `tls { cert_file: "${server.cert}", key_file: "${server.key}", ca_file: "${authority.ca}", verify: true }`,
 			});
 			for (const kind of KINDS) await cluster.mocker(kind);
-			for (const kind of KINDS) frontends[kind] = await cluster.frontend(kind);
+			for (const kind of KINDS) frontends[kind] = await cluster.frontend(kind, KINDS);
 		}, 300_000);
 		afterAll(async () => {
 			await cluster?.stop();
