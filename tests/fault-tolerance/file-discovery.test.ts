@@ -85,7 +85,8 @@ describe.skipIf(missing).concurrent(titled("file discovery between processes", m
 		({ expect }) =>
 			withFleet(async (fleet) => {
 				const [, frontend] = await start(fleet);
-				rmSync(fleet.folder, { recursive: true, force: true });
+				// A process may put something again in this very moment.
+				rmSync(fleet.folder, { recursive: true, force: true, maxRetries: 10, retryDelay: 50 });
 				await until("the frontend forgot the worker", async () => (await instancesSeen(frontend)) === 0);
 				await until("it found it again", () => listsModel(frontend.url, MODEL));
 				expect((await ask(frontend)).status).toBe(200);
