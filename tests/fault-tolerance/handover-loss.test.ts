@@ -225,9 +225,10 @@ describe.skipIf(missing)(titled("a prompt on its way between two workers", missi
 		await until("a segment is offered", () => segments().length === 1);
 		prefill.child.kill("SIGKILL");
 		await prefill.child.exited;
+		// Asked at once: it lies there until any worker of this host starts, perhaps one of another test.
+		expect(segments()).toHaveLength(1);
 		goOn(decode);
 		expect(textOf(await answer)).toBe(expected);
-		// It lies there until any worker of this host starts, perhaps one of another test.
 		await startPrefill("auto");
 		expect(segments()).toHaveLength(0);
 		await untilIdle(decode);

@@ -124,7 +124,7 @@ describe.each(VARIANTS)("IncrementalDetokenizer - %s", (_name, json) => {
 				expect(stream(tokenizer, ids, { skipSpecialTokens }).join("")).toBe(whole);
 				expect(tokenizer.decode(ids, { skipSpecialTokens })).toBe(whole);
 			}),
-			{ numRuns: 200 },
+			{ numRuns: 400 },
 		);
 	});
 

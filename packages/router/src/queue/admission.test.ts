@@ -56,7 +56,10 @@ describe("a request waits", () => {
 		expect(ask("1", 51)).toBeUndefined();
 		expect(ask("2", 51)).toBeUndefined();
 		expect(new Set(sent.values()).size).toBe(2);
-		for (const id of ["3", "4"]) expect(ask(id, 10)).toBeDefined();
+		for (const [ahead, id] of ["3", "4"].entries()) {
+			expect(policy.admission.waiting).toBe(ahead);
+			expect(ask(id, 10)).toBeDefined();
+		}
 		expect(policy.admission.stats()).toEqual([
 			{ policyClass: "default", requests: 2, promptTokens: 20, cachedTokens: 0 },
 		]);

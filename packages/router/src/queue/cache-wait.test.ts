@@ -73,6 +73,7 @@ describe("a request waits for a worker that holds its prompt", () => {
 	it("until that has less to do", async () => {
 		const { ask, end, prepare, sent, outcomes, policy } = bench();
 		prepare();
+		expect(policy.cacheWait?.size).toBe(0);
 		expect(ask("wants it", [...PROMPT, 1, 2, 3])).toBeDefined();
 		await turn();
 		expect(sent.has("wants it")).toBe(false);
